@@ -1,0 +1,19 @@
+"""Child registries of mmengine's; a config reaches our classes as ``type='ovd.Name'``.
+
+``locations`` are imported on the first look-up, so neither tools nor configs need ``custom_imports``. Keep
+``default_scope`` at the host's name (``mmdet`` or ``mmseg``): under a foreign default scope the host's own
+nested bare names are no longer found.
+"""
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import Registry
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='ovd', locations=['ovd.models'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='ovd', locations=['ovd.datasets'])
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='ovd', locations=['ovd.datasets'])
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='ovd', locations=['ovd.evaluation'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='ovd', locations=['ovd.hooks'])

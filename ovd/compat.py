@@ -93,7 +93,7 @@ def _without_debug_lines() -> Iterator[None]:
     The data set packages announce an optional dependency at that level and name no logger, which mmengine
     prints whatever the level. Modules imported meanwhile keep the wrapper; afterwards it only passes on.
     """
-    host = importlib.import_module('mmengine.logging')
+    host: Any = importlib.import_module('mmengine.logging')
     original, importing = host.print_log, True
 
     def print_log(msg: Any, logger: Any = None, level: int = logging.INFO) -> None:

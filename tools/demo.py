@@ -1,0 +1,185 @@
+"""Ask a model about images: for each one a picture with boxes, masks, names and scores, and a JSON file.
+
+    python tools/demo.py photo.jpg --texts "red star, heart, ring"
+    python tools/demo.py photos/ "more/*.png" --texts words.txt --out outputs/photos
+
+Words are separated by commas, semicolons or full stops; a text or JSON file, or the name of a built-in
+vocabulary ('coco', 'lvis', ...) works too. Without --texts the vocabulary of the config is asked for.
+"""
+
+import argparse
+import glob
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ovd.apis.cli import KeyValue, one_line, run_tool
+
+if TYPE_CHECKING:
+    from ovd.apis.predictor import Prediction, Predictor
+
+DEFAULT_CONFIG = 'configs/vild_shapes.py'
+DEFAULT_CHECKPOINT = 'work_dirs/vild_shapes/latest.pth'
+IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files, folders, quoted globs')
+    parser.add_argument('--texts', metavar='WORDS', help='what to look for, e.g. "red star, heart, ring"')
+    parser.add_argument('--config', default=DEFAULT_CONFIG, help='default: %(default)s')
+    parser.add_argument('--checkpoint', default=DEFAULT_CHECKPOINT, help='default: %(default)s')
+    parser.add_argument('--out', type=Path, default=Path('outputs/demo'), help='folder; default: %(default)s')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score; default: %(default)s')
+    parser.add_argument('--max-per-image', type=int, help='show at most so many objects, the best ones')
+    parser.add_argument('--device', help="'cpu', 'cuda', 'cuda:1'; default: the GPU if there is one")
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=KeyValue,
+        default={},
+        metavar='KEY=VALUE',
+        help='changes to the config',
+    )
+    parser.add_argument('--font', help='TrueType file, for names in alphabets that DejaVu Sans lacks')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    if not 0 <= args.score_thr <= 1:
+        raise ValueError(f'--score-thr must lie between 0 and 1, got {args.score_thr}')
+    if args.max_per_image is not None and args.max_per_image < 1:
+        raise ValueError(f'--max-per-image must be at least 1, got {args.max_per_image}')
+    if args.font is not None and not Path(args.font).is_file():
+        raise FileNotFoundError(f'font {args.font} does not exist')
+    paths = find_images(args.images)
+    require_model(args.config, args.checkpoint)
+
+    from ovd.apis.predictor import Predictor
+    from ovd.config import load_config
+    from ovd.text.vocabulary import Vocabulary
+
+    vocabulary = None if args.texts is None else Vocabulary.parse(args.texts)
+    predictor = Predictor(load_config(args.config, args.cfg_options), args.checkpoint, args.device)
+    if vocabulary is not None:
+        predictor.set_vocabulary(vocabulary)
+    return answer(predictor, paths, args)
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """Image files of all arguments in their order, each once.
+
+    Raises:
+        FileNotFoundError: a file or folder that does not exist, a glob that matches no image, or a folder
+            without images.
+    """
+    paths: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found = [child for child in sorted(path.iterdir()) if is_image(child)]
+            if not found:
+                raise FileNotFoundError(f'folder {path} holds no image ({", ".join(IMAGE_SUFFIXES)})')
+        elif path.exists():
+            found = [path]
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+            found = [match for match in matches if is_image(match)]
+            if not found and glob.has_magic(pattern):
+                raise FileNotFoundError(f'no image matches {pattern!r}')
+            if not found:
+                raise FileNotFoundError(f'image {path} does not exist')
+        paths.update(dict.fromkeys(found))
+    return list(paths)
+
+
+def is_image(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def require_model(config: str, checkpoint: str) -> None:
+    """Say what to run when the quickstart's model was never trained, or which file is missing."""
+    if not Path(config).exists():
+        raise FileNotFoundError(
+            f'config {config} does not exist: run from the repository root, or pass --config'
+        )
+    if Path(checkpoint).exists():
+        return
+    if checkpoint == DEFAULT_CHECKPOINT:
+        raise FileNotFoundError(
+            f'no trained model at {checkpoint}: run `make demo` once (about ten minutes), '
+            'or pass --config and --checkpoint of your own'
+        )
+    raise FileNotFoundError(f'checkpoint {checkpoint} does not exist')
+
+
+def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) -> int:
+    """Predict, draw and write one image after the other; one that cannot be read does not stop the rest."""
+    from PIL import Image
+
+    from ovd.datasets.images import read_image
+    from ovd.files import atomic_path, write_json
+
+    names = list(predictor.vocabulary.labels)
+    colors = predictor.colors()
+    failed = objects = 0
+    start = time.perf_counter()
+    for path, stem in zip(paths, output_stems(paths, args.out)):
+        try:
+            image = read_image(path)
+        except (OSError, ValueError) as error:
+            failed += 1
+            print(f'{path}: {one_line(error)}', file=sys.stderr)
+            continue
+        (prediction,) = predictor.predict(
+            image, score_threshold=args.score_thr, max_per_image=args.max_per_image
+        )
+        picture = args.out / f'{stem}.png'
+        with atomic_path(picture) as temporary:
+            Image.fromarray(prediction.draw(image, colors, args.font)).save(temporary, format='PNG')
+        header = {'image': str(path), 'vocabulary': names, 'score_threshold': args.score_thr}
+        write_json(args.out / f'{stem}.json', header | prediction.to_dict())
+        objects += len(prediction)
+        print(f'{path}: {describe(prediction)} -> {picture}')
+    done = len(paths) - failed
+    if len(paths) > 1 or failed:
+        seconds = time.perf_counter() - start
+        print(f'{done} of {len(paths)} images, {objects} objects, {seconds:.1f} s; results in {args.out}')
+    return 1 if failed else 0
+
+
+def output_stems(paths: list[Path], folder: Path) -> list[str]:
+    """File names without ending: the image's own, numbered where two agree or an image would be lost."""
+    taken = {path.resolve() for path in paths}
+    stems = []
+    for path in paths:
+        stem, number = path.stem, 1
+        while (folder / f'{stem}.png').resolve() in taken:
+            number += 1
+            stem = f'{path.stem}_{number}'
+        taken.add((folder / f'{stem}.png').resolve())
+        stems.append(stem)
+    return stems
+
+
+def describe(prediction: 'Prediction') -> str:
+    """For example '3 objects (2 heart 0.98, ring 0.71)': each name with its count and its best score."""
+    if not len(prediction):
+        return 'nothing found'
+    counts = Counter(prediction.names)
+    best = dict(zip(reversed(prediction.names), reversed(prediction.scores)))
+    listed = ', '.join(
+        f'{count} {name} {best[name]:.2f}' if count > 1 else f'{name} {best[name]:.2f}'
+        for name, count in counts.items()
+    )
+    return f'{len(prediction)} object{"s" if len(prediction) > 1 else ""} ({listed})'
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

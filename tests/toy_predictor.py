@@ -28,10 +28,10 @@ test_dataloader = dict(dataset=dict(type='CocoDataset', pipeline=[
 
 @MODELS.register_module()
 class ToyDetector(BaseModel):
-    """Finds every colour word of its vocabulary: box and mask are the whole image, scores the mean colour.
+    """Finds every word of its vocabulary; boxes and masks are the whole image, scores its mean colour.
 
-    The score of 'red' is the mean of the red channel in [0, 1] times a weight that the checkpoint brings; other
-    words than red, green and blue score 0.05.
+    The score of a word beginning with 'red' is the mean of the red channel in [0, 1] times a weight that the
+    checkpoint brings; words beginning with anything but red, green and blue score 0.05.
     """
 
     def __init__(self, data_preprocessor: dict | None = None) -> None:

@@ -9,11 +9,17 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='ovd', locations=['ovd.models'])
+TASK_UTILS = Registry('task util', parent=MMENGINE_TASK_UTILS, scope='ovd', locations=['ovd.models'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='ovd', locations=['ovd.datasets'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='ovd', locations=['ovd.datasets'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='ovd', locations=['ovd.evaluation'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='ovd', locations=['ovd.hooks'])
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='ovd', locations=['ovd.optim']
+)

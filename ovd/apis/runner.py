@@ -1,0 +1,259 @@
+"""mmengine's Runner as our tools use it: a readable console, checked weights, CPU launchers."""
+
+import copy
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_distributed
+from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from ..checkpoint import compare, load_into, read_checkpoint
+from ..hooks import find_latest
+
+CONSOLE_NOISE = (
+    'Loads checkpoint by',
+    'Exp name:',
+    'Checkpoints will be saved to',
+    'Distributed training is not used',
+    'Hooks will be executed',
+    'FileClient',
+    '"FileClient"',
+    '"HardDiskBackend"',
+    'paramwise_options',
+    'Dataset list has no metainfo',
+    'Auto resumed',
+    'Advance dataloader',
+    'Saving checkpoint',
+)
+
+
+class ToolRunner(Runner):
+    """The Runner of ``tools/train.py`` and ``tools/test.py``.
+
+    - The console shows progress, results and warnings; environment, config and hook tables go to the log
+      file.
+    - Weights that do not fit the model are an error when testing or resuming; with ``load_from`` (starting
+      from other weights) the differences are logged, and an error if nothing fits.
+    - ``--launcher pytorch`` without a GPU uses gloo.
+    """
+
+    def build_logger(
+        self, log_level: int | str = 'INFO', log_file: str | None = None, **kwargs: Any
+    ) -> MMLogger:
+        logger = super().build_logger(log_level, log_file, **kwargs)
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setFormatter(_ConsoleFormatter())
+                handler.addFilter(_is_for_console)
+        return logger
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        env_cfg = copy.deepcopy(env_cfg)
+        if self.distributed and not torch.cuda.is_available() and not is_distributed():
+            if self.launcher != 'pytorch':
+                raise ValueError(
+                    f'--launcher {self.launcher} needs GPUs; without one start the tool with torchrun and '
+                    '--launcher pytorch'
+                )
+            torch.distributed.init_process_group(backend='gloo')
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+        if not self.distributed or torch.cuda.is_available() or model_wrapper_cfg or is_model_wrapper(model):
+            return super().wrap_model(model_wrapper_cfg, model)
+        return MMDistributedDataParallel(
+            module=nn.SyncBatchNorm.convert_sync_batchnorm(model) if self.cfg.get('sync_bn') else model,
+            broadcast_buffers=False,
+            find_unused_parameters=self.cfg.get('find_unused_parameters', False),
+        )
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: Any = 'cpu',
+        strict: bool = False,
+        revise_keys: Any = ((r'^module\.', ''),),
+    ) -> dict[str, Any]:
+        """Load weights, and say in one line what did not fit.
+
+        Raises:
+            ValueError: nothing fits; or something does not and the run tests or resumes these weights.
+        """
+        content = read_checkpoint(filename, map_location=map_location)
+        checkpoint = content if 'state_dict' in content else {'state_dict': content}
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        tensors = checkpoint['state_dict']
+        for pattern, replacement in revise_keys:
+            tensors = {re.sub(pattern, replacement, key): value for key, value in tensors.items()}
+        report = compare(model, tensors)
+        is_start = self._train_loop is not None and not self._resume
+        if not is_start and (report.missing or report.mismatched):
+            raise ValueError(f'{filename} is not a checkpoint of this {type(model).__name__}: {report}')
+        load_into(model, tensors, strict=strict, source=filename)
+        if report.is_complete:
+            self.logger.info(f'Loaded {filename}: {report}')
+        else:
+            self.logger.warning(f'Loaded {filename} in part: {report}')
+        self._has_loaded = True
+        return checkpoint
+
+
+def _is_for_console(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    if message.startswith(CONSOLE_NOISE):
+        return False
+    if record.levelno > logging.INFO:
+        return True
+    in_setup = '\n' in message and Path(record.pathname).name in ('runner.py', 'base_module.py')
+    return not in_setup
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """Time and message; the level only when it is more than information."""
+
+    def __init__(self) -> None:
+        super().__init__('%(asctime)s', datefmt='%H:%M:%S')
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        level = f'{record.levelname.lower()}: ' if record.levelno > logging.INFO else ''
+        return f'{record.asctime}  {level}{record.message}'
+
+
+def build_runner(config: Config) -> ToolRunner:
+    """Build the Runner of a config, with checkpoints that survive a kill and repeatable runs."""
+    config = copy.deepcopy(config)
+    hooks = config.setdefault('default_hooks', {})
+    checkpoint = hooks.setdefault('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
+    if checkpoint is not None and checkpoint['type'] == 'CheckpointHook':
+        checkpoint['type'] = 'ovd.CheckpointHook'
+    custom = list(config.get('custom_hooks') or [])
+    if not any(hook.get('type') == 'ovd.RepeatableHook' for hook in custom if isinstance(hook, dict)):
+        custom.append({'type': 'ovd.RepeatableHook'})
+    config.custom_hooks = custom
+    runner = ToolRunner.from_cfg(config)
+    assert isinstance(runner, ToolRunner)
+    return runner
+
+
+def prepare_training(
+    config: Config, resume: str | None = None, amp: bool = False, seed: int | None = None
+) -> None:
+    """Write the options of ``tools/train.py`` into ``config``.
+
+    Args:
+        resume: a path, or ``'auto'``: the latest checkpoint of ``config.work_dir``, a fresh start without one.
+        amp: mixed precision: float16 with loss scaling on GPU, bfloat16 on CPU.
+        seed: overrides the config's.
+    """
+    if resume == 'auto':
+        latest = find_latest(config.work_dir)
+        config.resume = latest is not None
+        if latest is not None:
+            config.load_from = str(latest)
+    elif resume is not None:
+        if not os.path.isfile(resume):
+            raise FileNotFoundError(f'checkpoint {resume} to resume from does not exist')
+        config.resume, config.load_from = True, resume
+    if amp:
+        _use_amp(config)
+    if seed is not None:
+        config.setdefault('randomness', {})['seed'] = seed
+
+
+def _use_amp(config: Config) -> None:
+    wrapper = config.get('optim_wrapper')
+    if wrapper is None:
+        raise ValueError('--amp: the config has no optim_wrapper')
+    kind = wrapper.setdefault('type', 'OptimWrapper')
+    if kind in ('AmpOptimWrapper', 'ovd.BFloat16OptimWrapper'):
+        return
+    if kind != 'OptimWrapper':
+        raise ValueError(f"--amp works with optim_wrapper.type 'OptimWrapper', the config has {kind!r}")
+    if torch.cuda.is_available():
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        wrapper.type = 'ovd.BFloat16OptimWrapper'
+
+
+def prepare_testing(
+    config: Config, checkpoint: str | os.PathLike[str], vocabulary: str | None = None
+) -> None:
+    """Write the options of ``tools/test.py`` into ``config``; the training sections are dropped.
+
+    Args:
+        vocabulary: classes to test with instead of the config's; the model and the test data both get it.
+    """
+    if not os.path.isfile(checkpoint):
+        raise FileNotFoundError(f'checkpoint {checkpoint} does not exist')
+    absent = [name for name in ('test_dataloader', 'test_cfg', 'test_evaluator') if config.get(name) is None]
+    if absent:
+        raise ValueError(f'the config cannot be tested, it has no {", ".join(absent)}')
+    for name in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr'):
+        config.pop(name, None)
+    for name in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        config.pop(name, None)
+    config.load_from, config.resume = str(checkpoint), False
+    if vocabulary is not None:
+        text = config.model.get('text')
+        if text is None:
+            raise ValueError(f'--vocabulary: the model {config.model.type!r} of this config takes no text')
+        text.pop('embeddings', None)
+        text.vocabulary = vocabulary
+        _set_vocabulary(config.test_dataloader.dataset, vocabulary)
+
+
+def _set_vocabulary(dataset: Any, vocabulary: str) -> None:
+    """Replace the vocabulary of a dataset config, inside wrappers too."""
+    if isinstance(dataset, list | tuple):
+        for part in dataset:
+            _set_vocabulary(part, vocabulary)
+    elif 'dataset' in dataset:
+        _set_vocabulary(dataset['dataset'], vocabulary)
+    elif 'datasets' in dataset:
+        _set_vocabulary(dataset['datasets'], vocabulary)
+    else:
+        dataset['vocabulary'] = vocabulary
+
+
+def evaluate(runner: ToolRunner, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the test loop; return metrics, per-class results and protocol as JSON values.
+
+    Args:
+        protocol: what the tool knows about the run (config, checkpoint), joined with what the metrics know.
+    """
+    metrics = runner.test_loop.evaluator.metrics
+    for metric in metrics:
+        if isinstance(getattr(metric, 'protocol', None), dict):
+            metric.protocol.update(protocol)
+    results = runner.test()
+    report: dict[str, Any] = {'metrics': results, 'protocol': dict(protocol)}
+    for metric in metrics:
+        own = getattr(metric, 'report', None) or {}
+        report['protocol'].update(own.get('protocol', {}))
+        report.update({key: value for key, value in own.items() if key not in ('metrics', 'protocol')})
+    return to_json(report)
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values: numpy and torch scalars become numbers, what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if hasattr(value, 'tolist'):
+        return to_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,38 @@
+"""Evaluate a checkpoint and write the metrics with their protocol.
+
+python tools/test.py configs/vild_shapes.py work_dirs/vild_shapes/latest.pth [--out metrics.json]
+    [--vocabulary SPEC] [--work-dir DIR] [--cfg-options KEY=VALUE ...] [--launcher pytorch|slurm]
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ovd.apis.cli import add_config_arguments, read_config, run_tool
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, evaluate, write the report."""
+    parser = argparse.ArgumentParser(description='Evaluate a checkpoint.')
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='a training checkpoint or a safetensors file')
+    parser.add_argument('--out', help='where the metrics go; default metrics.json in the work directory')
+    parser.add_argument('--vocabulary', help="classes to test with: a built-in set, a file, or 'a, b, c'")
+    args = parser.parse_args(argv)
+    config = read_config(args)
+
+    from ovd.apis.runner import build_runner, evaluate, prepare_testing
+    from ovd.files import write_json
+
+    prepare_testing(config, args.checkpoint, args.vocabulary)
+    runner = build_runner(config)
+    report = evaluate(runner, {'config': args.config, 'checkpoint': args.checkpoint})
+    if runner.rank == 0:
+        out = args.out or os.path.join(config.work_dir, 'metrics.json')
+        write_json(out, report)
+        print(f'metrics written to {out}')
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

@@ -1,1 +1,1 @@
-from . import images  # noqa: F401
+from . import base_novel, images  # noqa: F401

@@ -1,0 +1,3 @@
+from . import box_coder, vild_bbox_head
+
+__all__ = ['box_coder', 'vild_bbox_head']

@@ -12,8 +12,9 @@ import importlib
 import importlib.util
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -30,10 +31,15 @@ def install() -> None:
     for name, after in _AFTER_IMPORT.items():
         if name in sys.modules:
             after(sys.modules[name])
+    if 'mmcv.utils.ext_loader' in sys.modules and 'mmcv.ops' not in sys.modules and uses_stand_in():
+        warnings.warn(
+            'mmdet or mmseg was imported before ovd and found no operators: import ovd first',
+            stacklevel=3,
+        )
 
 
 def uses_stand_in() -> bool:
-    """Whether mmcv's operators come from :mod:`ovd.ops`, because mmcv was installed without its own."""
+    """Whether mmcv's operators come from :mod:`ovd.ops`, because it was installed without its own."""
     spec = importlib.util.find_spec(EXTENSION)
     return spec is not None and isinstance(spec.loader, _StandInLoader)
 
@@ -70,20 +76,12 @@ def _hook(loader: Any, fullname: str) -> None:
 
     def exec_module(module: ModuleType) -> None:
         del loader.exec_module
-        with _AROUND_IMPORT.get(fullname, _nothing)():
+        with _AROUND_IMPORT.get(fullname, nullcontext)():
             execute(module)
-        _AFTER_IMPORT.get(fullname, _ignore)(module)
+        if fullname in _AFTER_IMPORT:
+            _AFTER_IMPORT[fullname](module)
 
     loader.exec_module = exec_module
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def _ignore(module: ModuleType) -> None:
-    """Do nothing after the import of ``module``."""
 
 
 @contextmanager
@@ -108,9 +106,8 @@ def _without_debug_lines() -> Iterator[None]:
 
 
 def _guard_checkpoints(module: ModuleType) -> None:
-    if importlib.util.find_spec('ovd.checkpoint') is not None:
-        checkpoint = importlib.import_module('ovd.checkpoint')
-        getattr(checkpoint, 'patch_mmengine', _ignore)(module)
+    """Let nothing that loads a checkpoint through mmengine fall back to unpickling."""
+    importlib.import_module('ovd.checkpoint').patch_mmengine(module)
 
 
 _AROUND_IMPORT: dict[str, Callable[[], AbstractContextManager[None]]] = {

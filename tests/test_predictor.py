@@ -189,3 +189,13 @@ def test_pipeline_must_begin_with_the_image(tmp_path: Path) -> None:
     config.write_text(CONFIG.replace("    dict(type='ovd.LoadImage'),\n", ''))
     with pytest.raises(ValueError, match='begins with Resize'):
         Predictor(config, checkpoint)
+
+
+def test_preprocessor_beside_the_model_is_used_as_by_the_runner(tmp_path: Path) -> None:
+    config, checkpoint = write_toy(tmp_path)
+    loaded = load_config(config)
+    loaded.data_preprocessor = loaded.model.pop('data_preprocessor')
+    loaded.data_preprocessor.std = [510, 510, 510]
+    (prediction,) = Predictor(loaded, checkpoint, 'cpu').set_vocabulary('red').predict(flat(255, 0, 0))
+    assert prediction.scores.tolist() == [0.5]
+    assert 'data_preprocessor' not in loaded.model

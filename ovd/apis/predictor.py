@@ -4,6 +4,7 @@ Preprocessing is the config's test pipeline and post-processing is the model's o
 of ``tools/test.py``. Reading order: ``Prediction`` (what was found on one image), ``Predictor``, helpers.
 """
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -225,7 +226,10 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _build_model(config: Config, checkpoint: str | os.PathLike[str]) -> nn.Module:
     """The config's model with the checkpoint's weights, on the CPU."""
     tensors = load_tensors(checkpoint)
-    model: nn.Module = MODELS.build(config.model)
+    section = copy.deepcopy(config.model)
+    if 'data_preprocessor' in config:
+        section.setdefault('data_preprocessor', config.data_preprocessor)
+    model: nn.Module = MODELS.build(section)
     if not hasattr(model, 'set_vocabulary'):
         raise ValueError(f'{type(model).__name__} takes no vocabulary: its classes are fixed in its weights')
     load_into(model, tensors, source=checkpoint)

@@ -26,7 +26,7 @@ class ImageEncoder(nn.Module):
     ):
         super().__init__()
         clip = load_clip(model, pretrained, dtype)
-        self.visual: nn.Module = clip.model.visual
+        self.visual = clip.model.get_submodule('visual')
         self.fingerprint = clip.fingerprint
         self.embed_dim = clip.embed_dim
         self.image_size = clip.image_size

@@ -19,7 +19,7 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_state_dict
-from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.
 _CONFIG_NAME = 'open_clip_config.json'
 _WEIGHTS_NAME = 'open_clip_model.safetensors'
 _WEIGHTS_NAMES = (_WEIGHTS_NAME, 'open_clip_pytorch_model.safetensors', 'model.safetensors')
+_HUB_WEIGHTS = [_WEIGHTS_NAME, 'open_clip_pytorch_model.bin']
 _WEIGHTS_SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin')
 # Scalars that OpenAI's own files hold beside the weights; such weights were trained with QuickGELU.
 _OPENAI_MARKERS = ('input_resolution', 'context_length', 'vocab_size')
@@ -183,10 +184,10 @@ class _Source:
 def _find(model: str, pretrained: str | None) -> _Source:
     if model.startswith('hf-hub:'):
         repository = model.removeprefix('hf-hub:')
-        config = _download(model, lambda: download_pretrained_from_hf(repository, filename=_CONFIG_NAME))
+        config = _download(model, lambda: _from_hub(repository, [_CONFIG_NAME]))
         source = _Source(model, *_read_config(config), folder=config.parent)
         if pretrained is None:
-            source.weights = _download(model, lambda: download_pretrained_from_hf(repository))
+            source.weights = _download(model, lambda: _from_hub(repository, _HUB_WEIGHTS))
     elif Path(model).is_dir():
         folder = Path(model)
         source = _Source(model, *_read_config(folder / _CONFIG_NAME), folder=folder)
@@ -227,7 +228,13 @@ def _find_release(source: _Source, tag: str) -> None:
     source.preprocess_cfg = {key: release[key] for key in ('mean', 'std') if key in release}
     if release.get('quick_gelu'):
         source.model_cfg['quick_gelu'] = True
-    source.weights = _download(f'{source.name}, {tag}', lambda: download_pretrained(release))
+    repository, _, file_name = release.get('hf_hub', '').rpartition('/')
+    names = [f'{file_name.rpartition(".")[0]}.safetensors', file_name] if file_name else _HUB_WEIGHTS
+
+    def fetch() -> str:
+        return _from_hub(repository, names) if repository else download_pretrained(release)
+
+    source.weights = _download(f'{source.name}, {tag}', fetch)
 
 
 def _download(what: str, fetch: Callable[[], str]) -> Path:
@@ -238,6 +245,25 @@ def _download(what: str, fetch: Callable[[], str]) -> Path:
             f'the CLIP release {what!r} is not in the local cache and cannot be downloaded '
             f'({_first_line(error)}); fetch it on a connected machine and name the local file or folder'
         ) from None
+
+
+def _from_hub(repository: str, names: list[str]) -> str:
+    """Path of the first of the named files, taken from the cache without asking the hub where it is there."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for name in names:
+        try:
+            return hf_hub_download(repository, name, local_files_only=True)
+        except LocalEntryNotFoundError:
+            continue
+    for name in names:
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, name), timeout=10)  # one try; a download has many
+        except EntryNotFoundError:
+            continue
+        return hf_hub_download(repository, name)
+    raise FileNotFoundError(f'{repository} holds none of {", ".join(names)}')
 
 
 def _weights_in(folder: Path) -> Path:

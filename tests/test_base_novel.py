@@ -233,6 +233,11 @@ class TestBadAnnotations:
         with pytest.raises(ValueError, match=f"number 1 of the {kind} has no '{key}'"):
             build(toy)
 
+    def test_id_that_is_no_number(self, toy: Path) -> None:
+        edit(toy, lambda content: content['images'][1].update(id='a'))
+        with pytest.raises(ValueError, match="images must have whole numbers as ids, got 'a'"):
+            build(toy)
+
     def test_repeated_category_name(self, toy: Path) -> None:
         edit(toy, lambda content: content['categories'].append({'id': 100, 'name': 'cat'}))
         with pytest.raises(ValueError, match="category name 'cat' occurs more than once"):

@@ -67,6 +67,8 @@ def _check_references(content: Annotations, file: Path) -> None:
         for position, item in enumerate(content[kind]):
             if absent := [key for key in keys if key not in item]:
                 raise ValueError(f'{file}: number {position} of the {kind} has no {absent[0]!r}')
+            if not isinstance(item['id'], int):
+                raise ValueError(f'{file}: {kind} must have whole numbers as ids, got {item["id"]!r}')
         known[kind] = {item['id'] for item in content[kind]}
         if len(known[kind]) < len(content[kind]):
             repeated = _first_repeated([item['id'] for item in content[kind]])

@@ -1,0 +1,1 @@
+from . import detection, voc  # noqa: F401

@@ -1,0 +1,365 @@
+"""Detection metrics with base and novel classes, and the protocol they were measured under."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
+from pycocotools import mask as mask_utils
+
+from ovd.datasets.annotations import match_categories, read_annotations
+from ovd.evaluation.average_precision import AREAS, IOU_THRESHOLDS, ClassScores, Detections, score_detections
+from ovd.files import sha256_file, write_json
+from ovd.registry import METRICS
+from ovd.text.vocabulary import Vocabulary
+
+_MAX_CLASSES_ON_CONSOLE = 100
+
+
+class AnnotationMetric(BaseMetric):
+    """Base of metrics that compare predictions with an annotation file, over the images they were given.
+
+    After ``evaluate``, the main process has ``report``: ``metrics``, ``per_class`` and ``protocol`` as JSON
+    values, written to ``out_file`` if there is one.
+
+    Args:
+        ann_file: by default the file of the data set (``metainfo['ann_file']`` of ``OpenVocabularyDataset``).
+        out_file: where the report goes.
+        protocol: entries to add to the report's protocol, such as templates or checkpoint.
+        prefix: in front of every key, before a slash.
+        kwargs: see ``mmengine.evaluator.BaseMetric``.
+    """
+
+    with_masks = False
+
+    def __init__(
+        self,
+        ann_file: str | os.PathLike[str] | None = None,
+        out_file: str | os.PathLike[str] | None = None,
+        protocol: Mapping[str, Any] | None = None,
+        prefix: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(prefix=prefix or type(self).__name__, **kwargs)
+        self.prefix = prefix  # the base class warns about none
+        self.ann_file = ann_file
+        self.out_file = out_file
+        self.protocol = dict(protocol or {})
+        self.report: dict[str, Any] = {}
+
+    @property
+    def dataset_meta(self) -> dict[str, Any] | None:
+        """What the data set says of itself; checked when it is set, before hours of prediction."""
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, dataset_meta: dict[str, Any] | None) -> None:
+        if dataset_meta is not None:
+            if not dataset_meta.get('classes'):
+                raise ValueError(f"{type(self).__name__} needs the 'classes' of the data set's metainfo")
+            file = self.ann_file or dataset_meta.get('ann_file')
+            if file is None:
+                raise ValueError(f'{type(self).__name__} needs an ann_file, its data set does not name one')
+            if not Path(file).is_file():
+                raise FileNotFoundError(f'annotation file {file} of {type(self).__name__} does not exist')
+        self._dataset_meta = dataset_meta
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the predictions of a batch; boxes are xyxy in original pixels."""
+        for sample in data_samples:
+            self.results.append(_to_prediction(sample, with_masks=self.with_masks))
+
+    def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
+        assert self.dataset_meta is not None
+        self._ann_file = str(self.ann_file or self.dataset_meta['ann_file'])
+        predictions = {prediction['image_id']: prediction for prediction in results}
+        content = read_annotations(self._ann_file)
+        self._images_in_file = len(content['images'])
+        if unknown := predictions.keys() - {image['id'] for image in content['images']}:
+            raise ValueError(f'predictions of image {min(unknown)}, which {self._ann_file} does not have')
+        for kind, key in (('images', 'id'), ('annotations', 'image_id')):
+            content[kind] = [item for item in content[kind] if item[key] in predictions]
+        self._classes = _Classes(self.dataset_meta, content['categories'])
+        detections = self._classes.gather(predictions.values(), self.with_masks)
+        metrics, per_class, protocol = self.score(content, detections)
+        self.report = {
+            'metrics': {key: None if math.isnan(value) else value for key, value in metrics.items()},
+            'per_class': per_class,
+            'protocol': {**self._describe(predictions), **protocol, **self.protocol},
+        }
+        if self.out_file is not None:
+            write_json(self.out_file, self.report)
+        return metrics
+
+    def score(
+        self, content: dict[str, Any], detections: Detections
+    ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Any]]:
+        """Metrics, rows per class and protocol entries of the metric at hand.
+
+        Args:
+            content: annotation file with the predicted images only.
+            detections: all of them; the category id of a class that the file lacks is -1.
+        """
+        raise NotImplementedError
+
+    def _describe(self, predictions: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+        """The part of the protocol that all metrics share."""
+        assert self.dataset_meta is not None
+        scores = np.concatenate([[], *(each['scores'] for each in predictions.values())])
+        counts = [len(each['scores']) for each in predictions.values()]
+        return {
+            'annotations': self._ann_file,
+            'annotations_sha256': sha256_file(self._ann_file),
+            'images': len(predictions),
+            'images_in_file': self._images_in_file,
+            'split': self.dataset_meta.get('split'),
+            'vocabulary_hash': self.dataset_meta.get('vocabulary_hash'),
+            'classes_competing': len(self._classes.names),
+            'classes_base': len(self._classes.groups['base']),
+            'classes_novel': len(self._classes.groups['novel']),
+            'detections': len(scores),
+            'most_detections_in_an_image': max(counts, default=0),
+            'lowest_score': float(scores.min()) if len(scores) else None,
+        }
+
+
+def mean_of_present(values: np.ndarray) -> float:
+    """Mean over the classes that have a value, nan if none has."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else math.nan
+
+
+class _Classes:
+    """The classes of a data set, their groups and their categories in an annotation file."""
+
+    def __init__(self, meta: Mapping[str, Any], categories: Sequence[Mapping[str, Any]]) -> None:
+        self.names = list(meta['classes'])
+        ids = meta.get('category_ids')
+        if ids is None:
+            matched = match_categories(Vocabulary(self.names), categories)
+            by_label = {label: category for category, label in matched.items()}
+            ids = [by_label.get(label) for label in range(len(self.names))]
+        known = {category['id'] for category in categories}
+        self.category_ids = [category if category in known else None for category in ids]
+        label_of = {name: label for label, name in enumerate(self.names)}
+        novel = [label_of[name] for name in meta.get('novel_classes', ())]
+        base = [label_of[name] for name in meta.get('base_classes', ())]
+        if not base and not novel:
+            base = list(range(len(self.names)))
+        self.groups = {'base': sorted(base), 'novel': sorted(novel)}
+        # Labels that metrics are about: base or novel, and in the file.
+        self.scored = [label for label in sorted(base + novel) if self.category_ids[label] is not None]
+
+    def gather(self, predictions: Any, with_masks: bool) -> Detections:
+        """Predictions of all images as one table."""
+        ids = np.array([-1 if category is None else category for category in self.category_ids])
+        items = list(predictions)
+        empty = {'labels': np.zeros(0, int), 'scores': np.zeros(0), 'boxes': np.zeros((0, 4))}
+        columns = {
+            key: np.concatenate([value, *(item[key] for item in items)]) for key, value in empty.items()
+        }
+        boxes = columns['boxes'].astype(np.float64)
+        return Detections(
+            image_ids=np.repeat(
+                np.array([item['image_id'] for item in items], dtype=int),
+                [len(item['scores']) for item in items],
+            ),
+            category_ids=ids[columns['labels'].astype(int)],
+            scores=columns['scores'].astype(np.float64),
+            boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+            masks=[mask for item in items for mask in item['masks']] if with_masks else None,
+        )
+
+    def rows(self, content: Mapping[str, Any], detections: Detections) -> list[dict[str, Any]]:
+        """The class table before it has scores; crowds are not counted."""
+        group = {label: name for name, labels in self.groups.items() for label in labels}
+        objects = Counter(item['category_id'] for item in content['annotations'] if not item.get('iscrowd'))
+        found = Counter(detections.category_ids.tolist())
+        return [
+            {
+                'name': name,
+                'group': group.get(label, 'other'),
+                'ground_truth': objects[category],
+                'detections': found[category],
+            }
+            for label, (name, category) in enumerate(zip(self.names, self.category_ids))
+        ]
+
+
+def _to_prediction(sample: Mapping[str, Any], with_masks: bool) -> dict[str, Any]:
+    """Columns of one image's predictions as numpy arrays, masks as run-length codes."""
+    instances, image_id = sample['pred_instances'], sample['img_id']
+    result = {
+        'image_id': image_id,
+        'boxes': torch.as_tensor(instances['bboxes']).detach().float().cpu().numpy().reshape(-1, 4),
+        'scores': torch.as_tensor(instances['scores']).detach().float().cpu().numpy(),
+        'labels': torch.as_tensor(instances['labels']).detach().cpu().numpy(),
+    }
+    if not np.isfinite(result['scores']).all() or not np.isfinite(result['boxes']).all():
+        raise ValueError(f'predictions of image {image_id} hold scores or boxes that are not finite')
+    if with_masks:
+        if 'masks' not in instances:
+            raise ValueError("metric 'segm' needs masks, but the model predicts only boxes")
+        result['masks'] = _encode_masks(instances['masks'])
+    return result
+
+
+def _encode_masks(masks: Any) -> list[Any]:
+    """[N, H, W] masks, or N run-length codes, to run-length codes."""
+    if isinstance(masks, list):
+        return masks
+    array = torch.as_tensor(masks).detach().cpu().numpy().astype(np.uint8)
+    if not array.size:
+        return []
+    return mask_utils.encode(np.asfortranarray(array.transpose(1, 2, 0)))
+
+
+@METRICS.register_module()
+class DetectionMetric(AnnotationMetric):
+    """COCO's AP and AP50 over all, base and novel classes, for boxes and masks.
+
+    Keys are ``bbox/AP``, ``bbox/AP50_base``, ``bbox/AP50_novel``, ``segm/AP`` and so on, as fractions of one;
+    a group's value is the mean over its classes with ground truth, nan without any. Classes of neither group
+    compete but are not averaged (COCO 48/17 in 80 slots).
+
+    Args:
+        metric: ``'bbox'``, ``'segm'`` or both.
+        max_detections: per image and class.
+        kwargs: see :class:`AnnotationMetric`.
+    """
+
+    style = 'COCO'
+    limit = 'image and class'
+
+    def __init__(
+        self, metric: str | Sequence[str] = 'bbox', max_detections: int = 100, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.iou_types = [metric] if isinstance(metric, str) else list(metric)
+        for iou_type in self.iou_types:
+            if iou_type not in ('bbox', 'segm'):
+                raise ValueError(f"metric must be 'bbox' or 'segm', got {iou_type!r}")
+        self.max_detections = max_detections
+        self.with_masks = 'segm' in self.iou_types
+
+    def score(
+        self, content: dict[str, Any], detections: Detections
+    ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Any]]:
+        classes = self._classes
+        if self.with_masks:
+            for item in content['annotations']:
+                if not item.get('segmentation'):
+                    raise ValueError(
+                        f"metric 'segm': annotation {item['id']} of {self._ann_file} has no mask"
+                    )
+        category_ids = [classes.category_ids[label] for label in classes.scored]
+        rows = classes.rows(content, detections)
+        metrics: dict[str, float] = {}
+        for iou_type in self.iou_types:
+            scores = self._match(content, detections, category_ids, iou_type)
+            metrics |= {f'{iou_type}/{key}': value for key, value in self.summarize(scores, content).items()}
+            for key, iou in (('AP', None), ('AP50', 0.5), ('AP75', 0.75)):
+                for label, value in zip(classes.scored, scores.average_precision(iou)):
+                    rows[label][f'{iou_type}_{key}'] = None if math.isnan(value) else float(value)
+        self._log(metrics, rows)
+        protocol = {
+            'evaluator': f'faster-coco-eval {version("faster-coco-eval")}, {self.style} rules',
+            'max_detections': self.max_detections,
+            'max_detections_per': self.limit,
+            'iou_thresholds': IOU_THRESHOLDS.round(2).tolist(),
+        }
+        return metrics, rows, protocol
+
+    def _match(
+        self, content: dict[str, Any], detections: Detections, category_ids: Sequence[Any], iou_type: str
+    ) -> ClassScores:
+        return score_detections(content, detections, category_ids, iou_type, self.max_detections)
+
+    def summarize(self, scores: ClassScores, content: Mapping[str, Any]) -> dict[str, float]:
+        """Means over classes, by name of the metric."""
+        result = {
+            'AP': mean_of_present(scores.average_precision()),
+            'AP50': mean_of_present(scores.average_precision(0.5)),
+            'AP75': mean_of_present(scores.average_precision(0.75)),
+            **{f'AP_{area}': mean_of_present(scores.average_precision(area=area)) for area in AREAS[1:]},
+            f'AR@{self.max_detections}': mean_of_present(scores.average_recall()),
+        }
+        if self._classes.groups['novel']:
+            for group, labels in self._classes.groups.items():
+                members = np.isin(self._classes.scored, labels)
+                for key, iou in (('AP', None), ('AP50', 0.5)):
+                    result[f'{key}_{group}'] = mean_of_present(scores.average_precision(iou)[members])
+        return result
+
+    def _log(self, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
+        logger = MMLogger.get_current_instance()
+        for iou_type in self.iou_types:
+            if len(rows) <= _MAX_CLASSES_ON_CONSOLE:
+                logger.info(f'{iou_type} per class, in percent\n{_class_table(rows, iou_type)}')
+            values = {key: value for key, value in metrics.items() if key.startswith(iou_type)}
+            logger.info('  '.join(f'{key} {100 * value:.1f}' for key, value in values.items()))
+
+
+def _class_table(rows: Sequence[Mapping[str, Any]], iou_type: str) -> str:
+    width = max(len(row['name']) for row in rows)
+    lines = [f'{"class":{width}}  {"group":5}  {"boxes":>6}  {"AP":>5}  {"AP50":>5}']
+    for row in rows:
+        values = (row.get(f'{iou_type}_{key}') for key in ('AP', 'AP50'))
+        cells = '  '.join(f'{"-":>5}' if value is None else f'{100 * value:5.1f}' for value in values)
+        lines.append(f'{row["name"]:{width}}  {row["group"]:5}  {row["ground_truth"]:6d}  {cells}')
+    return '\n'.join(lines)
+
+
+@METRICS.register_module()
+class LVISMetric(DetectionMetric):
+    """LVIS's AP, with APr, APc and APf over rare, common and frequent classes.
+
+    Args:
+        max_detections: best per image over all classes; without effect on ``fixed_ap``.
+        fixed_ap: keep the best ``max_per_class`` detections of each class over the whole set instead. The
+            model must then hand over many more detections than 300 per image.
+        max_per_class: for ``fixed_ap``.
+        kwargs: see :class:`DetectionMetric`.
+
+    Source: Gupta et al., CVPR 2019 and the LVIS API 0.5.3; fixed AP: Dave et al., 2021, Sec. 4.
+    """
+
+    style = 'LVIS'
+    limit = 'image'
+
+    def __init__(
+        self,
+        metric: str | Sequence[str] = ('bbox', 'segm'),
+        max_detections: int = 300,
+        fixed_ap: bool = False,
+        max_per_class: int = 10000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(metric, max_per_class if fixed_ap else max_detections, **kwargs)
+        self.fixed_ap = fixed_ap
+        if fixed_ap:
+            self.style, self.limit = 'LVIS fixed AP', 'class'
+
+    def _match(
+        self, content: dict[str, Any], detections: Detections, category_ids: Sequence[Any], iou_type: str
+    ) -> ClassScores:
+        if not all('frequency' in category for category in content['categories']):
+            raise ValueError(f'{self._ann_file} is not an LVIS file: its categories have no frequency')
+        column = detections.category_ids if self.fixed_ap else detections.image_ids
+        best = detections.best_per(column, self.max_detections)
+        return score_detections(content, best, category_ids, iou_type, self.max_detections, federated=True)
+
+    def summarize(self, scores: ClassScores, content: Mapping[str, Any]) -> dict[str, float]:
+        result = super().summarize(scores, content)
+        frequency = {category['id']: category.get('frequency') for category in content['categories']}
+        found = np.array([frequency[self._classes.category_ids[label]] for label in self._classes.scored])
+        for key in 'rcf':
+            result[f'AP{key}'] = mean_of_present(scores.average_precision()[found == key])
+        return result

@@ -504,6 +504,42 @@ class TestVOC:
         assert evaluate(metric, meta, samples)['voc/AP50_area'] == 1
 
 
+def worker(rank: int, rendezvous: str, annotations: str, results: Any) -> None:
+    """One of two processes: images 1 and 3 or images 2 and, as samplers pad, 1 again."""
+    torch.distributed.init_process_group('gloo', init_method=rendezvous, rank=rank, world_size=2)
+    metric = DetectionMetric(ann_file=annotations, metric=['bbox', 'segm'])
+    metric.dataset_meta = {'classes': [f'c{index}' for index in range(1, 8)]}
+    content, detections = random_lvis()
+    samples = samples_of(content, detections)[:3]
+    for index in ((0, 2), (1, 0))[rank]:
+        metric.process({}, [samples[index]])
+    metrics = metric.evaluate(3)
+    results.put((rank, metrics, bool(metric.report)))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content, detections = random_lvis()
+    path = tmp_path / 'a.json'
+    path.write_text(json.dumps(content))
+    meta = {'classes': [category['name'] for category in content['categories']]}
+    metric = DetectionMetric(ann_file=path, metric=['bbox', 'segm'])
+    expected = evaluate(metric, meta, samples_of(content, detections)[:3])
+    context = torch.multiprocessing.get_context('spawn')
+    results = context.SimpleQueue()
+    arguments = (f'file://{tmp_path}/rendezvous', str(path), results)
+    processes = [context.Process(target=worker, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    for rank, metrics, has_report in sorted(results.get() for _ in processes):
+        np.testing.assert_equal(metrics, expected)
+        assert has_report == (rank == 0)
+
+
 def real_coco(folder: str, **options: Any) -> OpenVocabularyDataset:
     return OpenVocabularyDataset(
         data_root=str(shared_path('data/coco_mini')),

@@ -4,8 +4,6 @@ Averages come from torchvision. The two maxima differ from torchvision's in what
 they are written here: each takes one sample of every bin at a time, for all regions and channels at once.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,6 @@ from .precision import full_precision
 
 _MAX_POOL = 0
 _NO_SAMPLE = -10000.0  # what mmcv's maximum gives for a region without extent
-_OUTSIDE = -2.0  # a coordinate that no pixel contributes to
 
 
 def roi_align_forward(
@@ -36,7 +33,8 @@ def roi_align_forward(
         input: features [B, C, h, w].
         rois: [R, 5], image index and xyxy in pixels of the image that ``spatial_scale`` maps to the features.
         output: buffer [R, C, aligned_height, aligned_width].
-        argmax_y, argmax_x: buffers of output's shape: where the maximum was sampled (``pool_mode`` 0 only).
+        argmax_y, argmax_x: buffers of output's shape, for ``pool_mode`` 0: which sample of the bin was the
+            maximum, -1 for none. (mmcv stores coordinates here, which half types cannot hold exactly.)
         sampling_ratio: samples per bin and axis; 0 takes one per feature cell.
         pool_mode: 0 maximum, 1 average.
         aligned: whether coordinates are shifted by half a cell, so that a cell's centre is at 0.5.
@@ -51,16 +49,22 @@ def roi_align_forward(
         output.copy_(averages)
         return
     best = features.new_full(output.shape, _NO_SAMPLE)
-    best_y, best_x = features.new_full(output.shape, _OUTSIDE), features.new_full(output.shape, _OUTSIDE)
-    for y, x, is_sampled in _bin_samples(regions, size, spatial_scale, sampling_ratio, aligned):
-        value = _bilinear(features, regions[:, 0].long(), y, x)
-        is_better = is_sampled[:, None, None, None] & (value > best)
-        best = torch.where(is_better, value, best)
-        best_y = torch.where(is_better, y[:, None, :, None], best_y)
-        best_x = torch.where(is_better, x[:, None, None, :], best_x)
+    best_i, best_j = torch.full_like(best, -1), torch.full_like(best, -1)
+    start, bins, count = _bins(regions, size, spatial_scale, sampling_ratio, aligned)
+    rows, columns = (torch.arange(n, device=regions.device) for n in size)
+    for i in range(_largest(count[:, 1])):
+        y = _sample_at(rows, i, start[:, 1:], bins[:, 1:], count[:, 1:])
+        for j in range(_largest(count[:, 0])):
+            x = _sample_at(columns, j, start[:, :1], bins[:, :1], count[:, :1])
+            value = _bilinear(features, regions[:, 0].long(), y, x)
+            is_sampled = (i < count[:, 1]) & (j < count[:, 0])
+            is_better = is_sampled[:, None, None, None] & (value > best)
+            best = torch.where(is_better, value, best)
+            best_i.masked_fill_(is_better, i)
+            best_j.masked_fill_(is_better, j)
     output.copy_(best)
-    argmax_y.copy_(best_y)
-    argmax_x.copy_(best_x)
+    argmax_y.copy_(best_i)
+    argmax_x.copy_(best_j)
 
 
 def roi_align_backward(
@@ -94,10 +98,19 @@ def roi_align_backward(
         )
         return
     height, width = grad_input.shape[-2:]
+    size = (aligned_height, aligned_width)
+    start, bins, count = (
+        numbers[:, :, None, None, None]
+        for numbers in _bins(rois.to(grad.dtype), size, spatial_scale, sampling_ratio, aligned)
+    )
+    rows, columns = (torch.arange(n, device=rois.device) for n in size)
+    y = _sample_at(rows[:, None], full_precision(argmax_y), start[:, 1], bins[:, 1], count[:, 1])
+    x = _sample_at(columns, full_precision(argmax_x), start[:, 0], bins[:, 0], count[:, 0])
     planes = _plane_index(rois, grad_input)
+    grad = grad * (argmax_y >= 0)
     total = grad.new_zeros(grad_input.numel())
-    for row, row_weight in _taps(full_precision(argmax_y), height):
-        for column, column_weight in _taps(full_precision(argmax_x), width):
+    for row, row_weight in _taps(y, height):
+        for column, column_weight in _taps(x, width):
             index = planes * height * width + row * width + column
             total.index_add_(0, index.flatten(), (grad * row_weight * column_weight).flatten())
     grad_input.copy_(total.view_as(grad_input))
@@ -168,23 +181,22 @@ def roi_pool_backward(
     grad_input.copy_(total.view_as(grad_input))
 
 
-def _bin_samples(
+def _bins(
     rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One sample of every bin at a time: rows y [R, P], columns x [R, Q], which regions have it [R]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Start of each region, size of its bins, samples per bin: each [R, 2], (x, y), in feature cells."""
     corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
     start, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
     if not aligned:
         extent = extent.clamp(min=1)
     bins = extent / extent.new_tensor(size[::-1])
     count = torch.full_like(bins, sampling_ratio) if sampling_ratio > 0 else bins.ceil()
-    spacing = bins / count.clamp(min=1)
-    rows, columns = (torch.arange(n, device=rois.device, dtype=rois.dtype) for n in size)
-    for i in range(_largest(count[:, 1])):
-        y = start[:, 1:] + rows * bins[:, 1:] + (i + 0.5) * spacing[:, 1:]
-        for j in range(_largest(count[:, 0])):
-            x = start[:, :1] + columns * bins[:, :1] + (j + 0.5) * spacing[:, :1]
-            yield y, x, (i < count[:, 1]) & (j < count[:, 0])
+    return start, bins, count
+
+
+def _sample_at(index: Tensor, sample: Tensor | int, start: Tensor, size: Tensor, count: Tensor) -> Tensor:
+    """Coordinate of a sample of bin ``index`` along one axis; the samples divide the bin evenly."""
+    return start + size * index + (sample + 0.5) * size / count.clamp(min=1)
 
 
 def _bin_cells(start: Tensor, end: Tensor, bins: int, size: int) -> tuple[Tensor, Tensor]:

@@ -1,3 +1,1 @@
-from . import box_coder, vild_bbox_head
-
-__all__ = ['box_coder', 'vild_bbox_head']
+from . import box_coder, clip, vild, vild_bbox_head  # noqa: F401

@@ -152,7 +152,7 @@ class ViLDBBoxHead(BBoxHead):
         Returns:
             trunk features [N, C'] and unit embeddings [R, D].
         """
-        if self.image_trunk is not None:
+        if self.image_trunk is not None and self.image_classifier is not None:
             return self.trunk(supervised), self.image_classifier.embed(self.image_trunk(distilled))
         if joint_batch:
             both = self.trunk(torch.cat([supervised, distilled]))
@@ -222,7 +222,7 @@ class ViLDBBoxHead(BBoxHead):
         image_logits = None
         if clip_embeddings is not None:
             image_logits = self._clip_logits(clip_embeddings)
-        elif self.image_trunk is not None:
+        elif self.image_trunk is not None and self.image_classifier is not None:
             image_embeddings = self.image_classifier.embed(self.image_trunk(roi_features))
             image_logits = self.image_classifier(image_embeddings, self.text_embeddings)
         if image_logits is not None:

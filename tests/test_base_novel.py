@@ -5,8 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import shared_path, write_coco
+from mmengine.dataset import ClassBalancedDataset, ConcatDataset, pseudo_collate
+from pycocotools import mask as mask_utils
+from torch.utils.data import DataLoader
 
 from ovd.datasets.annotations import match_categories, read_annotations
 from ovd.datasets.base_novel import OpenVocabularyDataset
@@ -97,6 +101,50 @@ class TestLabels:
             }
         )
         assert dataset[0]['img'].shape == (48, 64, 3)
+
+
+class TestInTheHost:
+    """Data sets inside mmengine's and mmdet's machinery."""
+
+    PIPELINE = [
+        {'type': 'ovd.LoadImage'},
+        {'type': 'mmdet.LoadAnnotations', 'with_bbox': True, 'with_mask': True},
+        {'type': 'mmdet.Resize', 'scale': (128, 96)},
+        {'type': 'mmdet.RandomFlip', 'prob': 1.0},
+        {'type': 'mmdet.PackDetInputs'},
+    ]
+
+    def test_training_pipeline_with_workers(self, toy: Path) -> None:
+        code = mask_utils.encode(np.asfortranarray(np.eye(48, 64, dtype=np.uint8)))
+        edit(
+            toy,
+            lambda content: content['annotations'][1].update(
+                segmentation={'size': [48, 64], 'counts': code['counts'].decode()}
+            ),
+        )
+        dataset = build(toy, pipeline=self.PIPELINE, filter_cfg={'filter_empty_gt': True})
+        loader: DataLoader = DataLoader(dataset, batch_size=2, collate_fn=pseudo_collate, num_workers=1)
+        batch = next(iter(loader))
+        instances = batch['data_samples'][0].gt_instances
+        assert batch['inputs'][0].shape == (3, 96, 128)
+        assert instances.labels.tolist() == [1, 0]
+        assert instances.bboxes.tensor[0].tolist() == [128 - 48, 12, 128 - 8, 32]
+        assert instances.masks.masks.shape == (2, 96, 128)
+        assert instances.masks.masks[1].any()
+
+    def test_broken_image_ends_training_and_is_named(self, toy: Path) -> None:
+        (toy.parent / 'images' / '000001.png').write_bytes(b'')
+        dataset = build(toy, pipeline=self.PIPELINE)
+        assert dataset[0] is not None
+        with pytest.raises(ValueError, match=r'000001\.png is empty'):
+            dataset[1]
+
+    def test_joined_data_sets_and_repeat_factors(self, toy: Path) -> None:
+        parts = [build(toy), build(toy, test_mode=True, filter_cfg={'filter_empty_gt': True})]
+        joined = ConcatDataset(parts, ignore_keys=['ann_file', 'category_ids'])
+        assert len(joined) == 5
+        assert joined.metainfo['classes'] == ('dog', 'cat', 'owl')
+        assert len(ClassBalancedDataset(parts[1], oversample_thr=0.9)) >= 2
 
 
 class TestSplit:

@@ -49,7 +49,8 @@ def read_annotations(path: str | os.PathLike[str]) -> Annotations:
 
 def _read_json(file: Path) -> Annotations:
     try:
-        content = json.loads(file.read_bytes())
+        with file.open(encoding='utf-8') as stream:
+            content = json.load(stream)
     except ValueError as error:
         raise ValueError(f'annotation file {file} is not valid JSON: {error}') from None
     if not isinstance(content, dict) or not isinstance(content.get('images'), list):

@@ -1,0 +1,67 @@
+"""How many objects the class-agnostic proposals find, base and novel apart."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
+from mmengine.evaluator import BaseMetric
+from torch import Tensor
+
+from ovd.registry import METRICS
+
+
+@METRICS.register_module()
+class ProposalRecall(BaseMetric):
+    """Share of ground-truth boxes that one of the best proposals covers; needs no classes from the model.
+
+    Reads ``pred_instances`` (bboxes, scores) and ``gt_instances`` (bboxes, labels), both in the frame of the
+    original image: load annotations after the last resize. ``novel_classes`` of the data set's metainfo says
+    which labels are novel. Keys: ``recall/all@16``, ``recall/base@16``, ``recall/novel@16``; fractions 0..1,
+    left out where there is no such box.
+
+    Args:
+        proposal_nums: how many of the best proposals of an image count.
+        iou_threshold: overlap from which a box is found.
+    """
+
+    default_prefix = 'recall'
+
+    def __init__(
+        self, proposal_nums: Sequence[int] = (100, 300, 1000), iou_threshold: float = 0.5, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if not proposal_nums or min(proposal_nums) < 1:
+            raise ValueError(f'proposal_nums must be positive numbers, got {proposal_nums!r}')
+        self.proposal_nums = tuple(proposal_nums)
+        self.iou_threshold = iou_threshold
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        for sample in data_samples:
+            proposals, truth = sample['pred_instances'], sample['gt_instances']
+            order = proposals['scores'].argsort(descending=True, stable=True)
+            overlaps = bbox_overlaps(
+                get_box_tensor(truth['bboxes']).to(proposals['bboxes']), proposals['bboxes'][order]
+            )
+            first = _first_hit(overlaps >= self.iou_threshold)
+            self.results.append((first.tolist(), truth['labels'].tolist()))
+
+    def compute_metrics(self, results: list[tuple[list[int], list[int]]]) -> dict[str, float]:
+        first = torch.tensor([rank for ranks, _ in results for rank in ranks])
+        labels = [label for _, per_image in results for label in per_image]
+        classes = self.dataset_meta['classes']
+        novel = set(self.dataset_meta.get('novel_classes', ()))
+        is_novel = torch.tensor([classes[label] in novel for label in labels], dtype=torch.bool)
+        metrics = {}
+        for name, chosen in (('all', is_novel | ~is_novel), ('base', ~is_novel), ('novel', is_novel)):
+            for number in self.proposal_nums:
+                if chosen.any():
+                    metrics[f'{name}@{number}'] = (first[chosen] < number).float().mean().item()
+        return metrics
+
+
+def _first_hit(hits: Tensor) -> Tensor:
+    """[T, M] bool -> [T] column of the first hit of each row, a huge number where there is none."""
+    ranks = torch.arange(hits.shape[1], device=hits.device).expand_as(hits)
+    never = ranks.new_full((len(hits), 1), torch.iinfo(ranks.dtype).max)
+    return torch.cat([ranks.where(hits, never), never], dim=1).amin(dim=1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toy_clip import VIT, write_architecture
 
 from ovd.clip.loading import build_clip, load_clip, save_clip
-from ovd.clip.text_encoder import TextEncoder
+from ovd.clip.text_encoder import TextEncoder, TokenTower
 
 TEXTS = [
     'cat',
@@ -88,6 +88,23 @@ def test_length_cut_is_exact(tmp_path: Path) -> None:
             atol=1e-13,
             rtol=0,
         )
+
+
+def test_token_tower_trains_like_open_clip(tmp_path: Path) -> None:
+    clip = build_clip(write_architecture(tmp_path / 'a.json', quick_gelu=True), 'random:1')
+    token_ids = clip.tokenizer(['cat', 'a photo of a dog'])
+    weights = torch.randn(2, 24)
+    gradients = []
+    for forward, ids in ((TokenTower(clip.model), token_ids[:, :7]), (clip.model.encode_text, token_ids)):
+        clip.model.zero_grad()
+        (forward(ids) * weights).sum().backward()
+        parameters = clip.model.named_parameters()
+        gradients.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
+    cut, full = gradients
+    assert cut.keys() == full.keys()
+    assert len(cut) > 20
+    for name, gradient in full.items():
+        torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_tokens_pool_to_the_text_embedding(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ Nothing is downloaded unless the caller names a release tag or an ``hf-hub:`` re
 be replaced by a local path. Reading order: load_clip (shared, frozen), build_clip (fresh), save_clip.
 """
 
-import difflib
-import json
 import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -19,22 +17,17 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_state_dict
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
 from ..checkpoint import load_into, load_tensors, save_tensors
 from ..files import sha256_json, sha256_tensors, write_json
+from .sources import CONFIG_NAME, WEIGHTS_NAME, ClipSource, find_source, first_line, split_config
 
 PathLike = str | os.PathLike[str]
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
-_CONFIG_NAME = 'open_clip_config.json'
-_WEIGHTS_NAME = 'open_clip_model.safetensors'
-_WEIGHTS_NAMES = (_WEIGHTS_NAME, 'open_clip_pytorch_model.safetensors', 'model.safetensors')
-_HUB_WEIGHTS = [_WEIGHTS_NAME, 'open_clip_pytorch_model.bin']
-_WEIGHTS_SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin')
 # Scalars that OpenAI's own files hold beside the weights; such weights were trained with QuickGELU.
 _OPENAI_MARKERS = ('input_resolution', 'context_length', 'vocab_size')
 
@@ -80,7 +73,7 @@ class LoadedClip:
                 f'the tokenizer {source!r} needs the package transformers: pip install transformers'
             ) from None
         except (OSError, ValueError) as error:
-            raise FileNotFoundError(f'cannot load the tokenizer {source!r}: {_first_line(error)}') from None
+            raise FileNotFoundError(f'cannot load the tokenizer {source!r}: {first_line(error)}') from None
 
 
 def load_clip(model: PathLike, pretrained: PathLike | None = None, dtype: str = 'float32') -> LoadedClip:
@@ -104,7 +97,7 @@ def load_clip(model: PathLike, pretrained: PathLike | None = None, dtype: str = 
 
 def build_clip(model: PathLike, pretrained: PathLike | None = None) -> LoadedClip:
     """As ``load_clip``, but a fresh float32 model that belongs to the caller and may be trained."""
-    source = _find(os.fspath(model), None if pretrained is None else os.fspath(pretrained))
+    source = find_source(os.fspath(model), None if pretrained is None else os.fspath(pretrained))
     tensors = None
     if source.weights is not None:
         tensors = load_tensors(source.weights)
@@ -138,14 +131,14 @@ def save_clip(
         config: {'model_cfg': ..., 'preprocess_cfg': ...}, or the bare architecture.
         dtype: of the stored floating-point weights, by default as they are.
     """
-    model_cfg, preprocess_cfg = _split_config(dict(config), 'the configuration to save')
+    model_cfg, preprocess_cfg = split_config(dict(config), 'the configuration to save')
     preprocess_cfg = {'mean': OPENAI_DATASET_MEAN, 'std': OPENAI_DATASET_STD} | preprocess_cfg
     tensors = {
         name: tensor.to(dtype or tensor.dtype) if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
-    save_tensors(Path(folder) / _WEIGHTS_NAME, tensors)
-    write_json(Path(folder) / _CONFIG_NAME, {'model_cfg': model_cfg, 'preprocess_cfg': preprocess_cfg})
+    save_tensors(Path(folder) / WEIGHTS_NAME, tensors)
+    write_json(Path(folder) / CONFIG_NAME, {'model_cfg': model_cfg, 'preprocess_cfg': preprocess_cfg})
 
 
 @lru_cache(maxsize=2)
@@ -166,161 +159,7 @@ def _file_states(*names: str | None) -> tuple[Any, ...]:
     return tuple(states)
 
 
-# --- where things are ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Source:
-    """An architecture and where its weights come from: a file, or a seed."""
-
-    name: str
-    model_cfg: dict[str, Any]
-    preprocess_cfg: dict[str, Any] = field(default_factory=dict)
-    folder: Path | None = None
-    weights: Path | None = None
-    seed: int | None = None
-
-
-def _find(model: str, pretrained: str | None) -> _Source:
-    if model.startswith('hf-hub:'):
-        repository = model.removeprefix('hf-hub:')
-        config = _download(model, lambda: _from_hub(repository, [_CONFIG_NAME]))
-        source = _Source(model, *_read_config(config), folder=config.parent)
-        if pretrained is None:
-            source.weights = _download(model, lambda: _from_hub(repository, _HUB_WEIGHTS))
-    elif Path(model).is_dir():
-        folder = Path(model)
-        source = _Source(model, *_read_config(folder / _CONFIG_NAME), folder=folder)
-        if pretrained is None:
-            source.weights = _weights_in(folder)
-    elif model.endswith('.json'):
-        source = _Source(model, *_read_config(Path(model)))
-    else:
-        source = _Source(model, _architecture(model))
-
-    if pretrained is None:
-        if source.weights is None:
-            raise ValueError(
-                f'no weights are named for CLIP {model!r}; give pretrained= a file, a release tag, '
-                "or 'random:SEED'"
-            )
-    elif pretrained.startswith('random:'):
-        source.seed = _seed(pretrained)
-    elif Path(pretrained).is_file():
-        source.weights = Path(pretrained)
-    elif pretrained.endswith(_WEIGHTS_SUFFIXES) or '/' in pretrained or os.sep in pretrained:
-        raise FileNotFoundError(f'weights file {pretrained} of CLIP {model!r} does not exist')
-    else:
-        _find_release(source, pretrained)
-    return source
-
-
-def _find_release(source: _Source, tag: str) -> None:
-    """Fill in weights and settings of a release of open_clip, downloaded unless it is in the cache."""
-    name = source.name.replace('/', '-')
-    release = get_pretrained_cfg(name, tag)
-    if not release:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        raise ValueError(
-            f'{tag!r} is neither a weights file nor a release of CLIP {source.name!r}; '
-            f'known releases: {", ".join(tags) or "none"}'
-        )
-    source.preprocess_cfg = {key: release[key] for key in ('mean', 'std') if key in release}
-    if release.get('quick_gelu'):
-        source.model_cfg['quick_gelu'] = True
-    repository, _, file_name = release.get('hf_hub', '').rpartition('/')
-    names = [f'{file_name.rpartition(".")[0]}.safetensors', file_name] if file_name else _HUB_WEIGHTS
-
-    def fetch() -> str:
-        return _from_hub(repository, names) if repository else download_pretrained(release)
-
-    source.weights = _download(f'{source.name}, {tag}', fetch)
-
-
-def _download(what: str, fetch: Callable[[], str]) -> Path:
-    try:
-        return Path(fetch())
-    except Exception as error:  # the hub's client has no common base class for being offline
-        raise FileNotFoundError(
-            f'the CLIP release {what!r} is not in the local cache and cannot be downloaded '
-            f'({_first_line(error)}); fetch it on a connected machine and name the local file or folder'
-        ) from None
-
-
-def _from_hub(repository: str, names: list[str]) -> str:
-    """Path of the first of the named files, taken from the cache without asking the hub where it is there."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    for name in names:
-        try:
-            return hf_hub_download(repository, name, local_files_only=True)
-        except LocalEntryNotFoundError:
-            continue
-    for name in names:
-        try:
-            get_hf_file_metadata(hf_hub_url(repository, name), timeout=10)  # one try; a download has many
-        except EntryNotFoundError:
-            continue
-        return hf_hub_download(repository, name)
-    raise FileNotFoundError(f'{repository} holds none of {", ".join(names)}')
-
-
-def _weights_in(folder: Path) -> Path:
-    for name in _WEIGHTS_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS_SUFFIXES)
-    if len(found) != 1:
-        raise FileNotFoundError(
-            f'{folder} holds {len(found)} weights files ({", ".join(path.name for path in found)}); expected '
-            f'{_WEIGHTS_NAME}, or name the file as pretrained='
-        )
-    return found[0]
-
-
-def _architecture(name: str) -> dict[str, Any]:
-    known = open_clip.list_models()
-    config = open_clip.get_model_config(name.replace('/', '-')) if name.replace('/', '-') in known else None
-    if config is None:
-        close = difflib.get_close_matches(name, known, n=3)
-        raise ValueError(
-            f'{name!r} is neither an architecture of open_clip nor an existing folder or JSON file'
-            + (f'; did you mean {", ".join(close)}?' if close else '')
-        )
-    return dict(config)
-
-
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f'CLIP configuration {path} does not exist')
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as error:
-        raise ValueError(f'CLIP configuration {path} is no valid JSON: {error}') from None
-    return _split_config(content, str(path))
-
-
-def _split_config(content: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Architecture and preprocessing of a configuration, which may be the bare architecture."""
-    model_cfg = content.get('model_cfg', content) if isinstance(content, dict) else {}
-    missing = [key for key in ('embed_dim', 'vision_cfg', 'text_cfg') if key not in model_cfg]
-    if missing:
-        raise ValueError(f'{name} is no CLIP architecture: it lacks {", ".join(missing)}')
-    return deepcopy(model_cfg), dict(content.get('preprocess_cfg') or {})
-
-
-def _seed(pretrained: str) -> int:
-    text = pretrained.removeprefix('random:')
-    if not text.isdecimal():
-        raise ValueError(f"random weights are named 'random:SEED' with a whole number, got {pretrained!r}")
-    return int(text)
-
-
-# --- building -----------------------------------------------------------------------------------------------
-
-
-def _create(source: _Source, seed: int | None) -> nn.Module:
+def _create(source: ClipSource, seed: int | None) -> nn.Module:
     """The module of an architecture, randomly initialised; nothing is fetched for its towers."""
     options = deepcopy(source.model_cfg)
     if 'timm_model_name' in options['vision_cfg']:
@@ -336,7 +175,7 @@ def _create(source: _Source, seed: int | None) -> nn.Module:
             torch.manual_seed(0 if seed is None else seed)
             return kind(**options)
     except (TypeError, RuntimeError, AssertionError) as error:
-        raise ValueError(f'cannot build the CLIP of {source.name}: {_first_line(error)}') from None
+        raise ValueError(f'cannot build the CLIP of {source.name}: {first_line(error)}') from None
 
 
 def _adapt(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -385,8 +224,3 @@ def _square(visual: Any, name: str) -> int:
     if height != width:
         raise ValueError(f'the images of CLIP {name!r} are {height} x {width} pixels, expected a square')
     return height
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

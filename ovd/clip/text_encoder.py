@@ -48,7 +48,7 @@ class TextEncoder(nn.Module):
         clip = load_clip(model, pretrained, dtype)
         tower = getattr(clip.model, 'text', clip.model)
         is_native = hasattr(tower, 'token_embedding') and getattr(tower, 'cls_emb', None) is None
-        self.tower: _TokenTower | _WholeTower = _TokenTower(tower) if is_native else _WholeTower(tower)
+        self.tower: TokenTower | _WholeTower = TokenTower(tower) if is_native else _WholeTower(tower)
         self.tokenizer: Any = clip.tokenizer
         self.fingerprint = clip.fingerprint
         self.embed_dim = clip.embed_dim
@@ -117,8 +117,12 @@ class TextEncoder(nn.Module):
         return super().train(False)
 
 
-class _TokenTower(nn.Module):
-    """open_clip's own text transformer, run on as many tokens as its texts need."""
+class TokenTower(nn.Module):
+    """open_clip's own text transformer, run on as many tokens as its texts need; gradients pass.
+
+    Args:
+        tower: an ``open_clip.CLIP`` or the ``text`` of a ``CustomTextCLIP``; the weights are shared with it.
+    """
 
     def __init__(self, tower: Any):
         super().__init__()
@@ -196,3 +200,6 @@ def _checked(texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, str):
         raise ValueError(f'expected a list of texts, got the string {texts!r}')
     return texts
+
+
+_TokenTower = TokenTower

@@ -153,6 +153,11 @@ class TestHandComputed:
             evaluate(DetectionMetric(ann_file=toy), META, [sample(1, [(0, 0.9, BOX)])])['bbox/AP_base'] == 1
         )
 
+    def test_own_file_may_number_its_categories_otherwise_than_the_data_set(self, toy: Path) -> None:
+        meta = {**META, 'ann_file': 'elsewhere.json', 'category_ids': (1, 2, 3)}
+        metrics = evaluate(DetectionMetric(ann_file=toy), meta, [sample(1, [(2, 0.9, FAR_BOX)])])
+        assert metrics['bbox/AP_novel'] == 1
+
 
 class TestMasks:
     def test_perfect_masks_of_every_form(self, toy: Path) -> None:

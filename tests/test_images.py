@@ -1,7 +1,9 @@
 """Reading images: every pixel format gives the same picture, every broken file is named."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ def rgb() -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
-def save(path: Path, image: Image.Image, **options: object) -> Path:
+def save(path: Path, image: Image.Image, **options: Any) -> Path:
     image.save(path, **options)
     return path
 
@@ -80,7 +82,9 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
         (8, np.rot90),
     ],
 )
-def test_exif_orientation_is_applied(tmp_path: Path, rgb: np.ndarray, orientation: int, upright) -> None:
+def test_exif_orientation_is_applied(
+    tmp_path: Path, rgb: np.ndarray, orientation: int, upright: Callable[[np.ndarray], np.ndarray]
+) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     path = save(tmp_path / 'a.png', Image.fromarray(rgb), exif=exif)

@@ -86,7 +86,10 @@ class AnnotationMetric(BaseMetric):
             raise ValueError(f'predictions of image {min(unknown)}, which {self._ann_file} does not have')
         for kind, key in (('images', 'id'), ('annotations', 'image_id')):
             content[kind] = [item for item in content[kind] if item[key] in predictions]
-        self._classes = _Classes(self.dataset_meta, content['categories'])
+        meta = self.dataset_meta
+        if self._ann_file != meta.get('ann_file'):  # category ids of another file
+            meta = {key: value for key, value in meta.items() if key != 'category_ids'}
+        self._classes = _Classes(meta, content['categories'])
         detections = self._classes.gather(predictions.values(), self.with_masks)
         metrics, per_class, protocol = self.score(content, detections)
         self.report = {
@@ -146,8 +149,7 @@ class _Classes:
             matched = match_categories(Vocabulary(self.names), categories)
             by_label = {label: category for category, label in matched.items()}
             ids = [by_label.get(label) for label in range(len(self.names))]
-        known = {category['id'] for category in categories}
-        self.category_ids = [category if category in known else None for category in ids]
+        self.category_ids = list(ids)
         label_of = {name: label for label, name in enumerate(self.names)}
         novel = [label_of[name] for name in meta.get('novel_classes', ())]
         base = [label_of[name] for name in meta.get('base_classes', ())]

@@ -5,7 +5,8 @@ then on, however a host comes to be imported (by us, by a config, by a registry 
 
 - ``mmcv._ext``, mmcv's compiled operators, is supplied from :mod:`ovd.ops` when the real one is absent;
 - ``mmengine.runner.checkpoint`` is handed to ``ovd.checkpoint.patch_mmengine`` once it is imported;
-- ``mmdet.datasets`` and ``mmseg.datasets`` keep their debug lines to themselves while they are imported.
+- ``mmdet.datasets`` and ``mmseg.datasets`` keep their debug lines to themselves while they are imported;
+- three warnings the hosts give about their own code are ignored, by message.
 """
 
 import importlib
@@ -21,6 +22,11 @@ from types import ModuleType
 from typing import Any
 
 EXTENSION = 'mmcv._ext'
+HOST_WARNINGS = (
+    '``MultiScaleDeformableAttention`` has been moved',  # by a module that imports it for compatibility
+    'In MMCV v1.4.4, we modified the default value of args',  # by every Hsigmoid, which DyHead uses
+    'DeprecationWarning: `num_anchors` is deprecated',  # by mmdet's own ATSS head
+)
 
 
 def install() -> None:
@@ -28,6 +34,8 @@ def install() -> None:
     if _FINDER in sys.meta_path:
         return
     sys.meta_path.insert(0, _FINDER)
+    for message in HOST_WARNINGS:
+        warnings.filterwarnings('ignore', message)
     for name, after in _AFTER_IMPORT.items():
         if name in sys.modules:
             after(sys.modules[name])

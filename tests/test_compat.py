@@ -52,6 +52,15 @@ def test_hosts_are_imported_without_a_word(name: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 
+def test_warnings_of_the_hosts_about_themselves_are_ignored_and_no_others() -> None:
+    done = run_python(
+        'import warnings\nimport ovd\nfrom ovd.compat import HOST_WARNINGS\n'
+        'for message in [*HOST_WARNINGS, "mine"]:\n    warnings.warn(message)'
+    )
+    assert done.stderr.count('Warning') == 1
+    assert 'UserWarning: mine' in done.stderr
+
+
 @needs_stand_in
 def test_a_host_imported_too_early_is_reported() -> None:
     done = run_python('import mmdet.structures.mask\nimport ovd')

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 'ovd.text_embeddings'
 _VERSION = '1'
-_CHUNK = 4096
+_CHUNK = 2048
 _TOLERANCE = 1e-3
 
 

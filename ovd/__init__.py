@@ -1,8 +1,8 @@
 """Open-vocabulary dense prediction on the OpenMMLab stack."""
 
-from .compat import install
+from . import compat
 from .version import __version__
 
 __all__ = ['__version__']
 
-install()
+compat.install()

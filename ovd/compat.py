@@ -6,7 +6,7 @@ then on, however a host comes to be imported (by us, by a config, by a registry 
 - ``mmcv._ext``, mmcv's compiled operators, is supplied from :mod:`ovd.ops` when the real one is absent;
 - ``mmengine.runner.checkpoint`` is handed to ``ovd.checkpoint.patch_mmengine`` once it is imported;
 - ``mmdet.datasets`` and ``mmseg.datasets`` keep their debug lines to themselves while they are imported;
-- three warnings the hosts give about their own code are ignored, by message.
+- what the hosts warn of in their own code is ignored, by message or place.
 """
 
 import importlib
@@ -36,6 +36,8 @@ def install() -> None:
     sys.meta_path.insert(0, _FINDER)
     for message in HOST_WARNINGS:
         warnings.filterwarnings('ignore', message)
+    # Two invalid escape sequences; seen on the first import when the installer compiled nothing.
+    warnings.filterwarnings('ignore', category=SyntaxWarning, module=r'.*[/\\]mmdet[/\\]')
     for name, after in _AFTER_IMPORT.items():
         if name in sys.modules:
             after(sys.modules[name])

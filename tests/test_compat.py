@@ -61,6 +61,18 @@ def test_warnings_of_the_hosts_about_themselves_are_ignored_and_no_others() -> N
     assert 'UserWarning: mine' in done.stderr
 
 
+def test_syntax_warnings_are_ignored_in_mmdet_only() -> None:
+    done = run_python(
+        'import ovd\n'
+        'compile("value = \'\\\\i\'", "/packages/mmdet/models/head.py", "exec")\n'
+        'compile("value = \'\\\\i\'", "/home/mine/head.py", "exec")'
+    )
+    assert done.returncode == 0
+    assert '/mmdet/' not in done.stderr
+    if sys.version_info >= (3, 12):
+        assert '/home/mine/head.py:1: SyntaxWarning: invalid escape sequence' in done.stderr
+
+
 @needs_stand_in
 def test_a_host_imported_too_early_is_reported() -> None:
     done = run_python('import mmdet.structures.mask\nimport ovd')

@@ -143,7 +143,7 @@ def deform_conv_backward_parameters(
     scale: float,
     **geometry: int,
 ) -> None:
-    """Write the gradient of the weight, times ``scale``."""
+    """Write the gradient of the weight, times ``scale``; it does not depend on the weight's value."""
     no_mask = input.new_zeros(len(input), 1)
     grads = _gradients(
         grad_output, input, grad_weight, offset, no_mask, _plain_arguments(geometry), use_mask=False

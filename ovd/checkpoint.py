@@ -1,51 +1,52 @@
-"""Checkpoints that cannot execute code: reading, writing, comparing with a model.
+"""Checkpoints: reading without executing anything, comparing with a model, writing atomically.
 
-We write safetensors, or mmengine's training checkpoints. We read safetensors and PyTorch files, the latter
-only through torch's weights-only reader: a file that asks for anything but tensors and plain values is
-refused, never unpickled. Training checkpoints also hold log histories and numpy values; their classes are
-replaced by inert stand-ins while reading, and rebuilt afterwards from the plain values that were found.
+We write safetensors, and training checkpoints as mmengine does; we read those and foreign PyTorch files,
+weights-only.
 
-Reading order: load_tensors, load_into, save_tensors (weights), read_checkpoint and save_checkpoint (whole
-training states), patch_mmengine (all of mmengine's own loading goes through here).
+Reading order: load_tensors, load_into, save_tensors (weights), save_checkpoint (a whole training state),
+patch_mmengine (all of mmengine's own loading and saving comes here).
 """
 
+import copy
 import fnmatch
 import io
 import json
 import logging
 import os
-import re
 import struct
 import sys
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import load as load_safetensors_bytes
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .files import atomic_path
+from .safe_reading import PathLike, UnsafeCheckpointError, read_checkpoint, require_file
 
-PathLike = str | os.PathLike[str]
+__all__ = [
+    'LoadReport',
+    'UnsafeCheckpointError',
+    'compare',
+    'load_into',
+    'load_metadata',
+    'load_tensors',
+    'patch_mmengine',
+    'read_checkpoint',
+    'save_checkpoint',
+    'save_tensors',
+]
 
 _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'module')
-_ZIP_MAGIC = b'PK\x03\x04'
-_LEGACY_MAGIC = b'\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19'
 _SHOWN_KEYS = 6
-
-
-class UnsafeCheckpointError(ValueError):
-    """A file that would have to execute code, or build objects, to be read."""
 
 
 def load_tensors(path: PathLike, device: str | torch.device = 'cpu') -> dict[str, Tensor]:
@@ -203,223 +204,12 @@ def _sort_header(path: Path) -> None:
 
 def load_metadata(path: PathLike) -> dict[str, str]:
     """The metadata of a safetensors file; empty when it has none."""
-    _require_file(path)
+    require_file(path)
     try:
         with safetensors.safe_open(os.fspath(path), framework='pt') as file:
             return dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise ValueError(f'{path}: damaged or not a safetensors file ({error})') from None
-
-
-def read_checkpoint(source: PathLike | IO[bytes], map_location: Any = None) -> Any:
-    """Read a safetensors or PyTorch file without executing anything in it.
-
-    Besides tensors and plain values only log histories, numeric numpy arrays and numpy scalars are accepted.
-    Config text that mmengine would execute on resuming (``meta.config``) is dropped.
-
-    Args:
-        source: path, or an open binary file.
-        map_location: as for ``torch.load``.
-    """
-    if isinstance(source, str | os.PathLike):
-        _require_file(source)
-        with open(source, 'rb') as file:
-            return _read(file, str(source), map_location)
-    return _read(source, getattr(source, 'name', 'the checkpoint'), map_location)
-
-
-def _require_file(path: PathLike) -> None:
-    if not os.path.exists(path):
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
-    if not os.path.isfile(path):
-        raise ValueError(f'checkpoint {path} is not a file')
-
-
-def _read(file: IO[bytes], name: str, map_location: Any) -> Any:
-    head = file.read(512)
-    file.seek(0)
-    if not head:
-        raise ValueError(f'{name}: the file is empty')
-    if head[8:9] == b'{' and struct.unpack('<Q', head[:8])[0] < 1 << 32:
-        return _read_safetensors(file, name, map_location)
-    if head.startswith(_ZIP_MAGIC):
-        _refuse_torchscript(file, name)
-    elif not head.startswith(_LEGACY_MAGIC):
-        kind = 'a plain pickle, which could execute code' if head[:1] == b'\x80' else 'of an unknown format'
-        raise UnsafeCheckpointError(
-            f'{name}: refused, the file is {kind}; expected safetensors or a PyTorch checkpoint'
-        )
-    try:
-        with _only_stand_ins():
-            content = torch.load(file, map_location=map_location, weights_only=True)
-        return _drop_executable_text(_rebuild(content))
-    except UnpicklingError as error:
-        raise UnsafeCheckpointError(_refusal(name, error)) from None
-    except (RuntimeError, EOFError, LookupError, OSError, ValueError, TypeError, AttributeError) as error:
-        reason = ' '.join(str(error).split())[:200]
-        raise ValueError(f'{name}: damaged or truncated checkpoint ({reason})') from None
-
-
-def _read_safetensors(file: IO[bytes], name: str, map_location: Any) -> dict[str, Tensor]:
-    try:
-        if callable(map_location) or isinstance(map_location, dict):
-            map_location = None
-        device = str(map_location or 'cpu')
-        if isinstance(file, io.BufferedReader):
-            return load_file(file.name, device=device)
-        return {key: tensor.to(device) for key, tensor in load_safetensors_bytes(file.read()).items()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f'{name}: damaged or truncated safetensors file ({error})') from None
-
-
-def _refuse_torchscript(file: IO[bytes], name: str) -> None:
-    """torch would hand such an archive to its program loader, whatever ``weights_only`` says."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.namelist()
-    except zipfile.BadZipFile:
-        raise ValueError(f'{name}: damaged or truncated checkpoint (not a complete zip archive)') from None
-    finally:
-        file.seek(0)
-    if any(entry.endswith('/constants.pkl') or entry == 'constants.pkl' for entry in entries):
-        raise UnsafeCheckpointError(
-            f'{name}: refused, the file is a TorchScript program, not a set of weights; save its '
-            'state_dict() as safetensors and use that file'
-        )
-
-
-def _refusal(name: str, error: Exception) -> str:
-    text = ' '.join(str(error).split())
-    found = re.search(r'(?:GLOBAL|function|but got|Unsupported class) (\S+)', text)
-    wanted = f'it asks for {found[1].rstrip(".,")}' if found else text[:200]
-    return (
-        f'{name}: refused, the file holds more than weights: {wanted}; nothing in it was executed. '
-        'Convert it to safetensors where it was made'
-    )
-
-
-class _StandIn:
-    """Takes the place of a class while a file is read: keeps what the file says, runs nothing."""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _History(_StandIn):
-    """mmengine's ``HistoryBuffer``: two numeric arrays."""
-
-    def rebuild(self) -> Any:
-        from mmengine.logging import HistoryBuffer
-
-        state = self.state if isinstance(self.state, dict) else {}
-        history = HistoryBuffer(max_length=int(state.get('max_length', 1_000_000)))
-        history._log_history = np.asarray(_rebuild(state.get('_log_history', [])), dtype=np.float64)
-        history._count_history = np.asarray(_rebuild(state.get('_count_history', [])))
-        return history
-
-
-class _Method(_StandIn):
-    """``getattr``: a history names its statistics by it; they are known, so the answer is not needed."""
-
-    def rebuild(self) -> Any:
-        return None
-
-
-class _Dtype(_StandIn):
-    """``numpy.dtype``: numbers and text only."""
-
-    def rebuild(self) -> np.dtype[Any]:
-        code = self.args[0] if self.args else ''
-        if not isinstance(code, str) or not re.fullmatch(r'[biufUS]\d{1,4}|\?', code):
-            raise UnpicklingError(f'Unsupported class numpy.dtype({code!r})')
-        is_big_endian = isinstance(self.state, tuple) and self.state[1:2] == ('>',)
-        return np.dtype(code).newbyteorder('>' if is_big_endian else '=')
-
-
-class _Scalar(_StandIn):
-    """``numpy.core.multiarray.scalar(dtype, bytes)``."""
-
-    def rebuild(self) -> Any:
-        dtype, raw = self.args
-        return np.frombuffer(raw, dtype=_rebuild(dtype), count=1)[0].item()
-
-
-class _Array(_StandIn):
-    """``numpy.core.multiarray._reconstruct`` followed by (version, shape, dtype, is_fortran, bytes)."""
-
-    def rebuild(self) -> Any:
-        if self.state is None:
-            return None
-        _, shape, dtype, is_fortran, raw = self.state
-        values = np.frombuffer(raw, dtype=_rebuild(dtype))
-        return values.reshape(shape, order='F' if is_fortran else 'C').copy(order='K')
-
-
-def _stand_in(full_name: str, kind: type[_StandIn]) -> type[_StandIn]:
-    module, _, name = full_name.rpartition('.')
-    return type(name, (kind,), {'__module__': module, '__qualname__': name})
-
-
-_STAND_INS: list[Any] = [
-    _stand_in('mmengine.logging.history_buffer.HistoryBuffer', _History),
-    _stand_in('builtins.getattr', _Method),
-    _stand_in('numpy.dtype', _Dtype),
-    _stand_in('numpy.ndarray', _Array),
-    *(
-        _stand_in(f'numpy.{core}.multiarray.{name}', kind)
-        for core in ('core', '_core')
-        for name, kind in (('_reconstruct', _Array), ('scalar', _Scalar))
-    ),
-    slice,
-]
-
-
-@contextmanager
-def _only_stand_ins() -> Iterator[None]:
-    """Exactly our allow-list, whatever other code has allowed in this process.
-
-    ``torch.serialization.safe_globals`` would do, but torch 2.4 lacks it.
-    """
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(_STAND_INS)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
-def _rebuild(value: Any, seen: set[int] | None = None) -> Any:
-    """Replace stand-ins by what they stand for, inside dicts, lists and tuples; in place where possible."""
-    seen = set() if seen is None else seen
-    if isinstance(value, _StandIn):
-        return value.rebuild()  # type: ignore[attr-defined]
-    if isinstance(value, tuple):
-        items = [_rebuild(item, seen) for item in value]
-        return value if all(a is b for a, b in zip(items, value)) else tuple(items)
-    if isinstance(value, dict | list) and id(value) not in seen:
-        seen.add(id(value))
-        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            value[key] = _rebuild(item, seen)
-    return value
-
-
-def _drop_executable_text(content: Any) -> Any:
-    """Drop what mmengine would execute: ``meta.config`` on resuming, ``runtime_info.cfg`` on inferring."""
-    if isinstance(content, dict):
-        if isinstance(content.get('meta'), dict):
-            content['meta'].pop('config', None)
-        hub = content.get('message_hub')
-        if isinstance(hub, dict) and isinstance(hub.get('runtime_info'), dict):
-            hub['runtime_info'].pop('cfg', None)
-            if isinstance(hub.get('resumed_keys'), dict):
-                hub['resumed_keys'].pop('cfg', None)
-    return content
 
 
 def save_checkpoint(
@@ -430,11 +220,17 @@ def save_checkpoint(
 ) -> None:
     """Write a training state as a PyTorch file, atomically: a kill leaves the previous file whole.
 
-    The signature is mmengine's; remote backends receive the bytes through mmengine's file interface.
+    What our reader would refuse later is replaced by plain values (a ``Path`` by its text, a dict subclass by
+    a dict), or left out with a warning that names it. The signature is mmengine's; remote backends receive
+    the bytes through mmengine's file interface.
     """
+    dropped: list[str] = []
+    state = _readable(checkpoint, '', dropped)
+    if dropped:
+        _logger().warning(f'{filename}: left out what a checkpoint cannot hold safely: {_shorten(dropped)}')
     if file_client_args is None and backend_args is None and '://' not in filename:
         with atomic_path(filename) as temporary:
-            torch.save(checkpoint, temporary)
+            _torch_save(state, temporary, filename)
         return
     from mmengine.fileio import FileClient, get_file_backend
 
@@ -443,8 +239,54 @@ def save_checkpoint(
     else:
         backend = get_file_backend(filename, backend_args=backend_args)
     with io.BytesIO() as buffer:
-        torch.save(checkpoint, buffer)
+        torch.save(state, buffer)
         backend.put(buffer.getvalue(), filename)
+
+
+def _torch_save(state: Any, path: Path, name: str) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        # torch's writer reports a full disk so.
+        raise OSError(f'{name} could not be written: {" ".join(str(error).split())[:200]}') from error
+
+
+def _readable(value: Any, where: str, dropped: list[str]) -> Any:
+    """``value`` with everything replaced, or dropped, that :func:`read_checkpoint` would refuse."""
+    from mmengine.logging import HistoryBuffer
+
+    if type(value) in _PLAIN or isinstance(value, Tensor) or type(value) is HistoryBuffer:
+        return value
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in 'biufUS':
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, int | float | str):
+        return next(base for base in (int, float, str) if isinstance(value, base))(value)
+    if isinstance(value, Mapping):
+        plain = dict(value) if type(value) is not OrderedDict else copy.copy(value)
+        for key, item in value.items():
+            plain[key] = _readable(item, f'{where}.{key}' if where else str(key), dropped)
+            if plain[key] is _DROPPED:
+                del plain[key]
+        return plain
+    if isinstance(value, list | tuple | deque | set | frozenset):
+        items = [_readable(item, f'{where}[{index}]', dropped) for index, item in enumerate(value)]
+        items = [None if item is _DROPPED else item for item in items]
+        kind = tuple if isinstance(value, tuple) else set if isinstance(value, set | frozenset) else list
+        return kind(items)
+    dropped.append(f'{where} ({type(value).__name__})')
+    return _DROPPED
+
+
+_DROPPED = object()
+_PLAIN = (type(None), bool, int, float, str, bytes, slice, torch.dtype, torch.device, torch.Size)
+
+
+def _logger() -> logging.Logger:
+    from mmengine.logging import MMLogger
+
+    return MMLogger.get_current_instance()
 
 
 def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True) -> Any:

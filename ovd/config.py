@@ -12,10 +12,10 @@ PathLike = str | os.PathLike[str]
 
 RUNNER_SECTIONS = """
     model train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr
-    optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks data_preprocessor load_from resume
-    launcher env_cfg log_processor log_level visualizer vis_backends default_scope randomness experiment_name
-    work_dir runner_type custom_imports model_wrapper_cfg compile activation_checkpointing sync_bn
-    efficient_conv_bn_eval find_unused_parameters
+    optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks data_preprocessor
+    load_from resume launcher env_cfg log_processor log_level visualizer vis_backends default_scope randomness
+    experiment_name work_dir runner_type custom_imports model_wrapper_cfg compile activation_checkpointing
+    sync_bn efficient_conv_bn_eval find_unused_parameters
 """
 HELPER_SECTIONS = """
     train_pipeline val_pipeline test_pipeline dataset_type data_root backend_args tta_model tta_pipeline

@@ -20,7 +20,7 @@ LATEST = 'latest.pth'
 
 
 def find_latest(work_dir: str | os.PathLike[str]) -> Path | None:
-    """The newest complete checkpoint of a run, or None; ``latest.pth``, else what ``last_checkpoint`` names."""
+    """The newest checkpoint of a run: ``latest.pth``, else what ``last_checkpoint`` names, else None."""
     folder = Path(work_dir)
     latest = folder / LATEST
     if latest.exists():
@@ -127,8 +127,8 @@ class RepeatableHook(Hook):
 
     The generators are seeded anew for every iteration, by (seed, rank, iteration), and for every sample that
     is loaded, by (seed, rank, how many samples came before). So a resumed run, or one with another number of
-    loader workers, sees the same augmentations and makes the same draws as an undisturbed one, and no generator
-    state needs to be stored.
+    loader workers, sees the same augmentations and makes the same draws as an undisturbed one, and no
+    generator state needs to be stored.
     """
 
     priority = 'VERY_HIGH'

@@ -4,6 +4,8 @@ Augmentation draws from numpy, the model from torch (dropout), the sampler shuff
 same weights only if all of them are resumed.
 """
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import Tensor, nn
 
 
@@ -61,6 +64,31 @@ class ToyError(BaseMetric):
 
     def compute_metrics(self, results: list[float]) -> dict[str, float]:
         return {'error': float(np.mean(results)), 'undefined': float('nan')}
+
+
+@HOOKS.register_module()
+class ToyKill(Hook):
+    """Kills the process like ``kill -9``: after iteration ``at``, or half-way through save number ``at``."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, at: int, while_saving: bool = False) -> None:
+        self.at = at
+        self.while_saving = while_saving
+        self.saves = 0
+
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        if not self.while_saving and runner.iter + 1 == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self.saves += 1
+        if self.while_saving and self.saves == self.at:
+            torch.save = self._save_half
+
+    def _save_half(self, state: Any, path: Path) -> None:
+        path.write_bytes(b'half a checkpoint')
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 CONFIG = """

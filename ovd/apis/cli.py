@@ -3,16 +3,16 @@
 import argparse
 import ast
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 Main = Callable[[Sequence[str] | None], int | None]
 
 EXPECTED_ERRORS = (ValueError, LookupError, OSError, NotImplementedError, ImportError)
+MAX_THREADS = 8
 
 
 def run_tool(main: Main, argv: Sequence[str] | None = None) -> int:
@@ -21,33 +21,63 @@ def run_tool(main: Main, argv: Sequence[str] | None = None) -> int:
     Errors a user can cause end in one line on stderr and code 1; ``OVD_TRACEBACK=1`` shows where they arose.
     Ctrl-C ends with code 130. Programming errors keep their traceback.
     """
-    set_threads()
+    limit_threads()
     try:
         return main(argv) or 0
     except KeyboardInterrupt:
         sys.stderr.write('interrupted\n')
         return 130
-    except EXPECTED_ERRORS as error:
-        if os.environ.get('OVD_TRACEBACK'):
+    except Exception as error:
+        if os.environ.get('OVD_TRACEBACK') or not _is_expected(error):
             raise
         sys.stderr.write(f'error: {one_line(error)}\n')
         return 1
+    finally:
+        distributed = sys.modules.get('torch.distributed')
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _is_expected(error: Exception) -> bool:
+    """Bad input, as opposed to a mistake in the program; a registry reports a config's wrong argument as TypeError."""
+    if isinstance(error, EXPECTED_ERRORS) or type(error).__name__ == 'OutOfMemoryError':
+        return True
+    return isinstance(error, TypeError) and _BUILT.match(str(error)) is not None
+
+
+_BUILT = re.compile(r'(?:class `(\w+)` in \S+: )+')
+_IN_WORKER = re.compile(r'Caught .*\n(?:[\w.]+: )', re.DOTALL)
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line, without the quotes that ``KeyError`` puts around it."""
+    """The message of an error on one line.
+
+    Gone are the quotes that ``KeyError`` adds, the traceback that a loader's worker adds, and the trail of
+    classes that registries add, except for the innermost one where an argument is wrong.
+    """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = _IN_WORKER.sub('', text, count=1)
+    built = _BUILT.match(text)
+    if built:
+        text = text[built.end() :]
+        if isinstance(error, TypeError):
+            text = f'in the config of {built[1]}: {text}'
     return ' '.join(text.split()) or type(error).__name__
 
 
-def set_threads() -> None:
-    """Use at most two intra-op threads on CPU unless ``OMP_NUM_THREADS`` says otherwise.
+def limit_threads() -> None:
+    """Use at most eight threads per operation on CPU unless ``OMP_NUM_THREADS`` says otherwise.
 
-    The small models of the quickstart barely gain from more, and spinning threads on a busy machine cost far
-    more than they bring.
+    Small models gain nothing from more, and threads that spin on a busy machine cost far more than they bring.
     """
-    if 'OMP_NUM_THREADS' not in os.environ:
-        torch.set_num_threads(min(2, os.cpu_count() or 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    if 'OMP_NUM_THREADS' in os.environ or cores <= MAX_THREADS:
+        return
+    torch = sys.modules.get('torch')
+    if torch is not None:
+        torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
+    else:
+        os.environ['OMP_NUM_THREADS'] = str(MAX_THREADS)
 
 
 class KeyValue(argparse.Action):
@@ -102,7 +132,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         help='overrides, such as train_dataloader.batch_size=4 or param_scheduler.0.end=100',
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes are started')
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def read_config(args: argparse.Namespace) -> Any:
@@ -115,7 +144,6 @@ def read_config(args: argparse.Namespace) -> Any:
     """
     from ..config import check_needs, load_config
 
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     config = load_config(args.config, args.cfg_options)
     check_needs(config)
     config.work_dir = args.work_dir or config.get('work_dir') or default_work_dir(args.config)

@@ -5,6 +5,8 @@ import logging
 import math
 import os
 import re
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,9 @@ CONSOLE_NOISE = (
 )
 
 
+_RUNS_STARTED: Counter[str] = Counter()
+
+
 class ToolRunner(Runner):
     """The Runner of ``tools/train.py`` and ``tools/test.py``.
 
@@ -66,16 +71,30 @@ class ToolRunner(Runner):
                     '--launcher pytorch'
                 )
             torch.distributed.init_process_group(backend='gloo')
+        if self.distributed:
+            os.environ.setdefault('MKL_NUM_THREADS', '1')
         super().setup_env(env_cfg)
+        # Loggers and message hubs are found by experiment name and time in seconds; a process may start two
+        # runs within one.
+        number = _RUNS_STARTED[self._timestamp] = _RUNS_STARTED[self._timestamp] + 1
+        if number > 1:
+            self._timestamp += f'_{number}'
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        if not self.distributed or torch.cuda.is_available() or model_wrapper_cfg or is_model_wrapper(model):
-            return super().wrap_model(model_wrapper_cfg, model)
-        return MMDistributedDataParallel(
-            module=nn.SyncBatchNorm.convert_sync_batchnorm(model) if self.cfg.get('sync_bn') else model,
-            broadcast_buffers=False,
-            find_unused_parameters=self.cfg.get('find_unused_parameters', False),
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '.*broadcast_buffers', FutureWarning)
+            if (
+                not self.distributed
+                or torch.cuda.is_available()
+                or model_wrapper_cfg
+                or is_model_wrapper(model)
+            ):
+                return super().wrap_model(model_wrapper_cfg, model)
+            return MMDistributedDataParallel(
+                module=model,
+                broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False),
+            )
 
     def load_checkpoint(
         self,
@@ -152,7 +171,7 @@ def prepare_training(
     """Write the options of ``tools/train.py`` into ``config``.
 
     Args:
-        resume: a path, or ``'auto'``: the latest checkpoint of ``config.work_dir``, a fresh start without one.
+        resume: a path, or ``'auto'``: the latest checkpoint of ``config.work_dir``, if there is one.
         amp: mixed precision: float16 with loss scaling on GPU, bfloat16 on CPU.
         seed: overrides the config's.
     """

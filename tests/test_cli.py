@@ -1,0 +1,132 @@
+"""What a user sees of an error, and how command-line values become Python values."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ovd.apis import cli
+from ovd.apis.cli import KeyValue, add_config_arguments, one_line, parse_value, run_tool
+
+
+def failing(error: BaseException) -> Any:
+    def main(argv: Sequence[str] | None) -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (ValueError('two\n  lines'), 'error: two lines'),
+        (KeyError("no class 'x' here"), "error: no class 'x' here"),
+        (FileNotFoundError('a.png does not exist'), 'error: a.png does not exist'),
+        (NotImplementedError(), 'error: NotImplementedError'),
+        (torch.cuda.OutOfMemoryError('CUDA out of memory.'), 'error: CUDA out of memory.'),
+        (
+            ValueError('class `Outer` in ovd/a.py: class `Inner` in ovd/b.py: 3 classes expected, got 2'),
+            'error: 3 classes expected, got 2',
+        ),
+        (
+            TypeError(
+                "class `A` in a.py: class `Head` in b.py: __init__() got an unexpected keyword argument 'x'"
+            ),
+            "error: in the config of Head: __init__() got an unexpected keyword argument 'x'",
+        ),
+    ],
+)
+def test_expected_errors_are_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_tool(failing(error), []) == 1
+    assert capsys.readouterr().err == line + '\n'
+
+
+@pytest.mark.parametrize('error', [TypeError('NoneType is not callable'), AssertionError('invariant')])
+def test_programming_errors_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_tool(failing(error), [])
+
+
+def test_the_traceback_of_any_error_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('OVD_TRACEBACK', '1')
+    with pytest.raises(ValueError, match='bad'):
+        run_tool(failing(ValueError('bad')), [])
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool(lambda argv: None, []) == 0
+    assert run_tool(lambda argv: 3, []) == 3
+    assert run_tool(failing(KeyboardInterrupt()), []) == 130
+    assert capsys.readouterr().err == 'interrupted\n'
+
+
+class Broken(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise FileNotFoundError('image 7.png: does not exist')
+
+
+def test_an_error_in_a_loader_worker_is_as_short() -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        next(iter(DataLoader(Broken(), num_workers=1)))
+    assert 'Traceback' in str(caught.value)
+    assert one_line(caught.value) == 'image 7.png: does not exist'
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ('3', 3),
+        ('1e-3', 1e-3),
+        ('true', True),
+        ('False', False),
+        ('None', None),
+        ('[1, 2]', [1, 2]),
+        ("['a', 'b c']", ['a', 'b c']),
+        ('[red star, ring]', ['red star', 'ring']),
+        ('(1, 2)', (1, 2)),
+        ("{'a': 1}", {'a': 1}),
+        ('red star, ring', 'red star, ring'),
+        ('data/x.json', 'data/x.json'),
+        ('', ''),
+        ('ovd.ViLD', 'ovd.ViLD'),
+    ],
+)
+def test_values_from_the_command_line(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+def test_options_collect(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    args = parser.parse_args(['c.py', '--cfg-options', 'a.b=1', 'c=x=y', '--cfg-options', 'd=[1]'])
+    assert args.cfg_options == {'a.b': 1, 'c': 'x=y', 'd': [1]}
+    assert parser.parse_args(['c.py']).cfg_options == {}
+    with pytest.raises(SystemExit):
+        parser.parse_args(['c.py', '--cfg-options', 'a'])
+    assert "--cfg-options expects KEY=VALUE, got 'a'" in capsys.readouterr().err
+    assert issubclass(KeyValue, argparse.Action)
+
+
+@pytest.mark.parametrize(('cores', 'before', 'after'), [(64, 64, 8), (64, 4, 4), (4, 4, 4)])
+def test_threads_are_limited_on_large_machines(
+    monkeypatch: pytest.MonkeyPatch, cores: int, before: int, after: int
+) -> None:
+    threads = [before]
+    monkeypatch.setattr(cli.os, 'sched_getaffinity', lambda pid: range(cores), raising=False)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads[0])
+    monkeypatch.setattr(torch, 'set_num_threads', lambda number: threads.__setitem__(0, number))
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    cli.limit_threads()
+    assert threads == [after]
+    monkeypatch.setenv('OMP_NUM_THREADS', '64')
+    threads[0] = 64
+    cli.limit_threads()
+    assert threads == [64]

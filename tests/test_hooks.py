@@ -1,0 +1,128 @@
+"""Parts of resuming: numbered samples, generators that depend on numbers only, links that are never half-made."""
+
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from ovd import hooks
+from ovd.hooks import _NumberedSampler, _point, _SeededFetch
+
+
+class Draws(Dataset[tuple[int, float, float, float]]):
+    """Each sample: its index and one number from every generator."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[int, float, float, float]:
+        assert type(index) is int
+        return index, random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+
+def loader(sampler: Any, workers: int = 0, seed: int = 1, rank: int = 0) -> DataLoader[Any]:
+    dataset = Draws()
+    dataset.__getitems__ = _SeededFetch(dataset, seed, rank)  # type: ignore[attr-defined]
+    return DataLoader(
+        dataset,
+        batch_sampler=BatchSampler(_NumberedSampler(sampler), 2, False),  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=list,
+    )
+
+
+def take(batches: Any, count: int) -> list[Any]:
+    iterator = iter(batches)
+    return [sample for _ in range(count) for sample in next(iterator)]
+
+
+def test_draws_depend_on_seed_rank_and_position_only() -> None:
+    def sampler() -> InfiniteSampler:
+        return InfiniteSampler(Draws(), seed=0)
+
+    undisturbed = take(loader(sampler()), 6)
+    assert len({sample[1:] for sample in undisturbed}) == 12
+    assert take(loader(sampler(), workers=2), 6) == undisturbed
+    resumed = sampler()
+    batches = loader(resumed)
+    resumed.skip(8)
+    assert take(batches, 2) == undisturbed[8:]
+    for changed in ({'seed': 2}, {'rank': 1}):
+        assert not {sample[1] for sample in take(loader(sampler(), **changed), 6)} & {
+            s[1] for s in undisturbed
+        }
+
+
+def test_epochs_are_numbered_from_their_start() -> None:
+    sampler = DefaultSampler(Draws(), seed=0)
+    batches = loader(sampler)
+    first = take(batches, 3)
+    sampler.set_epoch(1)
+    second = take(batches, 3)
+    assert {sample[1] for sample in first} & {sample[1] for sample in second} == set()
+    fresh = DefaultSampler(Draws(), seed=0)
+    fresh.set_epoch(1)
+    assert take(loader(fresh), 3) == second
+
+
+def test_loading_leaves_the_generators_of_the_process_alone() -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    random.seed(5)
+    fetch = _SeededFetch(Draws(), 0, 0)
+    sampler = iter(_NumberedSampler(DefaultSampler(Draws(), shuffle=False)))
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]  # noqa: NPY002
+    fetch([next(sampler), next(sampler)])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]  # noqa: NPY002
+    assert random.getstate() == before[2]
+
+
+def test_a_numbered_index_is_an_index_and_survives_the_way_to_a_worker() -> None:
+    index = list(_NumberedSampler(DefaultSampler(Draws(), shuffle=False)))[3]
+    copy = pickle.loads(pickle.dumps(index))
+    assert copy == 3
+    assert copy.number == 3
+    assert ['a', 'b', 'c', 'd'][copy] == 'd'
+
+
+def test_other_attributes_are_the_samplers_own() -> None:
+    sampler = _NumberedSampler(InfiniteSampler(Draws(), seed=4))
+    assert sampler.seed == 4
+    assert len(sampler) == 6
+    with pytest.raises(AttributeError, match='epoch'):
+        sampler.epoch  # noqa: B018
+
+
+@pytest.mark.parametrize('has_links', [True, False])
+def test_the_latest_checkpoint_is_named_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    if not has_links:
+
+        def refuse(self: Path, target: Any) -> None:
+            raise OSError('no links here')
+
+        monkeypatch.setattr(Path, 'symlink_to', refuse)
+    for step in (1, 2):
+        (tmp_path / f'iter_{step}.pth').write_text(str(step))
+        _point(tmp_path / 'latest.pth', tmp_path / f'iter_{step}.pth')
+        assert (tmp_path / 'latest.pth').read_text() == str(step)
+    assert (tmp_path / 'latest.pth').is_symlink() == has_links
+    assert sorted(os.listdir(tmp_path)) == ['iter_1.pth', 'iter_2.pth', 'latest.pth']
+
+
+def test_a_work_directory_can_be_moved(tmp_path: Path) -> None:
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'iter_1.pth').write_text('1')
+    _point(tmp_path / 'run' / 'latest.pth', tmp_path / 'run' / 'iter_1.pth')
+    shutil.move(tmp_path / 'run', tmp_path / 'moved')
+    assert hooks.find_latest(tmp_path / 'moved') == tmp_path / 'moved' / 'latest.pth'

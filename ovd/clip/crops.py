@@ -157,13 +157,12 @@ def _square_windows(windows: Tensor) -> Tensor:
     return torch.cat([first, first + side], dim=1)
 
 
-def _pad_image(image: Tensor, windows: Tensor, fill: list[int], border: int = 0) -> tuple[Tensor, int, int]:
+def _pad_image(image: Tensor, windows: Tensor, fill: list[int]) -> tuple[Tensor, int, int]:
     """Enlarge the image once so that every window is a plain slice; also return the left and top margins."""
     height, width = image.shape[1:]
-    left, top = (int((-windows[:, axis]).max().clamp(min=0)) + border for axis in (0, 1))
+    left, top = (int((-windows[:, axis]).max().clamp(min=0)) for axis in (0, 1))
     right, bottom = (
-        int((windows[:, axis] - limit).max().clamp(min=0)) + border
-        for axis, limit in ((2, width), (3, height))
+        int((windows[:, a] - limit).max().clamp(min=0)) for a, limit in ((2, width), (3, height))
     )
     if not any((left, top, right, bottom)):
         return image, 0, 0
@@ -224,7 +223,7 @@ def _crop_roi_align(image: Tensor, windows: Tensor, size: int, mode: str, fill: 
     if mode in ('center_crop', 'pad_square'):
         side = sides.amin(1, keepdim=True) if mode == 'center_crop' else sides.amax(1, keepdim=True)
         rois = torch.cat([center - side / 2, center + side / 2], dim=1)
-    canvas, left, top = _pad_image(image, rois.floor(), fill, border=1)
+    canvas, left, top = _pad_image(image, torch.cat([rois[:, :2].floor(), rois[:, 2:].ceil()], dim=1), fill)
     shifted = (rois + torch.tensor([left, top] * 2)).float().to(image.device)
     shifted = torch.cat([shifted.new_zeros(len(shifted), 1), shifted], dim=1)
     pixels = canvas.float()[None].contiguous()

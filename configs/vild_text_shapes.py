@@ -1,0 +1,26 @@
+"""ViLD-text on OV-Shapes: the same detector without distillation, the control of the quickstart.
+
+    python tools/train.py configs/vild_text_shapes.py
+    python tools/test.py configs/vild_text_shapes.py work_dirs/vild_text_shapes/latest.pth
+
+Needs no region embeddings. It finds the base classes as well as ViLD does, and few of the novel ones.
+"""
+
+_base_ = './vild_shapes.py'
+
+model = dict(roi_head=dict(bbox_head=dict(mode='vild_text')))
+train_pipeline = [
+    dict(type='ovd.LoadImage'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+
+max_iters = 600
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=50, end=max_iters),
+]
+default_hooks = dict(checkpoint=dict(interval=max_iters))

@@ -200,6 +200,3 @@ def _checked(texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, str):
         raise ValueError(f'expected a list of texts, got the string {texts!r}')
     return texts
-
-
-_TokenTower = TokenTower

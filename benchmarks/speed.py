@@ -9,6 +9,7 @@ little, run the case again with more --rounds.
 """
 
 import argparse
+import itertools
 import os
 import platform
 import subprocess
@@ -22,10 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import Figure, compare, interleave, paired_ratio, table, written
+from PIL import Image
+from timing import CLOCKS, Figure, compare, interleave, paired_ratio, table, written
 
 import ovd  # noqa: F401  (before any host is imported)
 from ovd.apis.cli import run_tool
+from ovd.files import write_json
 
 EMBED_DIM = 512
 Case = Callable[[argparse.Namespace], list[Figure]]
@@ -43,6 +46,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--full', action='store_true', help='real image sizes; minutes per round without a GPU'
     )
     parser.add_argument('--device', default='cpu', help='default: %(default)s')
+    parser.add_argument(
+        '--clock',
+        choices=list(CLOCKS),
+        default='wall',
+        help='cpu: seconds this process computed, for a busy machine with OMP_NUM_THREADS=1',
+    )
     return parser.parse_args(argv)
 
 
@@ -53,10 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f'unknown case {unknown[0]!r}, expected some of {", ".join(CASES)}')
     if args.rounds < 1:
         raise ValueError(f'--rounds must be at least 1, got {args.rounds}')
+    if args.clock == 'cpu' and args.device != 'cpu':
+        raise ValueError(f'--clock cpu cannot time {args.device}')
     torch.manual_seed(0)
     versions = f'Python {platform.python_version()}, torch {torch.__version__}'
     print(f'{platform.machine()}, {os.cpu_count()} cores, {versions}')
-    print(f'device {args.device}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds\n')
+    threads = f'{torch.get_num_threads()} threads'
+    print(f'device {args.device}, {threads}, {args.clock} clock, medians of {args.rounds} rounds\n')
     figures: list[Figure] = []
     for case in args.cases or CASES:
         print(f'{case} ...', file=sys.stderr)
@@ -100,6 +112,7 @@ def measure_step(args: argparse.Namespace) -> list[Figure]:
             step(ours, training_batch(size, images)),
             step(peer, training_batch(size, images)),
             args.rounds,
+            args.clock,
             bar=1.15,
         )
         figures.append(figure)
@@ -232,7 +245,7 @@ def measure_classes(args: argparse.Namespace) -> list[Figure]:
 
         return call
 
-    seconds = interleave({str(classes): ask(classes) for classes in sizes}, args.rounds)
+    seconds = interleave({str(classes): ask(classes) for classes in sizes}, args.rounds, args.clock)
     return [
         Figure(
             f'answer to {classes} words against 80 words, {size[0]} x {size[1]}',
@@ -255,14 +268,15 @@ def measure_switch(args: argparse.Namespace) -> list[Figure]:
     times = interleave(
         {kind: lambda words=words: model.set_vocabulary(words) for kind, words in zip('ab', known)},
         20 * args.rounds,
+        args.clock,
     )
     fresh = iter(range(1000))
 
     def ask_new(templates: str) -> Callable[[], object]:
         return lambda: model.set_vocabulary([f'word {next(fresh)} {index}' for index in range(80)], templates)
 
-    single = median(interleave({'single': ask_new('single')}, args.rounds)['single'])
-    ensemble = median(interleave({'vild63': ask_new('vild63')}, 1, warmup=0)['vild63'])
+    single = median(interleave({'single': ask_new('single')}, args.rounds, args.clock)['single'])
+    ensemble = median(interleave({'vild63': ask_new('vild63')}, 1, args.clock, warmup=0)['vild63'])
     swap = median(times['a'] + times['b'])
     return [
         Figure('switch to 80 words asked for before', written(swap), '', 1e3 * swap, 'ms', 1.0),
@@ -332,7 +346,7 @@ def measure_store(args: argparse.Namespace) -> list[Figure]:
                     np.array(raw['embeddings'][part]),
                 )
 
-        seconds = interleave({'ours': read_store, 'peer': read_raw}, 4 * args.rounds)
+        seconds = interleave({'ours': read_store, 'peer': read_raw}, 4 * args.rounds, args.clock)
     rates = {name: images / median(times) for name, times in seconds.items()}
     return [
         Figure(
@@ -346,6 +360,67 @@ def measure_store(args: argparse.Namespace) -> list[Figure]:
     ]
 
 
+def measure_caching(args: argparse.Namespace) -> list[Figure]:
+    """Files and boxes to a finished store, against the bare ViT-B/32 forward on the same crops."""
+    from ovd.apis.caching import RegionCaching
+    from ovd.clip.crops import crop_regions
+    from ovd.datasets.images import read_image
+
+    images, regions = (8, 300) if args.full else (2, 32)
+    with scratch_folder() as folder:
+        caching = RegionCaching(write_region_task(folder, images, regions), args.device)
+        encoder: Any = caching.encoder
+        stores = (folder / f'store_{number}' for number in itertools.count())
+
+        def cache() -> None:
+            caching.store = next(stores)
+            caching.run(*caching.start())
+
+        pixels = []
+        with np.load(folder / 'proposals.npz') as proposals:
+            for image, boxes in zip(caching.images, np.split(proposals['boxes'], images)):
+                array = torch.from_numpy(read_image(image.path)).to(args.device).permute(2, 0, 1)
+                crops = crop_regions(array, torch.from_numpy(boxes), encoder.image_size, caching.policy)
+                pixels.append(encoder.normalize(crops))
+        batches = torch.cat(pixels).split(caching.batch_size)
+
+        def forward() -> None:
+            with torch.inference_mode():
+                for batch in batches:
+                    encoder.encode(batch)
+
+        count = sum(len(batch) for batch in batches)
+        title = f'caching {count} crops of {images} images, ViT-B/32'
+        return [compare(title, cache, forward, args.rounds, args.clock, bar=1.2)]
+
+
+def write_region_task(folder: Path, images: int, regions: int) -> dict[str, Any]:
+    """JPEG files of 480 x 640 with boxes; the ``region_cache`` section that embeds them."""
+    random = np.random.default_rng(0)
+    (folder / 'images').mkdir()
+    for index in range(images):
+        coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / 'images' / f'{index}.jpg')
+    listed = [{'id': i, 'file_name': f'{i}.jpg', 'height': 480, 'width': 640} for i in range(images)]
+    write_json(folder / 'images.json', {'images': listed, 'annotations': [], 'categories': []})
+    start = random.random((images * regions, 2)) * (320, 240)
+    extent = random.random((images * regions, 2)) * (280, 200) + 40
+    np.savez(
+        folder / 'proposals.npz',
+        image_ids=np.arange(images),
+        counts=np.full(images, regions),
+        boxes=np.concatenate([start, start + extent], axis=1).astype(np.float32),
+        scores=np.ones(images * regions, np.float32),
+    )
+    return {
+        'store': str(folder / 'store'),
+        'dataset': {'ann_file': str(folder / 'images.json'), 'images': str(folder / 'images')},
+        'image_encoder': {'model': 'ViT-B-32', 'pretrained': 'random:0'},
+        'proposals': {'file': str(folder / 'proposals.npz'), 'nms': None},
+        'batch_size': 64,
+    }
+
+
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
@@ -357,6 +432,7 @@ CASES: dict[str, Case] = {
     'step': measure_step,
     'classes': measure_classes,
     'switch': measure_switch,
+    'caching': measure_caching,
     'store': measure_store,
 }
 

@@ -9,6 +9,9 @@ import torch
 
 Call = Callable[[], object]
 
+# What a second is: of the wall, or of this process on all its cores, which other processes cannot steal.
+CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -42,18 +45,20 @@ class Figure:
         return [self.case, self.ours, self.peer, f'{self.value:.3g} {self.unit}', bar, self.verdict]
 
 
-def interleave(calls: Mapping[str, Call], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def interleave(
+    calls: Mapping[str, Call], rounds: int, clock: str = 'wall', warmup: int = 1
+) -> dict[str, list[float]]:
     """Seconds of each call in each round; every other round runs them in reverse order."""
-    names = list(calls)
+    names, now = list(calls), CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(-warmup, rounds):
         for name in names if turn % 2 == 0 else reversed(names):
             _wait_for_device()
-            start = time.perf_counter()
+            start = now()
             calls[name]()
             _wait_for_device()
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(now() - start)
     return seconds
 
 
@@ -62,9 +67,9 @@ def paired_ratio(ours: list[float], peer: list[float]) -> float:
     return median(a / b for a, b in zip(ours, peer))
 
 
-def compare(case: str, ours: Call, peer: Call, rounds: int, bar: float | None, warmup: int = 1) -> Figure:
+def compare(case: str, ours: Call, peer: Call, rounds: int, clock: str, bar: float) -> Figure:
     """Time ratio of two calls: smaller is better."""
-    seconds = interleave({'ours': ours, 'peer': peer}, rounds, warmup)
+    seconds = interleave({'ours': ours, 'peer': peer}, rounds, clock)
     return Figure(
         case,
         written(median(seconds['ours'])),

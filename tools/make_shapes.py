@@ -5,17 +5,12 @@ python tools/make_shapes.py --out data/shapes
 
 import argparse
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tqdm import tqdm
+from collections.abc import Sequence
 
 from ovd.apis.cli import run_tool
-from ovd.datasets.shape_files import ShapesPlan, is_drawn, write_shapes
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(description='Draw the OV-Shapes data set.')
     parser.add_argument('--out', default='data/shapes', help='folder to write (default: %(default)s)')
@@ -27,6 +22,10 @@ def main(argv: list[str] | None = None) -> None:
         '--size', type=int, default=128, help='side of a picture in pixels (default: %(default)s)'
     )
     args = parser.parse_args(argv)
+
+    from tqdm import tqdm
+
+    from ovd.datasets.shape_files import ShapesPlan, is_drawn, write_shapes
 
     counts = {'train': args.train, 'val': args.val, 'test': args.test}
     plan = ShapesPlan(counts, seed=args.seed, size=args.size)

@@ -61,242 +61,6 @@ def arc(x: float, y: float, radius: float, start: float, stop: float,
     return np.stack([x + radius * np.cos(angles), y + vertical * np.sin(angles)], 1)
 
 
-def _circle(pen: Pen) -> None:
-    pen.disc(0, 0, 1)
-
-
-def _triangle(pen: Pen) -> None:
-    pen.polygon([[0, -0.95], [1, 0.85], [-1, 0.85]])
-
-
-def _star(pen: Pen) -> None:
-    turns, radii = np.deg2rad(np.arange(10) * 36 - 90), np.tile([1.0, 0.4], 5)
-    pen.polygon(np.stack([radii * np.cos(turns), radii * np.sin(turns)], 1))
-
-
-def _cross(pen: Pen) -> None:
-    pen.box(-0.33, -1, 0.33, 1)
-    pen.box(-1, -0.33, 1, 0.33)
-
-
-def _ring(pen: Pen) -> None:
-    pen.disc(0, 0, 1)
-    pen.disc(0, 0, 0.55, erase=True)
-
-
-def _heart(pen: Pen) -> None:
-    t = np.linspace(0, 2 * np.pi, 120)
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    pen.polygon(np.stack([np.sin(t) ** 3, -y / 16], 1))
-
-
-def _crescent(pen: Pen) -> None:
-    pen.disc(0, 0, 1)
-    pen.disc(0.5, 0, 0.82, erase=True)
-
-
-def _arrow(pen: Pen) -> None:
-    pen.polygon([[-1, -0.25], [0.1, -0.25], [0.1, -0.75], [1, 0], [0.1, 0.75], [0.1, 0.25], [-1, 0.25]])
-
-
-def _house(pen: Pen) -> None:
-    pen.polygon([[0, -1], [1, -0.15], [-1, -0.15]])
-    pen.box(-0.72, -0.2, 0.72, 1)
-    pen.box(-0.25, 0.35, 0.25, 1.02, erase=True)
-
-
-def _flower(pen: Pen) -> None:
-    pen.disc(0, 0, 0.5)
-    for turn in np.deg2rad(np.arange(6) * 60):
-        pen.disc(0.62 * np.cos(turn), 0.62 * np.sin(turn), 0.37)
-    pen.disc(0, 0, 0.26, erase=True)
-
-
-def _mushroom(pen: Pen) -> None:
-    pen.polygon(np.concatenate([arc(0, 0, 1, 180, 360, 0.95), [[1, 0.1], [-1, 0.1]]]))
-    pen.polygon([[-0.28, 0.1], [0.28, 0.1], [0.36, 1], [-0.36, 1]])
-
-
-def _hourglass(pen: Pen) -> None:
-    pen.polygon([[-0.8, -1], [0.8, -1], [0.1, 0], [0.8, 1], [-0.8, 1], [-0.1, 0]])
-
-
-def _key(pen: Pen) -> None:
-    pen.disc(-0.52, 0, 0.48)
-    pen.disc(-0.52, 0, 0.22, erase=True)
-    pen.box(-0.1, -0.13, 1, 0.13)
-    pen.box(0.72, 0, 0.98, 0.55)
-    pen.box(0.3, 0, 0.52, 0.42)
-
-
-def _boat(pen: Pen) -> None:
-    pen.polygon([[-1, 0.45], [1, 0.45], [0.6, 1], [-0.6, 1]])
-    pen.box(-0.07, -1, 0.07, 0.5)
-    pen.polygon([[0.12, -0.95], [0.85, 0.3], [0.12, 0.3]])
-    pen.polygon([[-0.12, -0.6], [-0.7, 0.3], [-0.12, 0.3]])
-
-
-def _ladder(pen: Pen) -> None:
-    pen.box(-0.6, -1, -0.34, 1)
-    pen.box(0.34, -1, 0.6, 1)
-    for y in (-0.75, -0.25, 0.25, 0.75):
-        pen.box(-0.5, y - 0.11, 0.5, y + 0.11)
-
-
-def _tree(pen: Pen) -> None:
-    for top, bottom, half_width in ((-1, -0.25, 0.55), (-0.6, 0.2, 0.75), (-0.15, 0.65, 0.95)):
-        pen.polygon([[0, top], [half_width, bottom], [-half_width, bottom]])
-    pen.box(-0.17, 0.6, 0.17, 1)
-
-
-def _fish(pen: Pen) -> None:
-    pen.disc(-0.2, 0, 0.8, 0.52)
-    pen.polygon([[0.35, 0], [1, -0.6], [1, 0.6]])
-    pen.disc(-0.6, -0.12, 0.11, erase=True)
-
-
-def _cup(pen: Pen) -> None:
-    pen.disc(0.55, -0.02, 0.45, 0.5)
-    pen.disc(0.55, -0.02, 0.22, 0.26, erase=True)
-    pen.polygon([[-0.95, -0.8], [0.5, -0.8], [0.38, 0.85], [-0.83, 0.85]])
-
-
-def _bolt(pen: Pen) -> None:
-    pen.polygon([[0.25, -1], [-0.65, 0.2], [-0.08, 0.2], [-0.3, 1], [0.65, -0.3], [0.08, -0.3]])
-
-
-def _anchor(pen: Pen) -> None:
-    pen.disc(0, -0.75, 0.27)
-    pen.disc(0, -0.75, 0.11, erase=True)
-    pen.box(-0.11, -0.5, 0.11, 0.9)
-    pen.box(-0.45, -0.35, 0.45, -0.13)
-    pen.stroke(arc(0, 0.1, 0.8, 15, 165), 0.22)
-    for side in (-1, 1):
-        pen.polygon([[side, 0.5], [side * 0.98, -0.15], [side * 0.5, 0.2]])
-
-
-def _spiral(pen: Pen) -> None:
-    t = np.linspace(0.5, 4.6 * np.pi, 140)
-    radius = 0.06 + 0.82 * t / t[-1]
-    pen.stroke(np.stack([radius * np.cos(t), radius * np.sin(t)], 1), 0.2)
-
-
-def _comb(pen: Pen) -> None:
-    pen.box(-1, -0.7, 1, -0.2)
-    for x in np.linspace(-0.88, 0.88, 5):
-        pen.box(x - 0.12, -0.3, x + 0.12, 0.7)
-
-
-def _crown(pen: Pen) -> None:
-    pen.polygon([[-1, 0.75], [-1, -0.65], [-0.5, 0.05], [0, -0.9], [0.5, 0.05], [1, -0.65], [1, 0.75]])
-
-
-def _butterfly(pen: Pen) -> None:
-    pen.disc(0, 0, 0.12, 0.75)
-    for side in (-1, 1):
-        pen.disc(side * 0.55, -0.4, 0.5, 0.42, angle=side * -35)
-        pen.disc(side * 0.45, 0.45, 0.38, 0.36, angle=side * 30)
-        pen.stroke([[0, -0.6], [side * 0.25, -0.98]], 0.08)
-
-
-def _bone(pen: Pen) -> None:
-    pen.box(-0.7, -0.18, 0.7, 0.18)
-    for x in (-0.72, 0.72):
-        for y in (-0.28, 0.28):
-            pen.disc(x, y, 0.29)
-
-
-def _glasses(pen: Pen) -> None:
-    for x in (-0.55, 0.55):
-        pen.disc(x, 0.05, 0.46)
-        pen.disc(x, 0.05, 0.27, erase=True)
-    pen.stroke(arc(0, 0.1, 0.22, 200, 340), 0.14)
-
-
-def _magnet(pen: Pen) -> None:
-    pen.polygon(np.concatenate([arc(0, -0.1, 0.9, 180, 360), arc(0, -0.1, 0.38, 360, 180)]))
-    pen.box(-0.9, -0.12, -0.38, 0.95)
-    pen.box(0.38, -0.12, 0.9, 0.95)
-
-
-def _cactus(pen: Pen) -> None:
-    pen.stroke([[0, -0.8], [0, 0.95]], 0.4)
-    pen.stroke([[-0.72, -0.3], [-0.72, 0.2], [0, 0.2]], 0.3)
-    pen.stroke([[0.72, -0.55], [0.72, -0.05], [0, -0.05]], 0.3)
-
-
-def _umbrella(pen: Pen) -> None:
-    pen.polygon(arc(0, -0.05, 1, 180, 360, 0.9))
-    for x in (-0.67, 0, 0.67):
-        pen.disc(x, -0.02, 0.335, 0.2, erase=True)
-    pen.stroke([[0, -0.6], [0, 0.75]], 0.13)
-    pen.stroke(arc(0.22, 0.75, 0.22, 0, 180), 0.13)
-
-
-def _snowflake(pen: Pen) -> None:
-    for turn in np.deg2rad(np.arange(6) * 60 + 90):
-        tip = np.array([np.cos(turn), np.sin(turn)])
-        pen.stroke([[0, 0], tip * 0.92], 0.15)
-        for branch in turn + np.deg2rad([-45, 45]):
-            pen.stroke([tip * 0.55, tip * 0.55 + 0.32 * np.array([np.cos(branch), np.sin(branch)])], 0.12)
-
-
-def _bell(pen: Pen) -> None:
-    pen.polygon(
-        np.concatenate(
-            [arc(0, -0.25, 0.52, 180, 360), [[0.6, 0.25], [0.95, 0.62], [-0.95, 0.62], [-0.6, 0.25]]]
-        )
-    )
-    pen.disc(0, 0.75, 0.22)
-    pen.disc(0, -0.82, 0.15)
-
-
-def _bottle(pen: Pen) -> None:
-    pen.box(-0.2, -1, 0.2, -0.4)
-    pen.polygon([[-0.2, -0.5], [0.2, -0.5], [0.5, -0.05], [0.5, 1], [-0.5, 1], [-0.5, -0.05]])
-
-
-def _sun(pen: Pen) -> None:
-    pen.disc(0, 0, 0.5)
-    for turn in np.deg2rad(np.arange(8) * 45):
-        out = np.array([np.cos(turn), np.sin(turn)])
-        side = np.array([-out[1], out[0]])
-        pen.polygon(
-            [
-                out * 0.62 + side * 0.13,
-                out * 1.02 + side * 0.06,
-                out * 1.02 - side * 0.06,
-                out * 0.62 - side * 0.13,
-            ]
-        )
-
-
-def _window(pen: Pen) -> None:
-    pen.box(-0.9, -0.9, 0.9, 0.9)
-    for left in (-0.62, 0.14):
-        for top in (-0.62, 0.14):
-            pen.box(left, top, left + 0.48, top + 0.48, erase=True)
-
-
-def _fork(pen: Pen) -> None:
-    for x in (-0.45, 0, 0.45):
-        pen.stroke([[x, -0.9], [x, -0.2]], 0.19)
-    pen.polygon(arc(0, -0.25, 0.545, 0, 180))
-    pen.stroke([[0, 0.1], [0, 0.9]], 0.24)
-
-
-def _hammer(pen: Pen) -> None:
-    pen.box(-0.14, -0.4, 0.14, 1)
-    pen.polygon([[-0.75, -0.85], [0.55, -0.85], [0.95, -0.3], [0.75, -0.3], [0.45, -0.4], [-0.75, -0.4]])
-
-
-OUTLINES: dict[str, Callable[[Pen], None]] = {
-    name.removeprefix('_'): draw
-    for name, draw in list(globals().items())
-    if callable(draw) and name[0] == '_'
-}
-
-
 @cache
 def silhouette(noun: str) -> NDArray[np.uint8]:
     """The noun's coverage [256, 256] in 0..255: centred, its longer side 240 pixels.
@@ -318,3 +82,189 @@ def silhouette(noun: str) -> NDArray[np.uint8]:
         cut, (width, height), interpolation=cv2.INTER_AREA
     )
     return template
+
+
+def _circle(pen: Pen) -> None:
+    pen.disc(0, 0, 1)
+
+
+def _star(pen: Pen) -> None:
+    turns, radii = np.deg2rad(np.arange(10) * 36 - 90), np.tile([1.0, 0.4], 5)
+    pen.polygon(np.stack([radii * np.cos(turns), radii * np.sin(turns)], 1))
+
+
+def _cross(pen: Pen) -> None:
+    pen.box(-0.33, -1, 0.33, 1)
+    pen.box(-1, -0.33, 1, 0.33)
+
+
+def _ring(pen: Pen) -> None:
+    pen.disc(0, 0, 1)
+    pen.disc(0, 0, 0.55, erase=True)
+
+
+def _house(pen: Pen) -> None:
+    pen.polygon([[0, -1], [1, -0.15], [-1, -0.15]])
+    pen.box(-0.72, -0.2, 0.72, 1)
+    pen.box(-0.25, 0.35, 0.25, 1.02, erase=True)
+
+
+def _tree(pen: Pen) -> None:
+    for top, bottom, half_width in ((-1, -0.25, 0.55), (-0.6, 0.2, 0.75), (-0.15, 0.65, 0.95)):
+        pen.polygon([[0, top], [half_width, bottom], [-half_width, bottom]])
+    pen.box(-0.17, 0.6, 0.17, 1)
+
+
+def _flower(pen: Pen) -> None:
+    pen.disc(0, 0, 0.5)
+    for turn in np.deg2rad(np.arange(6) * 60):
+        pen.disc(0.62 * np.cos(turn), 0.62 * np.sin(turn), 0.37)
+    pen.disc(0, 0, 0.26, erase=True)
+
+
+def _key(pen: Pen) -> None:
+    pen.disc(-0.52, 0, 0.48)
+    pen.disc(-0.52, 0, 0.22, erase=True)
+    pen.box(-0.1, -0.13, 1, 0.13)
+    pen.box(0.72, 0, 0.98, 0.55)
+    pen.box(0.3, 0, 0.52, 0.42)
+
+
+def _crown(pen: Pen) -> None:
+    pen.polygon([[-1, 0.75], [-1, -0.65], [-0.5, 0.05], [0, -0.9], [0.5, 0.05], [1, -0.65], [1, 0.75]])
+
+
+def _fork(pen: Pen) -> None:
+    for x in (-0.45, 0, 0.45):
+        pen.stroke([[x, -0.9], [x, -0.2]], 0.19)
+    pen.polygon(arc(0, -0.25, 0.545, 0, 180))
+    pen.stroke([[0, 0.1], [0, 0.9]], 0.24)
+
+
+def _comb(pen: Pen) -> None:
+    pen.box(-1, -0.7, 1, -0.2)
+    for x in np.linspace(-0.88, 0.88, 5):
+        pen.box(x - 0.12, -0.3, x + 0.12, 0.7)
+
+
+def _window(pen: Pen) -> None:
+    pen.box(-0.9, -0.9, 0.9, 0.9)
+    for left in (-0.62, 0.14):
+        for top in (-0.62, 0.14):
+            pen.box(left, top, left + 0.48, top + 0.48, erase=True)
+
+
+def _sun(pen: Pen) -> None:
+    pen.disc(0, 0, 0.5)
+    for turn in np.deg2rad(np.arange(8) * 45):
+        out = np.array([np.cos(turn), np.sin(turn)])
+        side = np.array([-out[1], out[0]])
+        pen.polygon(
+            [
+                out * 0.62 + side * 0.13,
+                out * 1.02 + side * 0.06,
+                out * 1.02 - side * 0.06,
+                out * 0.62 - side * 0.13,
+            ]
+        )
+
+
+def _umbrella(pen: Pen) -> None:
+    pen.polygon(arc(0, -0.05, 1, 180, 360, 0.9))
+    for x in (-0.67, 0, 0.67):
+        pen.disc(x, -0.02, 0.335, 0.2, erase=True)
+    pen.stroke([[0, -0.6], [0, 0.75]], 0.13)
+    pen.stroke(arc(0.22, 0.75, 0.22, 0, 180), 0.13)
+
+
+def _hammer(pen: Pen) -> None:
+    pen.box(-0.14, -0.4, 0.14, 1)
+    pen.polygon([[-0.75, -0.85], [0.55, -0.85], [0.95, -0.3], [0.75, -0.3], [0.45, -0.4], [-0.75, -0.4]])
+
+
+def _bone(pen: Pen) -> None:
+    pen.box(-0.7, -0.18, 0.7, 0.18)
+    for x in (-0.72, 0.72):
+        for y in (-0.28, 0.28):
+            pen.disc(x, y, 0.29)
+
+
+def _heart(pen: Pen) -> None:
+    t = np.linspace(0, 2 * np.pi, 120)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    pen.polygon(np.stack([np.sin(t) ** 3, -y / 16], 1))
+
+
+def _crescent(pen: Pen) -> None:
+    pen.disc(0, 0, 1)
+    pen.disc(0.5, 0, 0.82, erase=True)
+
+
+def _fish(pen: Pen) -> None:
+    pen.disc(-0.2, 0, 0.8, 0.52)
+    pen.polygon([[0.35, 0], [1, -0.6], [1, 0.6]])
+    pen.disc(-0.6, -0.12, 0.11, erase=True)
+
+
+def _anchor(pen: Pen) -> None:
+    pen.disc(0, -0.75, 0.27)
+    pen.disc(0, -0.75, 0.11, erase=True)
+    pen.box(-0.11, -0.5, 0.11, 0.9)
+    pen.box(-0.45, -0.35, 0.45, -0.13)
+    pen.stroke(arc(0, 0.1, 0.8, 15, 165), 0.22)
+    for side in (-1, 1):
+        pen.polygon([[side, 0.5], [side * 0.98, -0.15], [side * 0.5, 0.2]])
+
+
+def _butterfly(pen: Pen) -> None:
+    pen.disc(0, 0, 0.12, 0.75)
+    for side in (-1, 1):
+        pen.disc(side * 0.55, -0.4, 0.5, 0.42, angle=side * -35)
+        pen.disc(side * 0.45, 0.45, 0.38, 0.36, angle=side * 30)
+        pen.stroke([[0, -0.6], [side * 0.25, -0.98]], 0.08)
+
+
+def _spiral(pen: Pen) -> None:
+    t = np.linspace(0.5, 4.6 * np.pi, 140)
+    radius = 0.06 + 0.82 * t / t[-1]
+    pen.stroke(np.stack([radius * np.cos(t), radius * np.sin(t)], 1), 0.2)
+
+
+def _magnet(pen: Pen) -> None:
+    pen.polygon(np.concatenate([arc(0, -0.1, 0.9, 180, 360), arc(0, -0.1, 0.38, 360, 180)]))
+    pen.box(-0.9, -0.12, -0.38, 0.95)
+    pen.box(0.38, -0.12, 0.9, 0.95)
+
+
+def _cactus(pen: Pen) -> None:
+    pen.stroke([[0, -0.8], [0, 0.95]], 0.4)
+    pen.stroke([[-0.72, -0.3], [-0.72, 0.2], [0, 0.2]], 0.3)
+    pen.stroke([[0.72, -0.55], [0.72, -0.05], [0, -0.05]], 0.3)
+
+
+OUTLINES: dict[str, Callable[[Pen], None]] = {
+    'circle': _circle,
+    'star': _star,
+    'cross': _cross,
+    'ring': _ring,
+    'house': _house,
+    'tree': _tree,
+    'flower': _flower,
+    'key': _key,
+    'crown': _crown,
+    'fork': _fork,
+    'comb': _comb,
+    'window': _window,
+    'sun': _sun,
+    'umbrella': _umbrella,
+    'hammer': _hammer,
+    'bone': _bone,
+    'heart': _heart,
+    'crescent': _crescent,
+    'fish': _fish,
+    'anchor': _anchor,
+    'butterfly': _butterfly,
+    'spiral': _spiral,
+    'magnet': _magnet,
+    'cactus': _cactus,
+}

@@ -40,22 +40,23 @@ class ZeroShotAccuracy(BaseMetric):
         self.report: dict[str, Any] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep label and predicted classes of every region of a batch."""
+        """Keep one list per image: (label, predicted class, predicted class of the first view) by region."""
         for sample in data_samples:
             columns = sample['labels'], sample['scores'].argmax(1), sample['view_scores'].argmax(1)
-            self.results += zip(*(column.tolist() for column in columns))
+            self.results.append(list(zip(*(column.tolist() for column in columns))))
 
-    def compute_metrics(self, results: list[tuple[int, int, int]]) -> dict[str, float]:
+    def compute_metrics(self, results: list[list[tuple[int, int, int]]]) -> dict[str, float]:
         meta = self.dataset_meta or {}
         if not meta.get('classes'):
             raise ValueError("ZeroShotAccuracy needs the 'classes' of the data set's metainfo")
         novel = set(meta.get('novel_classes', ()))
+        regions = [region for image in results for region in image]
         rows = [
             {
                 'name': name,
                 'novel': name in novel,
-                'regions': sum(truth == label for truth, _, _ in results),
-                'correct': sum(truth == label == predicted for truth, predicted, _ in results),
+                'regions': sum(truth == label for truth, _, _ in regions),
+                'correct': sum(truth == label == predicted for truth, predicted, _ in regions),
             }
             for label, name in enumerate(meta['classes'])
         ]
@@ -63,7 +64,7 @@ class ZeroShotAccuracy(BaseMetric):
             'accuracy': _accuracy(rows),
             'accuracy_base': _accuracy([row for row in rows if not row['novel']]),
             'accuracy_novel': _accuracy([row for row in rows if row['novel']]),
-            'accuracy_one_view': _share(sum(truth == first for truth, _, first in results), len(results)),
+            'accuracy_one_view': _share(sum(truth == first for truth, _, first in regions), len(regions)),
             'accuracy_worst_class': min(
                 (_accuracy([row]) for row in rows if row['regions']), default=float('nan')
             ),
@@ -75,7 +76,8 @@ class ZeroShotAccuracy(BaseMetric):
             ],
             'protocol': {
                 'annotations': meta.get('ann_file'),
-                'regions': len(results),
+                'images': len(results),
+                'regions': len(regions),
                 'classes_competing': len(rows),
                 'vocabulary_hash': meta.get('vocabulary_hash'),
                 'crops': meta.get('crops'),

@@ -8,6 +8,7 @@ are rebuilt from that once the file has been read.
 
 import io
 import os
+import pickle
 import re
 import struct
 import zipfile
@@ -116,8 +117,8 @@ def _refusal(name: str, error: Exception) -> str:
     found = re.search(r'(?:GLOBAL|function|but got|Unsupported class) (\S+)', text)
     wanted = f'it asks for {found[1].rstrip(".,")}' if found else text[:200]
     return (
-        f'{name}: refused, the file holds more than weights: {wanted}; nothing in it was executed. '
-        'Convert it to safetensors where it was made'
+        f'{name}: refused, {wanted}, and only tensors and plain values are read; nothing in it was executed. '
+        'Convert the file to safetensors where it was made'
     )
 
 
@@ -212,6 +213,14 @@ class _Array(_StandIn):
         return values.reshape(shape, order='F' if is_fortran else 'C').copy(order='K')
 
 
+class _Buffer(_StandIn):
+    """``numpy.core.numeric._frombuffer(bytes, dtype, shape, order)``, of pickle protocol 5."""
+
+    def rebuild(self) -> Any:
+        raw, dtype, shape, order = self.args
+        return np.frombuffer(_rebuild(raw), dtype=_rebuild(dtype)).reshape(shape, order=order).copy(order='K')
+
+
 def _stand_in(full_name: str, kind: type[_StandIn]) -> type[_StandIn]:
     module, _, name = full_name.rpartition('.')
     return type(name, (kind,), {'__module__': module, '__qualname__': name})
@@ -230,6 +239,7 @@ _STAND_INS: list[Any] = [
         for core in ('core', '_core')
         for name, kind in (('_reconstruct', _Array), ('scalar', _Scalar))
     ),
+    *(_stand_in(f'numpy.{core}.numeric._frombuffer', _Buffer) for core in ('core', '_core')),
     slice,
 ]
 
@@ -263,6 +273,47 @@ def _rebuild(value: Any, seen: set[int] | None = None) -> Any:
         for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
             value[key] = _rebuild(item, seen)
     return value
+
+
+def read_array_pickle(file: IO[bytes], name: str) -> Any:
+    """Read a pickle of lists, dicts and plain values of numeric numpy arrays.
+
+    Args:
+        file: an open binary file; pickles of any protocol.
+        name: for messages.
+    Raises:
+        UnsafeCheckpointError: the pickle asks for anything else (it is named); nothing in it was executed.
+        ValueError: damaged or truncated.
+    """
+    try:
+        return _rebuild(_ArrayUnpickler(file).load())
+    except UnpicklingError as error:
+        if 'truncated' in str(error):
+            raise ValueError(f'{name}: damaged or truncated pickle ({error})') from None
+        raise UnsafeCheckpointError(_refusal(name, error)) from None
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(f'{name}: damaged or truncated pickle ({error!r})') from None
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows the stand-ins of arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        full_name = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
+        stand_in = _ARRAY_STAND_INS.get(full_name)
+        if stand_in is None:
+            raise UnpicklingError(f'GLOBAL {full_name}')
+        return stand_in
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UnpicklingError('GLOBAL persistent_load')
+
+
+_ARRAY_STAND_INS = {
+    f'{kind.__module__}.{kind.__qualname__}': kind
+    for kind in _STAND_INS
+    if kind is not slice and kind.__module__.startswith(('numpy', '_codecs', 'builtins'))
+}
 
 
 def _drop_executable_text(content: Any) -> Any:

@@ -32,6 +32,7 @@ from ovd.checkpoint import (
     save_checkpoint,
     save_tensors,
 )
+from ovd.safe_reading import read_array_pickle
 
 
 def training_state() -> dict[str, Any]:
@@ -263,6 +264,39 @@ def test_config_text_that_mmengine_would_execute_is_dropped(tmp_path: Path) -> N
     loaded = read_checkpoint(tmp_path / 'w.pth')
     assert 'config' not in loaded['meta']
     assert 'cfg' not in loaded['message_hub']['runtime_info']
+
+
+# Pickled arrays.
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickled_arrays_are_read(protocol: int) -> None:
+    value = [
+        {'a': np.arange(6, dtype=np.float32).reshape(2, 3).T, 'n': 3},
+        np.float64(2.5),
+        np.zeros((0, 5)),
+        (1, 'x'),
+    ]
+    loaded = read_array_pickle(io.BytesIO(pickle.dumps(value, protocol=protocol)), 'boxes.pkl')
+    assert loaded[0]['a'].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert loaded[0]['a'].flags.writeable
+    assert loaded[1:2] + loaded[3:] == [2.5, (1, 'x')]
+    assert loaded[2].shape == (0, 5)
+
+
+def test_pickled_traps_and_damage_are_named(tmp_path: Path) -> None:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        content = pickle.dumps([np.zeros(3), Payload(tmp_path)], protocol=protocol)
+        with pytest.raises(UnsafeCheckpointError, match=r'boxes\.pkl: refused, it asks for \w+\.exec'):
+            read_array_pickle(io.BytesIO(content), 'boxes.pkl')
+    assert not was_run(tmp_path)
+    whole = pickle.dumps([np.zeros(30)])
+    for length in (0, 1, 10, 50, len(whole) - 1):
+        with pytest.raises(ValueError, match=r'boxes\.pkl: damaged'):
+            read_array_pickle(io.BytesIO(whole[:length]), 'boxes.pkl')
+    forged = read_array_pickle(io.BytesIO(pickle.dumps(ForgedArray(), protocol=2)), 'boxes.pkl')
+    assert forged.tolist() == [1, 2, 3, 4]
+    assert not forged.dtype.hasobject
 
 
 # Training states.

@@ -1,4 +1,4 @@
-"""Parts of resuming: numbered samples, generators that depend on numbers only, links that are never half-made."""
+"""Parts of resuming: numbered samples, generators seeded by numbers only, links that are never half-made."""
 
 import os
 import pickle

@@ -46,7 +46,7 @@ def part_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, absolute dotted name) of every import in a file, those inside functions too, those for types not."""
+    """(line, absolute name) of every import in a file, those inside functions too, those for types not."""
     package = ('ovd', *path.relative_to(PACKAGE).parent.parts)
     tree = ast.parse(path.read_text(encoding='utf-8'))
     for_types = {

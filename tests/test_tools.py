@@ -73,12 +73,16 @@ def test_train_then_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     config = write_config(tmp_path)
     assert tool('train', config, '--work-dir', tmp_path / 'run') == 0
     progress = capsys.readouterr().out.splitlines()
-    assert len(progress) <= 6, progress
-    assert 'Iter(train) [20/20]' in progress[-1]
-    assert 'eta:' in progress[-1]
-    assert 'loss:' in progress[-1]
+    assert len(progress) == 6, progress
+    assert 'Training ToyLine' in progress[0]
+    assert 'Iter(train) [20/20]' in progress[-2]
+    assert 'eta:' in progress[-2]
+    assert 'loss:' in progress[-2]
+    assert 'data_time' not in progress[-2]
+    assert progress[-1].endswith('run/latest.pth')
     [log] = (tmp_path / 'run').glob('*/*.log')
     assert 'System environment' in log.read_text()
+    assert 'data_time' in log.read_text()
 
     out = tmp_path / 'result' / 'metrics.json'
     latest = tmp_path / 'run' / 'latest.pth'

@@ -39,7 +39,7 @@ def run_tool(main: Main, argv: Sequence[str] | None = None) -> int:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Bad input, as opposed to a mistake in the program; a registry reports a config's wrong argument as TypeError."""
+    """Bad input, not a mistake in the program; registries report a config's wrong argument as TypeError."""
     if isinstance(error, EXPECTED_ERRORS) or type(error).__name__ == 'OutOfMemoryError':
         return True
     return isinstance(error, TypeError) and _BUILT.match(str(error)) is not None
@@ -68,7 +68,7 @@ def one_line(error: BaseException) -> str:
 def limit_threads() -> None:
     """Use at most eight threads per operation on CPU unless ``OMP_NUM_THREADS`` says otherwise.
 
-    Small models gain nothing from more, and threads that spin on a busy machine cost far more than they bring.
+    Small models gain nothing from more, and threads that spin on a busy machine cost more than they bring.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     if 'OMP_NUM_THREADS' in os.environ or cores <= MAX_THREADS:

@@ -39,6 +39,7 @@ CONSOLE_NOISE = (
 )
 
 
+_CONSOLE_DETAILS = re.compile(r'(?:base_lr|data_time|memory): \S+ *')
 _RUNS_STARTED: Counter[str] = Counter()
 
 
@@ -96,6 +97,15 @@ class ToolRunner(Runner):
                 find_unused_parameters=self.cfg.get('find_unused_parameters', False),
             )
 
+    def train(self) -> nn.Module:
+        """Train; say where the log and the weights are."""
+        self.logger.info(f'Training {self._model_name}; log and checkpoints go to {self.work_dir}')
+        model = super().train()
+        latest = find_latest(self.work_dir)
+        if latest is not None:
+            self.logger.info(f'Trained weights: {latest}')
+        return model
+
     def load_checkpoint(
         self,
         filename: str,
@@ -146,7 +156,10 @@ class _ConsoleFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         level = f'{record.levelname.lower()}: ' if record.levelno > logging.INFO else ''
-        return f'{record.asctime}  {level}{record.message}'
+        message = record.message
+        if message.startswith(('Iter(', 'Epoch(')):
+            message = _CONSOLE_DETAILS.sub('', message)
+        return f'{record.asctime}  {level}{message}'
 
 
 def build_runner(config: Config) -> ToolRunner:

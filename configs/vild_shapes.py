@@ -6,8 +6,8 @@
     python tools/train.py configs/vild_shapes.py
     python tools/test.py configs/vild_shapes.py work_dirs/vild_shapes/latest.pth
 
-Gu et al., ICLR 2022, in small: a slim ResNet-18 without any pretraining, one head for words and distillation, the
-tiny CLIP as teacher. 900 steps of 16 pictures, about 4 minutes on two cores, 1 GB.
+Gu et al., ICLR 2022, in small: a slim ResNet-18 without any pretraining, one head for words and
+distillation, the tiny CLIP as teacher. 900 steps of 16 pictures, about 4 minutes on two cores, 1 GB.
 """
 
 _base_ = './_base_/runtime.py'
@@ -16,7 +16,9 @@ data_root = 'data/shapes/'
 vocabulary = 'shapes'  # the 24 nouns, 8 of them novel: ovd/assets/vocabularies/shapes.json
 clip = dict(model='ovd/assets/clip_tiny_shapes')
 needs = [
-    dict(path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'),
+    dict(
+        path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'
+    ),
 ]
 region_cache = dict(
     store=data_root + 'regions_train',
@@ -80,7 +82,11 @@ model = dict(
             in_channels=64,
             roi_feat_size=5,
             trunk=dict(
-                num_convs=1, conv_channels=64, num_fcs=1, fc_channels=256, norm_cfg=dict(type='GN', num_groups=8)
+                num_convs=1,
+                conv_channels=64,
+                num_fcs=1,
+                fc_channels=256,
+                norm_cfg=dict(type='GN', num_groups=8),
             ),
             embed_dim=128,
             temperature=0.03,
@@ -112,7 +118,9 @@ model = dict(
             allowed_border=-1,
             pos_weight=-1,
         ),
-        rpn_proposal=dict(nms_pre=100, max_per_img=64, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0),
+        rpn_proposal=dict(
+            nms_pre=100, max_per_img=64, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0
+        ),
         rcnn=dict(
             assigner=dict(
                 type='MaxIoUAssigner',
@@ -138,7 +146,6 @@ train_pipeline = [
     dict(type='ovd.LoadImage'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='ovd.LoadRegionEmbeddings', store=data_root + 'regions_train', num_regions=8),
     dict(type='ovd.PackDetInputs'),
 ]
 test_pipeline = [
@@ -157,7 +164,11 @@ train_dataloader = dict(
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train'),
         vocabulary=vocabulary,
-        pipeline=train_pipeline,
+        pipeline=[
+            *train_pipeline[:-1],
+            dict(type='ovd.LoadRegionEmbeddings', store=region_cache['store'], num_regions=8),
+            train_pipeline[-1],
+        ],
     ),
 )
 val_dataloader = dict(

@@ -9,13 +9,7 @@ Needs no region embeddings. It finds the base classes as well as ViLD does, and 
 _base_ = './vild_shapes.py'
 
 model = dict(roi_head=dict(bbox_head=dict(mode='vild_text')))
-train_pipeline = [
-    dict(type='ovd.LoadImage'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=_base_.train_pipeline))
 
 max_iters = 600
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)

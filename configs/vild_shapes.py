@@ -34,7 +34,7 @@ load_from = 'work_dirs/rpn_shapes/latest.pth'
 
 model = dict(
     type='ovd.ViLD',
-    text=dict(vocabulary=vocabulary, templates='a', encoder=clip),
+    text=dict(vocabulary=vocabulary, templates='single', encoder=clip),
     data_preprocessor=dict(
         type='DetDataPreprocessor',
         mean=[127.5, 127.5, 127.5],

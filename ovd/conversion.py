@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.text.vocabulary import Vocabulary
+
 
 class Converted(NamedTuple):
     """Result of a conversion.
@@ -66,6 +69,25 @@ def convert_detpro(tensors: Mapping[str, Tensor]) -> Converted:
     weight, bias = (tensors[key] for key in _DETPRO_BACKGROUND)
     converted[_HEAD + 'classifier.background'] = weight[:, 0] + bias
     return Converted(converted, stripped, unmatched)
+
+
+def convert_detpro_prompts(prompts: Tensor, vocabulary: Vocabulary) -> TextEmbeddings:
+    """Class vectors of a DetPro prompt file.
+
+    Args:
+        prompts: [K, D] or [K, 1, D], in the order of the vocabulary, of any length; a last row beyond K is
+            DetPro's background prompt, which its detector does not use, and is left out.
+        vocabulary: K classes.
+    Raises:
+        ValueError: another shape; the message names it.
+    """
+    shape, count = tuple(prompts.shape), len(vocabulary)
+    if prompts.dim() == 3 and shape[1] == 1:
+        prompts = prompts[:, 0]
+    if prompts.dim() != 2 or len(prompts) not in (count, count + 1):
+        raise ValueError(f'expected prompts [{count}, D] or [{count}, 1, D], got {list(shape)}')
+    vectors = torch.nn.functional.normalize(prompts[:count].float(), dim=-1)
+    return TextEmbeddings(vectors, vocabulary, (), '')
 
 
 def _renamed(key: str) -> str | None:

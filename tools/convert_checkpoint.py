@@ -1,0 +1,97 @@
+"""Turn a published DetPro or ViLD* checkpoint (mmdet 2.x) into one of ours, or its prompt file into class
+vectors.
+
+    python tools/convert_checkpoint.py epoch_20.pth vild_detpro.safetensors \\
+        --config configs/vild_r50_lvis_reference_detpro.py
+    python tools/convert_checkpoint.py --prompts iou_neg5_ens.pth detpro.vocab.safetensors --vocabulary lvis
+
+The file is read weights-only. The copy of CLIP inside it is left out; every key without a counterpart is
+listed. With --config the result is compared with that model, and refused if a weight is missing or of
+another shape.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ovd.apis.cli import run_tool
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert one file and say what became of every key."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('source', type=Path, help='checkpoint, or prompt file with --prompts')
+    parser.add_argument(
+        'out', type=Path, help='file to write: *.safetensors, *.vocab.safetensors with --prompts'
+    )
+    parser.add_argument('--config', help='model that the weights must fit')
+    parser.add_argument('--prompts', action='store_true', help='convert a prompt file')
+    parser.add_argument('--vocabulary', default='lvis', help='words of the prompt file, in its order')
+    args = parser.parse_args(argv)
+    suffix = '.vocab.safetensors' if args.prompts else '.safetensors'
+    if not args.out.name.endswith(suffix):
+        raise ValueError(f'{args.out} must end with {suffix}')
+    if args.prompts:
+        convert_prompts(args.source, args.out, args.vocabulary)
+    else:
+        convert_weights(args.source, args.out, args.config)
+
+
+def convert_prompts(source: Path, out: Path, words: str) -> None:
+    """A tensor of class prompts -> a text embeddings file."""
+    from torch import Tensor
+
+    from ovd.checkpoint import read_checkpoint
+    from ovd.conversion import convert_detpro_prompts
+    from ovd.text.vocabulary import Vocabulary
+
+    prompts = read_checkpoint(source)
+    if not isinstance(prompts, Tensor):
+        raise ValueError(f'{source}: expected one tensor of prompts, found {type(prompts).__name__}')
+    embeddings = convert_detpro_prompts(prompts, Vocabulary.parse(words))
+    embeddings.save(out)
+    print(f'{out}: {len(embeddings)} class vectors of width {embeddings.embed_dim}')
+
+
+def convert_weights(source: Path, out: Path, config: str | None) -> None:
+    """A detector's checkpoint -> ours, with a list of what was left out."""
+    from ovd.checkpoint import load_tensors, save_tensors
+    from ovd.conversion import convert_detpro
+    from ovd.files import sha256_file
+
+    converted = convert_detpro(load_tensors(source))
+    for key in converted.unmatched:
+        print(f'no counterpart: {key}')
+    if config:
+        check(converted.tensors, config)
+    save_tensors(out, converted.tensors, {'converted_from': 'DetPro', 'source_sha256': sha256_file(source)})
+    print(
+        f'{out}: {len(converted.tensors)} tensors; left out {len(converted.stripped)} of the CLIP copy and '
+        f'{len(converted.unmatched)} without a counterpart'
+    )
+
+
+def check(tensors: dict, config_path: str) -> None:
+    """Refuse weights that do not fill the config's model; list what it has no place for."""
+    import mmdet.models  # noqa: F401
+    from mmengine.registry import init_default_scope
+
+    from ovd.checkpoint import compare
+    from ovd.config import load_config
+    from ovd.registry import MODELS
+
+    config = load_config(config_path)
+    init_default_scope(config.get('default_scope', 'mmdet'))
+    config.model.backbone.init_cfg = None
+    report = compare(MODELS.build(config.model), tensors)
+    for key in report.unexpected:
+        print(f'not in {config_path}: {key}')
+    if report.missing or report.mismatched:
+        raise ValueError(f'the weights do not fill the model of {config_path}: {report}')
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

@@ -5,6 +5,8 @@ import os
 import pickle
 import struct
 import tarfile
+import warnings
+import zipfile
 from collections import OrderedDict, deque
 from enum import IntEnum
 from pathlib import Path
@@ -160,6 +162,66 @@ def test_a_truncated_file_is_named(tmp_path: Path, kind: str, keep: float) -> No
     path.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(ValueError, match=r'w: (damaged|refused)'):
         load_tensors(path)
+
+
+# TorchScript archives.
+
+
+class Nested(nn.Module):
+    """Parameters, buffers, a view, a tied weight, half precision and plain attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        self.register_buffer('steps', torch.arange(3))
+        self.scale = nn.Parameter(torch.full((2,), 1.5, dtype=torch.float16))
+        self.rows = nn.Parameter(self.layers[0].weight.detach()[1:])
+        self.size = 4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> tuple[Path, Nested]:
+    module = Nested().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        torch.jit.save(torch.jit.script(module), str(tmp_path / 'net.pt'))
+    return tmp_path / 'net.pt', module
+
+
+def test_the_tensors_of_a_torchscript_archive_are_read(
+    archive: tuple[Path, Nested], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, module = archive
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError('the program must not be loaded')
+
+    monkeypatch.setattr(torch.jit, 'load', refuse)
+    loaded = load_tensors(path)
+    expected = module.state_dict()
+    assert loaded.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+    assert load_into(Nested(), loaded).is_complete
+
+
+def test_a_damaged_torchscript_archive_is_named(archive: tuple[Path, Nested]) -> None:
+    path, _ = archive
+    with zipfile.ZipFile(path) as whole:
+        entries = {name: whole.read(name) for name in whole.namelist()}
+    short = next(name for name in entries if name.endswith('/data/0'))
+    changes = [(short, b''), (short, None), ('net/byteorder', b'big'), ('net/data.pkl', b'\x80\x02')]
+    for name, content in changes:
+        with zipfile.ZipFile(path, 'w') as changed:
+            for entry, original in {**entries, name: content}.items():
+                if original is not None:
+                    changed.writestr(entry, original)
+        with pytest.raises(ValueError, match=r'net\.pt: damaged'):
+            load_tensors(path)
 
 
 # Booby traps.

@@ -13,7 +13,18 @@ PACKAGE = ROOT / 'ovd'
 
 # From the bottom up. A part may import itself, the parts of lower layers, and what SIDEWAYS adds.
 LAYERS = [
-    {'version', 'files', 'registry', 'config', 'safe_reading', 'checkpoint', 'compat', 'ops'},
+    {
+        'version',
+        'files',
+        'registry',
+        'config',
+        'stand_ins',
+        'torchscript',
+        'safe_reading',
+        'checkpoint',
+        'compat',
+        'ops',
+    },
     {'text'},
     {'clip'},
     {'heads', 'losses'},
@@ -23,7 +34,9 @@ LAYERS = [
 ]
 SIDEWAYS = {
     'compat': {'ops', 'checkpoint'},
-    'checkpoint': {'safe_reading', 'files'},
+    'checkpoint': {'safe_reading'},
+    'safe_reading': {'stand_ins', 'torchscript'},
+    'torchscript': {'stand_ins'},
     'evaluation': {'datasets'},
 }
 BOTTOM = LAYERS[0]

@@ -41,6 +41,8 @@ class CLIP(BaseModel):
         channels_last: memory format of the image tower; faster for convolutions on a CPU.
     """
 
+    clip: Any  # open_clip's module
+
     def __init__(
         self,
         model: str,
@@ -127,7 +129,7 @@ class CLIP(BaseModel):
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """T texts -> text_embeddings [T, D]."""
-        tower = TokenTower(self.clip)
+        tower = TokenTower(getattr(self.clip, 'text', self.clip))
         token_ids = torch.stack([self.tokenize(text) for text in texts])
         token_ids = token_ids[:, : int(tower.needed_lengths(token_ids).max())]
         return F.normalize(tower(token_ids.to(self.pixel_mean.device)), dim=-1)

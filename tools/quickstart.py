@@ -1,0 +1,178 @@
+"""The main job on the embedded data set, from drawn images to an answered query.
+
+Draws OV-Shapes, brings the tiny CLIP, trains a proposal network on base boxes, caches CLIP embeddings of its
+proposals, trains ViLD and ViLD-text, compares them and asks for words that never had a box. Each step is one
+of the other tools, called with the arguments it prints. A second run repeats only what changed, and continues
+what was interrupted.
+
+    python tools/quickstart.py [--seed 0] [--from-scratch] [--work-dir work_dirs]
+"""
+
+import argparse
+import importlib.util
+import json
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ovd.apis.cli import run_tool
+from ovd.files import sha256_file, sha256_json, write_json
+
+TOOLS = Path(__file__).resolve().parent
+DATA = Path('data/shapes')
+QUERY = 'heart, crescent, fish, anchor, butterfly, spiral, magnet, cactus, star, key'
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run every step, print the comparison and name the picture."""
+    parser = argparse.ArgumentParser(description='OV-Shapes end to end, ViLD against ViLD-text.')
+    parser.add_argument('--seed', type=int, default=0, help='of the trainings; the data set has its own')
+    parser.add_argument('--from-scratch', action='store_true', help='train the tiny CLIP, too')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs'), help='default: %(default)s')
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    work = args.work_dir
+    steps = Steps(work / 'quickstart')
+    seed = ['--seed', str(args.seed)]
+    rpn, regions = work / 'rpn_shapes', work / 'quickstart' / 'regions_train'
+    detectors = {'ViLD-text': 'vild_text_shapes', 'ViLD': 'vild_shapes'}
+
+    def train(title: str, name: str, options: Sequence[str] = ()) -> Path:
+        folder = work / name
+        call = [f'configs/{name}.py', '--work-dir', str(folder), *seed, '--resume', *with_options(options)]
+        steps.run(title, 'train.py', call, folder)
+        return folder
+
+    steps.run('draw OV-Shapes', 'make_shapes.py', ['--out', str(DATA)], DATA / 'manifest.json')
+    clip: list[str] = []
+    if args.from_scratch:
+        folder = train('train the tiny CLIP on captions', 'clip_tiny_shapes') / 'clip'
+        clip = [f'model.text.encoder.model={folder}']
+    train('train a proposal network on base boxes', 'rpn_shapes')
+    cache = [
+        f'region_cache.store={regions}',
+        f'region_cache.proposals.checkpoint={rpn / "latest.pth"}',
+        *(option.replace('model.text.encoder', 'region_cache.image_encoder') for option in clip),
+    ]
+    call = ['configs/vild_shapes.py', *with_options(cache)]
+    steps.run('cache CLIP embeddings of its proposals', 'cache_clip_regions.py', call, regions)
+    reports = {}
+    for title, name in detectors.items():
+        options = [*clip, f'load_from={rpn / "latest.pth"}']
+        if name == 'vild_shapes':
+            options.append(f'train_dataloader.dataset.pipeline.3.store={regions}')
+        folder = train(f'train {title}', name, options)
+        report = folder / 'metrics.json'
+        call = [f'configs/{name}.py', str(folder / 'latest.pth'), '--work-dir', str(folder / 'test')]
+        call += ['--out', str(report), *with_options(clip)]
+        steps.run(f'test {title}', 'test.py', call, report)
+        reports[title] = json.loads(report.read_text(encoding='utf-8'))
+
+    folder = work / 'vild_shapes'
+    picture = picture_of_novel_shapes()
+    answer = work / 'quickstart' / 'answer'
+    call = [str(picture), '--texts', QUERY, '--config', 'configs/vild_shapes.py']
+    call += ['--checkpoint', str(folder / 'latest.pth'), '--out', str(answer), *with_options(clip)]
+    steps.run('ask for words, most of them without a box in training', 'demo.py', call, answer / picture.name)
+
+    table = comparison(reports)
+    (work / 'quickstart' / 'table.md').write_text(table + '\n', encoding='utf-8')
+    print(f'\n{table}\n\ntable    {work / "quickstart" / "table.md"}\npicture  {answer / picture.name}')
+    print(f'{time.perf_counter() - start:.0f} s in all')
+
+
+def with_options(options: Sequence[str]) -> list[str]:
+    """``--cfg-options`` and the options, or nothing."""
+    return ['--cfg-options', *options] if options else []
+
+
+class Steps:
+    """Runs tools in order and remembers, on disk, with which arguments and configs each one ended.
+
+    Args:
+        folder: receives ``steps.json``.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / 'steps.json'
+        self.known: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.state = ''
+
+    def run(self, title: str, tool: str, call: Sequence[str], product: Path) -> None:
+        """Call ``tools/<tool>`` unless the same call, after the same predecessors, has made ``product``.
+
+        What another call left there is removed first; what the same call left unfinished is continued.
+        """
+        configs = [sha256_file(part) for part in call if part.startswith('configs/')]
+        self.state = sha256_json([self.state, tool, list(call), configs])
+        print(f'\n{title}\n  python tools/{tool} {" ".join(map(quoted, call))}', flush=True)
+        known = self.known.get(title, {})
+        if known.get('state') == self.state and known['finished'] and product.exists():
+            print(f'  done before: {product}')
+            return
+        if known.get('state') != self.state:
+            shutil.rmtree(product) if product.is_dir() else product.unlink(missing_ok=True)
+        self._remember(title, finished=False)
+        start = time.perf_counter()
+        if load_main(tool)(list(call)):
+            raise ValueError(f'step "{title}" failed: python tools/{tool} {" ".join(map(quoted, call))}')
+        self._remember(title, finished=True)
+        print(f'  {time.perf_counter() - start:.0f} s', flush=True)
+
+    def _remember(self, title: str, finished: bool) -> None:
+        self.known[title] = {'state': self.state, 'finished': finished}
+        write_json(self.path, self.known)
+
+
+def quoted(part: str) -> str:
+    """An argument as it is typed into a shell."""
+    return f'"{part}"' if ' ' in part else part
+
+
+def load_main(tool: str) -> Callable[[list[str]], int | None]:
+    """The ``main`` of another tool: all steps share one process, and so the time its imports take."""
+    spec = importlib.util.spec_from_file_location(f'ovd_tools_{Path(tool).stem}', TOOLS / tool)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    main: Callable[[list[str]], int | None] = module.main
+    return main
+
+
+def picture_of_novel_shapes() -> Path:
+    """The test picture that shows the most different novel shapes."""
+    content = json.loads((DATA / 'annotations' / 'instances_test.json').read_text(encoding='utf-8'))
+    novel = set(json.loads((DATA / 'manifest.json').read_text(encoding='utf-8'))['novel'])
+    names = {category['id']: category['name'] for category in content['categories']}
+    shown: dict[int, set[str]] = defaultdict(set)
+    for annotation in content['annotations']:
+        shown[annotation['image_id']] |= {names[annotation['category_id']]} & novel
+    best = max(content['images'], key=lambda image: len(shown[image['id']]))
+    return DATA / 'test' / best['file_name']
+
+
+def comparison(reports: dict[str, dict[str, Any]]) -> str:
+    """Markdown tables of AP50 in percent: base, novel and all classes, then class by class."""
+    lines = ['| AP50 | base | novel | all |', '|---|---|---|---|']
+    for title, report in reports.items():
+        values = [report['metrics'][f'bbox/AP50{part}'] for part in ('_base', '_novel', '')]
+        lines.append(f'| {title} | {" | ".join(percent(value) for value in values)} |')
+    lines += ['', f'| class | | {" | ".join(reports)} |', '|---|---|' + '---|' * len(reports)]
+    for rows in zip(*(report['per_class'] for report in reports.values())):
+        values = ' | '.join(percent(row['bbox_AP50']) for row in rows)
+        lines.append(f'| {rows[0]["name"]} | {rows[0]["group"]} | {values} |')
+    return '\n'.join(lines)
+
+
+def percent(value: float | None) -> str:
+    """A fraction in percent; a dash where there is none."""
+    return '-' if value is None else f'{100 * value:.1f}'
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

@@ -21,7 +21,7 @@ needs = [
     dict(
         path='data/weights/resnet50.pth',
         what="torchvision's ImageNet weights of ResNet-50",
-        how='see data/README.md, section weights',
+        how='see data/README.md, section Weights',
     ),
 ]
 
@@ -58,7 +58,7 @@ model = dict(
     train_cfg=dict(
         rpn=dict(
             assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
-            sampler=dict(type='RandomSampler', num=256, pos_fraction=0.5, add_gt_as_proposals=False),
+            sampler=dict(type='ovd.RepeatableSampler', num=256, pos_fraction=0.5, add_gt_as_proposals=False),
             allowed_border=-1,
             pos_weight=-1,
         )
@@ -73,7 +73,7 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomChoiceResize', scales=[(1333, side) for side in range(640, 801, 32)], keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
+    dict(type='ovd.PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='ovd.LoadImage'),

@@ -21,7 +21,7 @@ needs = [
     dict(
         path='data/weights/resnet50.pth',
         what="torchvision's ImageNet weights of ResNet-50",
-        how='see data/README.md, section weights',
+        how='see data/README.md, section Weights',
     ),
 ]
 train_dataloader = dict(

@@ -15,7 +15,7 @@ Published mask AP: 22.5, rare 16.1 (official release 16.6), common 20.0, frequen
 _base_ = ['./_base_/lvis_base_novel.py', './_base_/runtime.py']
 
 vocabulary = 'lvis'  # 1203 names, the 337 rare ones novel: ovd/assets/vocabularies/lvis.json
-clip = dict(model='ViT-B-32-quickgelu', pretrained='data/weights/ViT-B-32.pt')
+clip = dict(model='data/weights/clip_vit_b32')
 norm_cfg = dict(type='SyncBN')
 region_cache = dict(
     store='data/lvis_v1/regions_train',
@@ -34,9 +34,9 @@ region_cache = dict(
 needs = [
     *_base_.needs,
     dict(
-        path='data/weights/ViT-B-32.pt',
+        path='data/weights/clip_vit_b32',
         what="OpenAI's CLIP ViT-B/32",
-        how='see data/README.md, section weights',
+        how='see data/README.md, section Weights',
     ),
 ]
 
@@ -108,7 +108,7 @@ model = dict(
     train_cfg=dict(
         rpn=dict(
             assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
-            sampler=dict(type='RandomSampler', num=256, pos_fraction=0.5, add_gt_as_proposals=False),
+            sampler=dict(type='ovd.RepeatableSampler', num=256, pos_fraction=0.5, add_gt_as_proposals=False),
             allowed_border=-1,
             pos_weight=-1,
         ),
@@ -123,7 +123,7 @@ model = dict(
                 min_pos_iou=0.5,
                 match_low_quality=False,
             ),
-            sampler=dict(type='RandomSampler', num=512, pos_fraction=0.25, add_gt_as_proposals=True),
+            sampler=dict(type='ovd.RepeatableSampler', num=512, pos_fraction=0.25, add_gt_as_proposals=True),
             mask_size=28,
             pos_weight=-1,
         ),

@@ -33,8 +33,8 @@ needs = [
         how='see data/README.md, section Objects365',
     ),
     dict(
-        path='data/weights/ViT-B-32.pt',
+        path='data/weights/clip_vit_b32',
         what="OpenAI's CLIP ViT-B/32",
-        how='see data/README.md, section weights',
+        how='see data/README.md, section Weights',
     ),
 ]

@@ -28,8 +28,8 @@ test_evaluator = dict(_delete_=True, type='ovd.VOCMetric')
 needs = [
     dict(path='data/VOCdevkit/VOC2007', what='PASCAL VOC 2007 test', how='see data/README.md, section VOC'),
     dict(
-        path='data/weights/ViT-B-32.pt',
+        path='data/weights/clip_vit_b32',
         what="OpenAI's CLIP ViT-B/32",
-        how='see data/README.md, section weights',
+        how='see data/README.md, section Weights',
     ),
 ]

@@ -108,7 +108,7 @@ def model_config(mode: str = 'vild', mask: bool = True, **roi_options: Any) -> C
             'rpn': {
                 'assigner': assigner,
                 'sampler': {
-                    'type': 'RandomSampler',
+                    'type': 'ovd.RepeatableSampler',
                     'num': 32,
                     'pos_fraction': 0.5,
                     'add_gt_as_proposals': False,
@@ -120,7 +120,7 @@ def model_config(mode: str = 'vild', mask: bool = True, **roi_options: Any) -> C
             'rcnn': {
                 'assigner': assigner,
                 'sampler': {
-                    'type': 'RandomSampler',
+                    'type': 'ovd.RepeatableSampler',
                     'num': 16,
                     'pos_fraction': 0.4,
                     'add_gt_as_proposals': True,
@@ -188,6 +188,7 @@ def batch(
             labels=torch.randint(0, 2, (objects,), generator=random),
             masks=BitmapMasks(masks.numpy(), size, size),
         )
+        sample.gt_instances.set_metainfo({'draw_seed': index})
         sample.region_instances = InstanceData(
             metainfo={'encoder_fingerprint': 'tower'},
             bboxes=_boxes(regions, size, random),

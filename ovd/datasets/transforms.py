@@ -129,6 +129,9 @@ class LoadRegionEmbeddings(BaseTransform):
 class PackDetInputs(MMDetPackDetInputs):
     """mmdet's packing, plus ``data_sample.region_instances`` when regions were loaded.
 
+    The ground truth gets a random number, ``draw_seed`` in its metainfo, from which ``RepeatableSampler``
+    draws.
+
     Args:
         meta_keys: as in mmdet.
     """
@@ -149,6 +152,8 @@ class PackDetInputs(MMDetPackDetInputs):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         packed = super().transform(results)
+        seed = int(np.random.randint(2**31))  # noqa: NPY002  (the loader seeds this generator)
+        packed['data_samples'].gt_instances.set_metainfo({'draw_seed': seed})
         if 'region_bboxes' in results:
             packed['data_samples'].region_instances = InstanceData(
                 metainfo={'encoder_fingerprint': results['region_source']},

@@ -1,1 +1,1 @@
-from . import box_coder, clip, vild, vild_bbox_head  # noqa: F401
+from . import box_coder, clip, samplers, vild, vild_bbox_head  # noqa: F401

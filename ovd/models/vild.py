@@ -310,7 +310,9 @@ def _without_classes(sample: DetDataSample) -> DetDataSample:
     """The same image and boxes under one class, for the class-agnostic region proposal network."""
     stripped = DetDataSample(metainfo=sample.metainfo)
     truth = sample.gt_instances
-    stripped.gt_instances = InstanceData(bboxes=truth.bboxes, labels=torch.zeros_like(truth.labels))
+    stripped.gt_instances = InstanceData(
+        metainfo=truth.metainfo, bboxes=truth.bboxes, labels=torch.zeros_like(truth.labels)
+    )
     if 'ignored_instances' in sample:
         stripped.ignored_instances = sample.ignored_instances
     return stripped

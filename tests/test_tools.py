@@ -46,7 +46,7 @@ def tool_process(name: str, *argv: object, launch: Sequence[str] = ()) -> subpro
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(path), 'OMP_NUM_THREADS': '1'},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
     )
 
 
@@ -171,7 +171,6 @@ def test_mixed_precision_names_what_it_cannot_wrap() -> None:
     [
         (False, 0, 'at=13'),
         (False, 2, 'at=3, while_saving=True'),
-        (True, 0, 'at=2, while_saving=True'),
         (True, 2, 'at=15'),
     ],
 )

@@ -3,7 +3,7 @@
     python tools/train.py configs/rpn_shapes.py
 
 First step of ViLD on OV-Shapes: its best boxes are embedded by CLIP (tools/cache_clip_regions.py
-configs/vild_shapes.py) and its weights start the detector. 300 steps of 16 pictures, a minute on two cores.
+configs/vild_shapes.py) and its weights start the detector. 200 steps of 16 pictures, a minute on two cores.
 Expected: recall at IoU 0.5 of the 16 best boxes about .9, novel classes included.
 """
 
@@ -120,7 +120,7 @@ test_dataloader = dict(
 val_evaluator = dict(type='ovd.ProposalRecall', proposal_nums=(8, 16, 50))
 test_evaluator = val_evaluator
 
-max_iters = 300
+max_iters = 200
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -26,7 +26,7 @@ region_cache = dict(
     image_encoder=clip,
     crops=dict(mode='warp', scales=(1.0, 1.5)),
     proposals=dict(
-        config='configs/rpn_shapes.py', checkpoint='work_dirs/rpn_shapes/latest.pth', top=16, min_side=8
+        config='configs/rpn_shapes.py', checkpoint='work_dirs/rpn_shapes/latest.pth', top=10, min_side=8
     ),
     batch_size=256,
 )
@@ -49,6 +49,7 @@ model = dict(
         base_channels=32,
         stem_channels=32,
         out_indices=(1, 2, 3),
+        frozen_stages=1,
         norm_cfg=dict(type='BN'),
         norm_eval=False,
         style='pytorch',
@@ -166,7 +167,7 @@ train_dataloader = dict(
         vocabulary=vocabulary,
         pipeline=[
             *train_pipeline[:-1],
-            dict(type='ovd.LoadRegionEmbeddings', store=region_cache['store'], num_regions=8),
+            dict(type='ovd.LoadRegionEmbeddings', store=region_cache['store'], num_regions=10),
             train_pipeline[-1],
         ],
     ),
@@ -204,12 +205,12 @@ test_dataloader = dict(
 val_evaluator = dict(type='ovd.DetectionMetric', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-max_iters = 900
+max_iters = 600
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )

@@ -11,7 +11,7 @@ _base_ = './vild_shapes.py'
 model = dict(roi_head=dict(bbox_head=dict(mode='vild_text')))
 train_dataloader = dict(dataset=dict(pipeline=_base_.train_pipeline))
 
-max_iters = 600
+max_iters = 400
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=50),

@@ -5,7 +5,7 @@ proposals, trains ViLD and ViLD-text, compares them and asks for words that neve
 of the other tools, called with the arguments it prints. A second run repeats only what changed, and continues
 what was interrupted.
 
-    python tools/quickstart.py [--seed 0] [--from-scratch] [--work-dir work_dirs]
+    python tools/quickstart.py [--seed 0] [--from-scratch]
 """
 
 import argparse
@@ -24,7 +24,9 @@ from ovd.files import sha256_file, sha256_json, write_json
 
 TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/shapes')
-QUERY = 'heart, crescent, fish, anchor, butterfly, spiral, magnet, cactus, star, key'
+WORK = Path('work_dirs')
+OUT = WORK / 'quickstart'
+QUERY = 'heart, crescent, fish, anchor, butterfly, umbrella, crown, house, star, key'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,56 +34,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description='OV-Shapes end to end, ViLD against ViLD-text.')
     parser.add_argument('--seed', type=int, default=0, help='of the trainings; the data set has its own')
     parser.add_argument('--from-scratch', action='store_true', help='train the tiny CLIP, too')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs'), help='default: %(default)s')
     args = parser.parse_args(argv)
     start = time.perf_counter()
-    work = args.work_dir
-    steps = Steps(work / 'quickstart')
-    seed = ['--seed', str(args.seed)]
-    rpn, regions = work / 'rpn_shapes', work / 'quickstart' / 'regions_train'
-    detectors = {'ViLD-text': 'vild_text_shapes', 'ViLD': 'vild_shapes'}
-
-    def train(title: str, name: str, options: Sequence[str] = ()) -> Path:
-        folder = work / name
-        call = [f'configs/{name}.py', '--work-dir', str(folder), *seed, '--resume', *with_options(options)]
-        steps.run(title, 'train.py', call, folder)
-        return folder
-
-    steps.run('draw OV-Shapes', 'make_shapes.py', ['--out', str(DATA)], DATA / 'manifest.json')
+    steps = Steps(OUT)
     clip: list[str] = []
-    if args.from_scratch:
-        folder = train('train the tiny CLIP on captions', 'clip_tiny_shapes') / 'clip'
-        clip = [f'model.text.encoder.model={folder}']
-    train('train a proposal network on base boxes', 'rpn_shapes')
-    cache = [
-        f'region_cache.store={regions}',
-        f'region_cache.proposals.checkpoint={rpn / "latest.pth"}',
-        *(option.replace('model.text.encoder', 'region_cache.image_encoder') for option in clip),
-    ]
-    call = ['configs/vild_shapes.py', *with_options(cache)]
-    steps.run('cache CLIP embeddings of its proposals', 'cache_clip_regions.py', call, regions)
-    reports = {}
-    for title, name in detectors.items():
-        options = [*clip, f'load_from={rpn / "latest.pth"}']
-        if name == 'vild_shapes':
-            options.append(f'train_dataloader.dataset.pipeline.3.store={regions}')
-        folder = train(f'train {title}', name, options)
-        report = folder / 'metrics.json'
-        call = [f'configs/{name}.py', str(folder / 'latest.pth'), '--work-dir', str(folder / 'test')]
-        call += ['--out', str(report), *with_options(clip)]
-        steps.run(f'test {title}', 'test.py', call, report)
-        reports[title] = json.loads(report.read_text(encoding='utf-8'))
+    cached_clip: list[str] = []
 
-    folder = work / 'vild_shapes'
+    def train(title: str, name: str, options: Sequence[str] = ()) -> None:
+        call = [f'configs/{name}.py', '--seed', str(args.seed), '--resume', *with_options(options)]
+        steps.run(title, 'train.py', call, WORK / name)
+
+    def test(title: str, name: str) -> dict[str, Any]:
+        report = OUT / f'{name}.json'
+        call = [f'configs/{name}.py', str(WORK / name / 'latest.pth'), '--out', str(report)]
+        steps.run(title, 'test.py', call + with_options(clip), report)
+        content: dict[str, Any] = json.loads(report.read_text(encoding='utf-8'))
+        return content
+
+    steps.run('draw OV-Shapes', 'make_shapes.py', [], DATA / 'manifest.json')
+    if args.from_scratch:
+        train('train the tiny CLIP on captions', 'clip_tiny_shapes')
+        folder = WORK / 'clip_tiny_shapes' / 'clip'
+        clip = [f'model.text.encoder.model={folder}']
+        cached_clip = [f'region_cache.image_encoder.model={folder}']
+    train('train a proposal network on base boxes', 'rpn_shapes')
+    call = ['configs/vild_shapes.py', *with_options(cached_clip)]
+    steps.run('cache CLIP embeddings of its proposals', 'cache_clip_regions.py', call, DATA / 'regions_train')
+    train('train ViLD-text, the control', 'vild_text_shapes', clip)
+    train('train ViLD', 'vild_shapes', clip)
+    reports = {
+        'ViLD-text': test('test ViLD-text', 'vild_text_shapes'),
+        'ViLD': test('test ViLD', 'vild_shapes'),
+    }
     picture = picture_of_novel_shapes()
-    answer = work / 'quickstart' / 'answer'
-    call = [str(picture), '--texts', QUERY, '--config', 'configs/vild_shapes.py']
-    call += ['--checkpoint', str(folder / 'latest.pth'), '--out', str(answer), *with_options(clip)]
-    steps.run('ask for words, most of them without a box in training', 'demo.py', call, answer / picture.name)
+    call = [str(picture), '--texts', QUERY, '--out', str(OUT), *with_options(clip)]
+    steps.run('ask for words, most of them without a box in training', 'demo.py', call, OUT / picture.name)
 
     table = comparison(reports)
-    (work / 'quickstart' / 'table.md').write_text(table + '\n', encoding='utf-8')
-    print(f'\n{table}\n\ntable    {work / "quickstart" / "table.md"}\npicture  {answer / picture.name}')
+    (OUT / 'table.md').write_text(table + '\n', encoding='utf-8')
+    print(f'\n{table}\n\ntable    {OUT / "table.md"}\npicture  {OUT / picture.name}')
     print(f'{time.perf_counter() - start:.0f} s in all')
 
 
@@ -164,8 +155,8 @@ def comparison(reports: dict[str, dict[str, Any]]) -> str:
         lines.append(f'| {title} | {" | ".join(percent(value) for value in values)} |')
     lines += ['', f'| class | | {" | ".join(reports)} |', '|---|---|' + '---|' * len(reports)]
     for rows in zip(*(report['per_class'] for report in reports.values())):
-        values = ' | '.join(percent(row['bbox_AP50']) for row in rows)
-        lines.append(f'| {rows[0]["name"]} | {rows[0]["group"]} | {values} |')
+        cells = ' | '.join(percent(row['bbox_AP50']) for row in rows)
+        lines.append(f'| {rows[0]["name"]} | {rows[0]["group"]} | {cells} |')
     return '\n'.join(lines)
 
 

@@ -1,15 +1,14 @@
 """ViLD-ensemble on LVIS v1 as the DetPro code trains it ("ViLD*"); converted DetPro checkpoints load into it.
 
-    python tools/convert_checkpoint.py epoch_20.pth vild_detpro.safetensors \
+    python tools/convert_checkpoint.py epoch_20.pth vild_detpro.safetensors \\
         --config configs/vild_r50_lvis_reference_detpro.py
     python tools/test.py configs/vild_r50_lvis_reference_detpro.py vild_detpro.safetensors
 
 Four convolutions and one fully connected layer, one convolution in the RPN, frozen caffe backbone,
 temperature 0.007 at test time, regions of distillation normalised apart from the others, all cached regions
 in every step, 20 epochs of 16 pictures. Released checkpoint: mask AP 25.2, rare 16.8, common 25.6, frequent
-28.5.
-Class vectors of its prompt file: tools/build_text_embeddings.py imports them; give text.embeddings the
-    result.
+28.5. tools/convert_checkpoint.py --prompts turns its prompt file into class vectors; give them to
+model.text.embeddings. Its sampling of rare classes is the ClassBalancedDataset below.
 Source: dyabel/detpro: configs/lvis/detpro_ens_20e.py.
 """
 

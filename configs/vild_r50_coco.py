@@ -5,9 +5,9 @@
     torchrun --nproc-per-node 8 tools/train.py configs/vild_r50_coco.py --launcher pytorch --amp
     python tools/test.py configs/vild_r50_coco.py work_dirs/vild_r50_coco/latest.pth
 
-Gu et al., ICLR 2022: 45k iterations of 256 pictures and weaker jitter than on LVIS (both recalled), weight 0.5.
-The loader takes 8 pictures per GPU, so the recipe as published wants 32 GPUs; with fewer pictures per step add
---cfg-options auto_scale_lr.enable=True. About 30 GB per GPU with --amp (estimate).
+Gu et al., ICLR 2022: 45k iterations of 256 pictures and weaker jitter than on LVIS (both recalled), weight
+0.5. The loader takes 8 pictures per GPU, so the recipe as published wants 32 GPUs; with fewer pictures per
+step add --cfg-options auto_scale_lr.enable=True. About 30 GB per GPU with --amp (estimate).
 Published box AP50: novel 27.6, base 59.5, all 51.3. Not yet trained by us.
 """
 

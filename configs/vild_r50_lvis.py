@@ -5,9 +5,9 @@
     torchrun --nproc-per-node 8 tools/train.py configs/vild_r50_lvis.py --launcher pytorch --amp
     python tools/test.py configs/vild_r50_lvis.py work_dirs/vild_r50_lvis/latest.pth
 
-Gu et al., ICLR 2022: 180k iterations of 256 pictures from scratch, 1024 pixels, large-scale jitter, weight 0.5.
-The loader takes 8 pictures per GPU, so the recipe as published wants 32 GPUs; with fewer pictures per step add
---cfg-options auto_scale_lr.enable=True. About 30 GB per GPU with --amp (estimate).
+Gu et al., ICLR 2022: 180k iterations of 256 pictures from scratch, 1024 pixels, large-scale jitter, weight
+0.5. The loader takes 8 pictures per GPU, so the recipe as published wants 32 GPUs; with fewer pictures per
+step add --cfg-options auto_scale_lr.enable=True. About 30 GB per GPU with --amp (estimate).
 Published mask AP: 22.5, rare 16.1 (official release 16.6), common 20.0, frequent 28.3. Not yet trained by us.
 """
 

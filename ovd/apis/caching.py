@@ -39,6 +39,8 @@ _SUBSECTIONS = {
 }
 _REQUIRED = {'dataset': ('ann_file', 'images'), 'image_encoder': ('model',)}
 _BATCH_MULTIPLE = 32
+_IMAGES_PER_WINDOW = 16
+ProposalSource = Callable[[Sequence[tuple[int, np.ndarray]]], list[tuple[Tensor, Tensor]]]
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
@@ -110,7 +112,9 @@ class RegionCaching:
             section['proposals'], [image.image_id for image in images], ground_truth, device
         )
         self.device = torch.device(device)
-        self.encoder: Tower = ImageEncoder(**section['image_encoder']).to(self.device)
+        self.encoder: Tower = ImageEncoder(**{'channels_last': True, **section['image_encoder']}).to(
+            self.device
+        )
         self.header = region_header(
             self.encoder,
             self.policy,
@@ -191,7 +195,7 @@ def region_header(
 
 def cache_regions(
     images: Sequence[CacheImage],
-    proposals: Callable[[int, np.ndarray], tuple[Tensor, Tensor]],
+    proposals: ProposalSource,
     encoder: Tower,
     policy: CropPolicy,
     writer: RegionStoreWriter,
@@ -205,7 +209,8 @@ def cache_regions(
 
     Args:
         images: the writer's pending images, in its order.
-        proposals: (image id, uint8 [H, W, 3]) -> boxes [m, 4] and scores [m], original pixels.
+        proposals: list of (image id, uint8 [H, W, 3]) -> boxes [m, 4] in original pixels and scores [m] of
+            each; see ``Proposals``.
         encoder: CLIP image tower, on ``device``.
         policy: how boxes are cropped.
         writer: store to fill.
@@ -247,8 +252,8 @@ def encode_batch(encoder: Tower, crops: Tensor) -> Tensor:
 
 
 def _shard_crops(
-    images: Iterable[tuple[CacheImage, np.ndarray]],
-    proposals: Callable[[int, np.ndarray], tuple[Tensor, Tensor]],
+    images: Iterator[tuple[CacheImage, np.ndarray]],
+    proposals: ProposalSource,
     encoder: Tower,
     policy: CropPolicy,
     device: torch.device,
@@ -258,17 +263,18 @@ def _shard_crops(
     """Yield the crops [m * S, 3, size, size] of each image; append (image id, boxes, scores) to
     ``regions``.
     """
-    for image, array in images:
-        boxes, scores = proposals(image.image_id, array)
-        regions.append((image.image_id, boxes, scores))
-        pixels = torch.from_numpy(array).to(device).permute(2, 0, 1)
-        try:
-            crops = crop_regions(pixels, boxes, encoder.image_size, policy, encoder.mean)
-        except ValueError as error:
-            raise ValueError(f'image {image.image_id} ({image.path}): {error}') from None
-        yield crops
-        if on_image is not None:
-            on_image(len(crops))
+    while window := list(itertools.islice(images, _IMAGES_PER_WINDOW)):
+        found = proposals([(image.image_id, array) for image, array in window])
+        for (image, array), (boxes, scores) in zip(window, found):
+            regions.append((image.image_id, boxes, scores))
+            pixels = torch.from_numpy(array).to(device).permute(2, 0, 1)
+            try:
+                crops = crop_regions(pixels, boxes, encoder.image_size, policy, encoder.mean)
+            except ValueError as error:
+                raise ValueError(f'image {image.image_id} ({image.path}): {error}') from None
+            yield crops
+            if on_image is not None:
+                on_image(len(crops))
 
 
 def _batches(parts: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:

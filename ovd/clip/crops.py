@@ -95,7 +95,7 @@ def crop_regions(
     if policy.resize == 'fast':
         return _crop_roi_align(image, windows, size, policy.mode, fill)
     canvas, left, top = _pad_image(image, windows, fill)
-    crops = image.new_empty((len(windows), 3, size, size))
+    crops = image.new_empty((len(windows), size, size, 3)).permute(0, 3, 1, 2)
     for index, (x1, y1, x2, y2) in enumerate(windows.long().tolist()):
         window = canvas[:, y1 + top : y2 + top, x1 + left : x2 + left]
         crops[index] = _RESIZE[policy.mode](window, size, fill)

@@ -26,6 +26,11 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode('latin1')
 
 
+def _no_bytes() -> bytes:
+    """How protocols 0 to 2 spell the empty bytes of an array without rows."""
+    return b''
+
+
 _ARRAY_PARTS = {
     'ndarray': np.ndarray,
     'dtype': np.dtype,
@@ -89,8 +94,11 @@ def read_proposals(path: str | os.PathLike[str], image_ids: Sequence[int]) -> Pr
     elif source.suffix in _READERS:
         try:
             table = _READERS[source.suffix](source, list(image_ids))
-        except (KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f'proposal file {source} cannot be read: {error!r}') from error
+        except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+            if str(source) in str(error):
+                raise
+            reason = f'no {error}' if isinstance(error, KeyError) else str(error).split('. ')[0]
+            raise ValueError(f'proposal file {source} cannot be read: {reason}') from error
     else:
         raise ValueError(
             f'proposal file {source}: expected {", ".join(_READERS)} or the folder of a region store'
@@ -121,6 +129,8 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ('_codecs', 'encode'):
             return _encode_latin1
+        if module in ('builtins', '__builtin__') and name == 'bytes':
+            return _no_bytes
         if module.split('.')[0] != 'numpy' or name not in _ARRAY_PARTS:
             raise pickle.UnpicklingError(
                 f'the file asks for {module}.{name}; only arrays of numbers are read'

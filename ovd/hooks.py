@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import get_dist_info, get_rank, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import Hook
 
@@ -126,9 +126,10 @@ class RepeatableHook(Hook):
     """Makes a training run a function of its seed alone, however often it is interrupted and resumed.
 
     The generators are seeded anew for every iteration, by (seed, rank, iteration), and for every sample that
-    is loaded, by (seed, rank, how many samples came before). So a resumed run, or one with another number of
-    loader workers, sees the same augmentations and makes the same draws as an undisturbed one, and no
-    generator state needs to be stored.
+    is loaded, by (seed, its place in the sequence that the samplers of all processes share). So a resumed run,
+    or one with another number of loader workers, sees the same augmentations and makes the same draws as an
+    undisturbed one; no generator state needs to be stored; and a sample is augmented alike on any number of
+    processes.
     """
 
     priority = 'VERY_HIGH'
@@ -145,7 +146,7 @@ class RepeatableHook(Hook):
         if runner._resume and not runner._randomness_cfg.get('diff_rank_seed'):
             _set_sampler_seed(batch_sampler.sampler, seed)
         batch_sampler.sampler = _NumberedSampler(batch_sampler.sampler)
-        loader.dataset.__getitems__ = _SeededFetch(loader.dataset, seed, get_rank())
+        loader.dataset.__getitems__ = _SeededFetch(loader.dataset, seed, *get_dist_info())
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         _seed_generators(runner.seed, get_rank(), runner.iter, with_cuda=True)
@@ -206,10 +207,11 @@ class _NumberedSampler:
 class _SeededFetch:
     """Loads a batch of samples (torch's ``__getitems__`` protocol), each with generators of its own."""
 
-    def __init__(self, dataset: Any, seed: int, rank: int) -> None:
+    def __init__(self, dataset: Any, seed: int, rank: int, world_size: int) -> None:
         self.dataset = dataset
         self.seed = seed
         self.rank = rank
+        self.world_size = world_size
 
     def __call__(self, indices: Sequence[int]) -> list[Any]:
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
@@ -222,6 +224,8 @@ class _SeededFetch:
 
     def _load(self, index: int) -> Any:
         if isinstance(index, _NumberedIndex):
-            _seed_generators(self.seed, self.rank, index.number)
+            # Samplers deal one common sequence to the processes in turn; this is the place in it.
+            place = index.number * self.world_size + self.rank
+            _seed_generators(self.seed, 0, place)
             index = int(index)
         return self.dataset[index]

@@ -1,5 +1,6 @@
 """Parts of resuming: numbered samples, generators seeded by numbers only, links that are never half-made."""
 
+import itertools
 import os
 import pickle
 import random
@@ -28,9 +29,11 @@ class Draws(Dataset[tuple[int, float, float, float]]):
         return index, random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
 
 
-def loader(sampler: Any, workers: int = 0, seed: int = 1, rank: int = 0) -> DataLoader[Any]:
+def loader(
+    sampler: Any, workers: int = 0, seed: int = 1, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
     dataset = Draws()
-    dataset.__getitems__ = _SeededFetch(dataset, seed, rank)  # type: ignore[attr-defined]
+    dataset.__getitems__ = _SeededFetch(dataset, seed, rank, world_size)  # type: ignore[attr-defined]
     return DataLoader(
         dataset,
         batch_sampler=BatchSampler(_NumberedSampler(sampler), 2, False),  # type: ignore[arg-type]
@@ -44,7 +47,7 @@ def take(batches: Any, count: int) -> list[Any]:
     return [sample for _ in range(count) for sample in next(iterator)]
 
 
-def test_draws_depend_on_seed_rank_and_position_only() -> None:
+def test_draws_depend_on_seed_and_position_only() -> None:
     def sampler() -> InfiniteSampler:
         return InfiniteSampler(Draws(), seed=0)
 
@@ -55,10 +58,18 @@ def test_draws_depend_on_seed_rank_and_position_only() -> None:
     batches = loader(resumed)
     resumed.skip(8)
     assert take(batches, 2) == undisturbed[8:]
-    for changed in ({'seed': 2}, {'rank': 1}):
-        assert not {sample[1] for sample in take(loader(sampler(), **changed), 6)} & {
-            s[1] for s in undisturbed
-        }
+    other = take(loader(sampler(), seed=2), 6)
+    assert not {sample[1] for sample in other} & {sample[1] for sample in undisturbed}
+
+
+def test_samples_are_drawn_alike_on_any_number_of_processes() -> None:
+    alone = take(loader(InfiniteSampler(Draws(), seed=0)), 4)
+    dealt = []
+    for rank in (0, 1):
+        sampler = InfiniteSampler(Draws(), seed=0)
+        sampler.indices = itertools.islice(sampler._infinite_indices(), rank, None, 2)
+        dealt.append(take(loader(sampler, rank=rank, world_size=2), 2))
+    assert [sample for pair in zip(*dealt) for sample in pair] == alone
 
 
 def test_epochs_are_numbered_from_their_start() -> None:
@@ -77,7 +88,7 @@ def test_loading_leaves_the_generators_of_the_process_alone() -> None:
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002
     random.seed(5)
-    fetch = _SeededFetch(Draws(), 0, 0)
+    fetch = _SeededFetch(Draws(), 0, 0, 1)
     sampler = iter(_NumberedSampler(DefaultSampler(Draws(), shuffle=False)))
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]  # noqa: NPY002
     fetch([next(sampler), next(sampler)])

@@ -128,8 +128,8 @@ class RepeatableHook(Hook):
     The generators are seeded anew for every iteration, by (seed, rank, iteration), and for every sample that
     is loaded, by (seed, its place in the sequence that the samplers of all processes share). So a resumed
     run, or one with another number of loader workers, sees the same augmentations and makes the same draws as
-    an undisturbed one; no generator state needs to be stored; and a sample is augmented alike on any number of
-    processes.
+    an undisturbed one; no generator state needs to be stored; and a sample is augmented alike on any number
+    of processes.
     """
 
     priority = 'VERY_HIGH'

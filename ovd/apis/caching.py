@@ -226,16 +226,17 @@ def cache_regions(
         OSError: disk full; finished shards are kept and the next run continues.
     """
     batch_size = -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
-    decoded = _ahead(lambda image: (image, _decode(image, exif)), images, workers)
-    for _, shard in itertools.groupby(decoded, key=lambda pair: writer.shard_of(pair[0].image_id)):
-        regions: list[tuple[int, Tensor, Tensor]] = []
-        crops = _shard_crops(shard, proposals, encoder, policy, torch.device(device), regions, on_image)
-        features = [encode_batch(encoder, batch) for batch in _batches(crops, batch_size)]
-        joined = join_scales(torch.cat(features), len(policy.scales)).half().cpu()
-        counts = [len(scores) for _, _, scores in regions]
-        for (image_id, boxes, scores), rows in zip(regions, joined.split(counts)):
-            writer.add(image_id, boxes, scores, rows)
-    return writer.close()
+    with writer:
+        decoded = _ahead(lambda image: (image, _decode(image, exif)), images, workers)
+        for _, shard in itertools.groupby(decoded, key=lambda pair: writer.shard_of(pair[0].image_id)):
+            regions: list[tuple[int, Tensor, Tensor]] = []
+            crops = _shard_crops(shard, proposals, encoder, policy, torch.device(device), regions, on_image)
+            features = [encode_batch(encoder, batch) for batch in _batches(crops, batch_size)]
+            joined = join_scales(torch.cat(features), len(policy.scales)).half().cpu()
+            counts = [len(scores) for _, _, scores in regions]
+            for (image_id, boxes, scores), rows in zip(regions, joined.split(counts)):
+                writer.add(image_id, boxes, scores, rows)
+        return writer.close()
 
 
 @torch.inference_mode()

@@ -141,6 +141,13 @@ class RegionStoreWriter:
             self._rows = []
             self._todo.pop(0)
 
+    def __enter__(self) -> 'RegionStoreWriter':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let another writer have the folder, also after an error."""
+        self._unlock()
+
     def close(self) -> dict[str, Any] | None:
         """Write index and manifest if the shards of every rank are there; return the manifest, or None."""
         try:

@@ -27,7 +27,7 @@ def pictures(step: int, rank: int, world_size: int) -> dict[str, Any]:
     chosen = [
         batch(1, first=PICTURES * step + i, objects=1 + i % 3) for i in range(rank, PICTURES, world_size)
     ]
-    if step == 1:
+    if step == 1 and rank == 0:
         chosen[0]['data_samples'][0].region_instances.valid[1:] = False
     return {key: [data[key][0] for data in chosen] for key in ('inputs', 'data_samples')}
 

@@ -1,7 +1,8 @@
 """Real photographs: the whole ViLD chain on COCO images, with the real-size config and the tools as they are.
 
 Proposal network, region cache, Mask R-CNN R50-FPN, evaluation and a drawn answer; the class vectors are
-OpenAI's of the COCO names, the image tower is a ViT-B/32 with random weights in a local folder.
+OpenAI's of the COCO names; the image tower is a ViT-B/32 with random weights in a local folder, and the
+proposal network starts from random weights in torchvision's layout.
 """
 
 import importlib.util
@@ -13,11 +14,24 @@ import pytest
 import torch
 from helpers import ROOT, shared_path
 from PIL import Image
+from torchvision.models import resnet50
 
 from ovd.clip.loading import build_clip, save_clip
 from ovd.clip.region_store import RegionStore
 from ovd.clip.text_embeddings import TextEmbeddings
 
+SMALL_RPN = """
+_base_ = './configs/rpn_r50_coco.py'
+train_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='ovd.LoadImage'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
+    dict(type='ovd.PackDetInputs')]))
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='ovd.LoadImage'),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]))
+"""
 SMALL = [
     'train_dataloader.batch_size=1',
     'train_dataloader.num_workers=0',
@@ -28,10 +42,7 @@ SMALL = [
     'train_cfg.val_interval=100',
     'default_hooks.checkpoint.interval=2',
     'optim_wrapper.optimizer.lr=0.001',
-    'train_dataloader.dataset.pipeline.2.scale=[192,192]',
-    'train_dataloader.dataset.pipeline.3.crop_size=[192,192]',
-    'test_dataloader.dataset.pipeline.1.scale=[192,192]',
-    'test_dataloader.dataset.indices=4',
+    'test_dataloader.dataset.indices=2',
 ]
 
 
@@ -56,29 +67,37 @@ def test_the_whole_chain_runs_on_photographs(tmp_path: Path, monkeypatch: pytest
     TextEmbeddings.from_matrix(matrix, 'coco').save('coco.vocab.safetensors')
     clip = build_clip('ViT-B-32-quickgelu', 'random:0')
     save_clip('data/weights/clip_vit_b32', clip.model, clip.config, dtype=torch.float16)
+    torch.save(resnet50().state_dict(), 'data/weights/resnet50.pth')
 
-    proposals = ['test_dataloader.dataset.pipeline.1.scale=[192,192]']
-    tool('train')(['configs/rpn_r50_coco.py', '--cfg-options', *SMALL])
-    store = ['region_cache.proposals.top=4', 'region_cache.image_encoder.dtype=float32', *proposals]
+    Path('rpn_small.py').write_text(SMALL_RPN)
+    tool('train')(['rpn_small.py', '--work-dir', 'work_dirs/rpn_r50_coco', '--cfg-options', *SMALL])
+    store = ['region_cache.proposals.top=4', 'region_cache.image_encoder.dtype=float32']
+    store.append('region_cache.proposals.config=rpn_small.py')
     tool('cache_clip_regions')(['configs/vild_r50_coco.py', '--limit', '3', '--cfg-options', *store])
     regions = RegionStore('data/coco/regions_train')
     assert len(regions) == 3
     assert regions.header['embed_dim'] == 512
 
-    words = ['model.text.embeddings=coco.vocab.safetensors']
-    few = ['train_dataloader.dataset.indices=2', *words]
-    tool('train')(['configs/vild_r50_coco.py', '--cfg-options', *SMALL, *few])
+    words = [
+        'model.text.embeddings=coco.vocab.safetensors',
+        'test_dataloader.dataset.pipeline.1.scale=(192,192)',
+    ]
+    words.append('model.test_cfg.rpn.max_per_img=30')
+    few = ['train_dataloader.dataset.indices=2', 'train_dataloader.dataset.pipeline.2.scale=(192,192)']
+    tool('train')(['configs/vild_r50_coco.py', '--cfg-options', *SMALL, *few, *words])
     checkpoint = 'work_dirs/vild_r50_coco/latest.pth'
-    tool('test')(['configs/vild_r50_coco.py', checkpoint, '--out', 'metrics.json', '--cfg-options', *SMALL, *words])
+    tool('test')(
+        ['configs/vild_r50_coco.py', checkpoint, '--out', 'metrics.json', '--cfg-options', *SMALL, *words]
+    )
     report = json.loads(Path('metrics.json').read_text())
     assert len(report['per_class']) == 65
-    assert report['protocol']['images'] == 4
+    assert report['protocol']['images'] == 2
 
     photograph = next((images / 'val2017').iterdir())
     call = [str(photograph), '--texts', 'dog, bicycle, person', '--score-thr', '0', '--max-per-image', '5']
     call += ['--config', 'configs/vild_r50_coco.py', '--checkpoint', checkpoint, '--out', 'answer']
-    assert not tool('demo')([*call, '--cfg-options', *words, *proposals])
+    assert not tool('demo')([*call, '--cfg-options', *words])
     answer = json.loads(Path(f'answer/{photograph.stem}.json').read_text())
-    assert {found['name'] for found in answer['objects']} <= {'dog', 'bicycle', 'person'}
+    assert {found['name'] for found in answer['instances']} <= {'dog', 'bicycle', 'person'}
     with Image.open(photograph) as original, Image.open(f'answer/{photograph.stem}.png') as drawn:
         assert drawn.width >= original.width

@@ -6,8 +6,9 @@
     python tools/train.py configs/vild_shapes.py
     python tools/test.py configs/vild_shapes.py work_dirs/vild_shapes/latest.pth
 
-Gu et al., ICLR 2022, in small: a slim ResNet-18 without any pretraining, one head for words and
-distillation, the tiny CLIP as teacher. 500 steps of 16 pictures on two cores, minutes; scores in docs/results.md.
+Gu et al., ICLR 2022, in small: a slim ResNet-18 that starts from the proposal network, one head for words and
+distillation, the tiny CLIP as teacher. 500 steps of 16 pictures, minutes on two cores; scores and times are
+in docs/results.md.
 """
 
 _base_ = './_base_/runtime.py'

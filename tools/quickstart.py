@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ovd.apis.cli import run_tool
 from ovd.files import sha256_file, sha256_json, write_json
 
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--from-scratch', action='store_true', help='train the tiny CLIP, too')
     args = parser.parse_args(argv)
     # Models this small run faster beside their loader process on one thread than on two (docs/results.md).
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    if 'OMP_NUM_THREADS' not in os.environ:
+        torch.set_num_threads(1)
     start = time.perf_counter()
     steps = Steps(OUT)
     clip: list[str] = []

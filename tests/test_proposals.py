@@ -89,7 +89,7 @@ def test_trapped_pickle_is_refused_and_not_run(tmp_path: Path, place: str) -> No
     trap = Trap(tmp_path / 'sprung')
     content = [trap] if place == 'list' else [np.array([trap], dtype=object)]
     (tmp_path / 'p.pkl').write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match=r'p.pkl: refused, the file asks for builtins.exec'):
+    with pytest.raises(ValueError, match=r'p.pkl: refused.*builtins.exec'):
         read_proposals(tmp_path / 'p.pkl', [1])
     assert not (tmp_path / 'sprung').exists()
 
@@ -113,7 +113,7 @@ def test_numpy_functions_are_not_reachable(tmp_path: Path, name: str) -> None:
         ('p.json', b'[{"image_id": 77, "bbox": [1, 2, 3, 4]}]', 'no proposals for any image'),
         ('p.npz', b'nothing', 'p.npz'),
         ('p.txt', b'', 'expected .json, .npz, .pkl or the folder of a region store'),
-        ('p.pkl', b'\x80\x04K', 'p.pkl: damaged pickle|p.pkl: refused'),
+        ('p.pkl', b'\x80\x04K', 'p.pkl: damaged or truncated pickle|p.pkl: refused'),
         (
             'p.pkl',
             pickle.dumps(arrays()[:2]),
@@ -121,7 +121,7 @@ def test_numpy_functions_are_not_reachable(tmp_path: Path, name: str) -> None:
         ),
         ('p.pkl', pickle.dumps({'a': 1}), 'got dict'),
         ('p.pkl', pickle.dumps([np.zeros((2, 3))] * 3), r'image 4 has float64 \[2, 3\]'),
-        ('p.pkl', pickle.dumps([np.array(['a'], dtype=object)] * 3), 'image 4 has object'),
+        ('p.pkl', pickle.dumps([np.array(['a'], dtype=object)] * 3), 'refused, it asks for numpy.dtype'),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, match: str) -> None:

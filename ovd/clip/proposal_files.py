@@ -8,36 +8,16 @@ list of arrays [n, 4 or 5] in the order of the images. All boxes are in original
 import io
 import json
 import os
-import pickle
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
 from ..files import sha256_file
+from ..safe_reading import read_array_pickle
 from .region_store import RegionStore
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """What array pickles of protocol 2 need of ``_codecs.encode``."""
-    return text.encode('latin1')
-
-
-def _no_bytes() -> bytes:
-    """How protocols 0 to 2 spell the empty bytes of an array without rows."""
-    return b''
-
-
-_ARRAY_PARTS = {
-    'ndarray': np.ndarray,
-    'dtype': np.dtype,
-    '_reconstruct': np.zeros(1).__reduce__()[0],
-    '_frombuffer': np.zeros(1).__reduce_ex__(5)[0],
-    'scalar': np.float64(0).__reduce__()[0],
-}
 
 
 @dataclass
@@ -107,40 +87,6 @@ def read_proposals(path: str | os.PathLike[str], image_ids: Sequence[int]) -> Pr
     return table
 
 
-def load_array_pickle(file: IO[bytes], name: str) -> Any:
-    """Unpickle lists, dicts and plain values of numeric numpy arrays; anything else is refused before it
-    runs.
-
-    Raises:
-        ValueError: the pickle asks for another class or function (it is named), or is damaged.
-    """
-    try:
-        content = _ArrayUnpickler(file).load()
-    except pickle.UnpicklingError as error:
-        raise ValueError(f'{name}: refused, {error}') from None
-    except (EOFError, AttributeError, ValueError, TypeError, IndexError, KeyError, ImportError) as error:
-        raise ValueError(f'{name}: damaged pickle ({error!r})') from None
-    return content
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ('_codecs', 'encode'):
-            return _encode_latin1
-        if module in ('builtins', '__builtin__') and name == 'bytes':
-            return _no_bytes
-        if module.split('.')[0] != 'numpy' or name not in _ARRAY_PARTS:
-            raise pickle.UnpicklingError(
-                f'the file asks for {module}.{name}; only arrays of numbers are read'
-            )
-        return _ARRAY_PARTS[name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError('the file refers to objects outside itself')
-
-
 def _table(source: Path, parts: dict[int, np.ndarray], is_complete: bool) -> ProposalTable:
     """Join arrays [n, 5] (xyxy, score) by image id."""
     counts = {image_id: len(part) for image_id, part in parts.items()}
@@ -189,7 +135,7 @@ def _from_npz(source: Path, image_ids: list[int]) -> ProposalTable:
 
 
 def _from_pickle(source: Path, image_ids: list[int]) -> ProposalTable:
-    content = load_array_pickle(io.BytesIO(source.read_bytes()), f'proposal file {source}')
+    content = read_array_pickle(io.BytesIO(source.read_bytes()), f'proposal file {source}')
     if not isinstance(content, list) or len(content) != len(image_ids):
         found = f'{len(content)} entries' if isinstance(content, list) else type(content).__name__
         raise ValueError(

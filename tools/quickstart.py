@@ -13,14 +13,14 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ovd.apis.cli import run_tool
 from ovd.files import sha256_file, sha256_json, write_json
@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--seed', type=int, default=0, help='of the trainings; the data set has its own')
     parser.add_argument('--from-scratch', action='store_true', help='train the tiny CLIP, too')
     args = parser.parse_args(argv)
+
+    import torch
+
     # Models this small run faster beside their loader process on one thread than on two (docs/results.md).
     if 'OMP_NUM_THREADS' not in os.environ:
         torch.set_num_threads(1)
@@ -46,9 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip: list[str] = []
     cached_clip: list[str] = []
 
-    def train(title: str, name: str, options: Sequence[str] = ()) -> None:
+    def training(name: str, options: Sequence[str] = ()) -> tuple[str, list[str], Path]:
         call = [f'configs/{name}.py', '--seed', str(args.seed), '--resume', *with_options(options)]
-        steps.run(title, 'train.py', call, WORK / name)
+        return 'train.py', call, WORK / name
+
+    def train(title: str, name: str, options: Sequence[str] = ()) -> None:
+        steps.run(title, *training(name, options))
 
     def test(title: str, name: str) -> dict[str, Any]:
         report = OUT / f'{name}.json'
@@ -66,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     train('train a proposal network on base boxes', 'rpn_shapes')
     call = ['configs/vild_shapes.py', *with_options(cached_clip)]
     steps.run('cache CLIP embeddings of its proposals', 'cache_clip_regions.py', call, DATA / 'regions_train')
-    train('train ViLD-text, the control', 'vild_text_shapes', clip)
-    train('train ViLD', 'vild_shapes', clip)
+    with steps.beside('train ViLD-text, the control', *training('vild_text_shapes', clip)):
+        train('train ViLD', 'vild_shapes', clip)
     reports = {
         'ViLD-text': test('test ViLD-text', 'vild_text_shapes'),
         'ViLD': test('test ViLD', 'vild_shapes'),
@@ -104,24 +110,51 @@ class Steps:
 
         What another call left there is removed first; what the same call left unfinished is continued.
         """
+        if self._is_done(title, tool, call, product):
+            return
+        start = time.perf_counter()
+        if load_main(tool)(list(call)):
+            raise ValueError(f'step "{title}" failed: python tools/{tool} {" ".join(map(quoted, call))}')
+        self._remember(title)
+        print(f'  {title}: {time.perf_counter() - start:.0f} s', flush=True)
+
+    @contextmanager
+    def beside(self, title: str, tool: str, call: Sequence[str], product: Path) -> Iterator[None]:
+        """Run a step in a process of its own while the block runs: two cores, two trainings."""
+        if self._is_done(title, tool, call, product):
+            yield
+            return
+        log = self.path.parent / f'{product.name}.log'
+        print(f'  in the background, see {log}', flush=True)
+        with log.open('w') as output:
+            environment = {'OMP_NUM_THREADS': '1', **os.environ}
+            command = [sys.executable, str(TOOLS / tool), *call]
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            yield
+            if process.wait():
+                raise ValueError(f'step "{title}" failed, see {log}')
+            self._remember(title)
+        finally:
+            process.kill()
+            process.wait()
+
+    def _is_done(self, title: str, tool: str, call: Sequence[str], product: Path) -> bool:
         configs = [sha256_file(part) for part in call if part.startswith('configs/')]
         self.state = sha256_json([self.state, tool, list(call), configs])
         print(f'\n{title}\n  python tools/{tool} {" ".join(map(quoted, call))}', flush=True)
         known = self.known.get(title, {})
         if known.get('state') == self.state and known['finished'] and product.exists():
             print(f'  done before: {product}')
-            return
+            return True
         if known.get('state') != self.state:
             shutil.rmtree(product) if product.is_dir() else product.unlink(missing_ok=True)
-        self._remember(title, finished=False)
-        start = time.perf_counter()
-        if load_main(tool)(list(call)):
-            raise ValueError(f'step "{title}" failed: python tools/{tool} {" ".join(map(quoted, call))}')
-        self._remember(title, finished=True)
-        print(f'  {time.perf_counter() - start:.0f} s', flush=True)
+        self.known[title] = {'state': self.state, 'finished': False}
+        write_json(self.path, self.known)
+        return False
 
-    def _remember(self, title: str, finished: bool) -> None:
-        self.known[title] = {'state': self.state, 'finished': finished}
+    def _remember(self, title: str) -> None:
+        self.known[title]['finished'] = True
         write_json(self.path, self.known)
 
 

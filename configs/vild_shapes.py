@@ -31,7 +31,7 @@ region_cache = dict(
     ),
     batch_size=256,
 )
-load_from = 'work_dirs/rpn_shapes/latest.pth'
+load_from = 'work_dirs/rpn_shapes/latest.pth'  # tools/train.py configs/rpn_shapes.py makes it
 
 model = dict(
     type='ovd.ViLD',

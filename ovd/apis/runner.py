@@ -143,7 +143,7 @@ class ToolRunner(Runner):
 
 def _is_for_console(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    if message.startswith(CONSOLE_NOISE):
+    if message.startswith(CONSOLE_NOISE) or message.endswith('is skipped since its requires_grad=False'):
         return False
     if record.levelno > logging.INFO:
         return True

@@ -303,7 +303,9 @@ class RegionStore:
                     f'region store {self.folder} is unfinished ({made} shards so far): '
                     'run the command that makes it again, it continues'
                 )
-            raise FileNotFoundError(f'no region store at {self.folder}: {path.name} is missing')
+            raise FileNotFoundError(
+                f'no region store at {self.folder}: {path.name} is missing; tools/cache_clip_regions.py makes one'
+            )
         self.manifest = _read_json(path)
         if self.manifest.get('format') != _FORMAT:
             raise ValueError(f'{path} has format {self.manifest.get("format")!r}, expected {_FORMAT!r}')

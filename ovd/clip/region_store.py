@@ -304,7 +304,8 @@ class RegionStore:
                     'run the command that makes it again, it continues'
                 )
             raise FileNotFoundError(
-                f'no region store at {self.folder}: {path.name} is missing; tools/cache_clip_regions.py makes one'
+                f'no region store at {self.folder}: {path.name} is missing; '
+                'tools/cache_clip_regions.py makes one'
             )
         self.manifest = _read_json(path)
         if self.manifest.get('format') != _FORMAT:

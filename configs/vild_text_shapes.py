@@ -3,7 +3,7 @@
     python tools/train.py configs/vild_text_shapes.py
     python tools/test.py configs/vild_text_shapes.py work_dirs/vild_text_shapes/latest.pth
 
-Needs no region embeddings. It finds the base classes as well as ViLD does, and few of the novel ones.
+Needs no region embeddings. It finds base classes and few of the novel ones: docs/results.md.
 """
 
 _base_ = './vild_shapes.py'

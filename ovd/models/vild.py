@@ -149,8 +149,9 @@ class ViLDRoIHead(StandardRoIHead):
         distill_weight: w, weight of the distillation loss.
         joint_batch: run supervised and distilled regions through a shared trunk in one pass, so that batch
             normalisation sees both, as the TensorFlow code does; False normalises them separately, as DetPro.
-        objectness_power: multiply class scores by RPN objectness to this power at test time; 0 leaves them
-        alone. **kwargs: of mmdet's StandardRoIHead; the mask head must be class-agnostic.
+        objectness_power: multiply class scores by RPN objectness to this power at test time; 0 leaves
+            them alone.
+        **kwargs: of mmdet's StandardRoIHead; the mask head must be class-agnostic.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from helpers import ROOT
 
 from ovd.checkpoint import load_into, load_metadata, load_tensors
 from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.conversion import convert_detpro, convert_detpro_prompts
+from ovd.conversion.vild import convert_detpro, convert_detpro_prompts
 from ovd.text.vocabulary import Vocabulary
 from tools.convert_checkpoint import main
 

@@ -10,7 +10,7 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.config import ConfigDict
 from torch import Tensor
 
-from ovd.conversion import convert_detpro, convert_tf_box_head
+from ovd.conversion.vild import convert_detpro, convert_tf_box_head
 from ovd.heads.cosine_classifier import remove_classes, unit
 from ovd.heads.score_ensemble import geometric_mean, standardized_logits, text_weights
 from ovd.losses.distillation import distillation_loss

@@ -45,7 +45,7 @@ def convert_prompts(source: Path, out: Path, words: str) -> None:
     from torch import Tensor
 
     from ovd.checkpoint import read_checkpoint
-    from ovd.conversion import convert_detpro_prompts
+    from ovd.conversion.vild import convert_detpro_prompts
     from ovd.text.vocabulary import Vocabulary
 
     prompts = read_checkpoint(source)
@@ -59,7 +59,7 @@ def convert_prompts(source: Path, out: Path, words: str) -> None:
 def convert_weights(source: Path, out: Path, config: str | None) -> None:
     """A detector's checkpoint -> ours, with a list of what was left out."""
     from ovd.checkpoint import load_tensors, save_tensors
-    from ovd.conversion import convert_detpro
+    from ovd.conversion.vild import convert_detpro
     from ovd.files import sha256_file
 
     converted = convert_detpro(load_tensors(source))

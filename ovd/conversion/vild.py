@@ -1,4 +1,4 @@
-"""Key maps from the checkpoints others publish to ours.
+"""Key maps from DetPro and ViLD checkpoints to ours.
 
 Source of the key layouts: dyabel/detpro: mmdet/models/roi_heads/standard_roi_head.py (mmdet 2.x);
 tensorflow/tpu: models/official/detection/projects/vild/modeling/vild_head.py (TF1 variables, box head only).
@@ -6,28 +6,13 @@ tensorflow/tpu: models/official/detection/projects/vild/modeling/vild_head.py (T
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.conversion.converted import Converted
 from ovd.text.vocabulary import Vocabulary
-
-
-class Converted(NamedTuple):
-    """Result of a conversion.
-
-    Attributes:
-        tensors: our key -> tensor.
-        stripped: keys left out on purpose: the CLIP copy inside the checkpoint, which is not the detector's.
-        unmatched: keys without a counterpart here; nothing was done with them.
-    """
-
-    tensors: dict[str, Tensor]
-    stripped: list[str]
-    unmatched: list[str]
-
 
 _HEAD = 'roi_head.bbox_head.'
 _DETPRO_RULES = [

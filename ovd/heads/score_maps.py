@@ -1,0 +1,462 @@
+"""Scores of every pixel for every class, computed only where they are asked for.
+
+A map of K classes over an H x W image is too large to build when K is in the thousands. A ``ScoreMaps`` gives
+any strip of rows of any range of classes instead; resizing, cutting, mirroring and overlapping windows are
+wrappers that pass the question on. Every wrapper computes element by element, so a strip equals the same rows
+of the whole map bit for bit wherever its source does.
+
+Reading order: ScoreMaps, TensorScores (a ready tensor), ResizedScores (bilinear), the other wrappers; then
+``argmax_labels`` and ``materialize``, which use them; ScoreSum (a sum that grows, in memory or deferred).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_CHANNELS_AT_ONCE = (
+    32  # fewer classes per chunk than this waste time in the sources, so rows are split instead
+)
+
+
+class ScoreMaps(ABC):
+    """Scores of B images for C classes on a grid of ``height`` x ``width``.
+
+    Attributes:
+        batch: B.
+        channels: C: K classes, or K + 1 with background last.
+        height, width: of the grid.
+        device, dtype: of the tensors that ``rows`` returns.
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @abstractmethod
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        """Scores of the rows ``start`` to ``stop`` for a range of classes.
+
+        Args:
+            start, stop: 0 <= start < stop <= height.
+            channels: a slice with step 1.
+        Returns:
+            [B, C', stop - start, width]; may share memory with the source, so it must not be changed.
+        """
+
+    def images(self, start: int, stop: int) -> 'ScoreMaps':
+        """The maps of the images ``start`` to ``stop`` of the batch; no other image is computed for them."""
+        return self if (start, stop) == (0, self.batch) else _SomeImages(self, start, stop)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the whole map: (B, C, height, width)."""
+        return self.batch, self.channels, self.height, self.width
+
+    def _like(self, source: 'ScoreMaps', size: tuple[int, int] | None = None) -> None:
+        """Take over what a wrapper shares with its source; the grid may differ."""
+        self.batch, self.channels = source.batch, source.channels
+        self.height, self.width = source.size if size is None else size
+        self.device, self.dtype = source.device, source.dtype
+
+
+class TensorScores(ScoreMaps):
+    """A finished map.
+
+    Args:
+        scores: [B, C, h, w].
+    """
+
+    def __init__(self, scores: Tensor) -> None:
+        if scores.ndim != 4:
+            raise ValueError(f'expected scores [B, C, h, w], got {list(scores.shape)}')
+        self.scores = scores
+        self.batch, self.channels, self.height, self.width = scores.shape
+        self.device, self.dtype = scores.device, scores.dtype
+
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        return self.scores[:, channels, start:stop]
+
+    def images(self, start: int, stop: int) -> ScoreMaps:
+        return TensorScores(self.scores[start:stop])
+
+
+class _SomeImages(ScoreMaps):
+    """Images ``start`` to ``stop`` of a source that cannot leave out the others itself."""
+
+    def __init__(self, source: ScoreMaps, start: int, stop: int) -> None:
+        self._like(source)
+        self.source, self.start, self.batch = source, start, stop - start
+
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        return self.source.rows(start, stop, channels)[self.start : self.start + self.batch]
+
+    def images(self, start: int, stop: int) -> ScoreMaps:
+        return self.source.images(self.start + start, self.start + stop)
+
+
+def resized(source: ScoreMaps, size: tuple[int, int], align_corners: bool) -> ScoreMaps:
+    """The source on another grid; the source itself when it has that size."""
+    return source if source.size == tuple(size) else ResizedScores(source, size, align_corners)
+
+
+class ResizedScores(ScoreMaps):
+    """Bilinear interpolation to another grid, as ``torch.nn.functional.interpolate`` of the whole map.
+
+    Every row and column uses its place in the whole grid, so strips meet without a seam also with
+    ``align_corners``. Half types are interpolated and returned in float32.
+
+    Args:
+        source: maps of any grid.
+        size: (height, width) wanted.
+        align_corners: the centres of the corner pixels coincide, instead of the corners of the grids.
+    """
+
+    def __init__(self, source: ScoreMaps, size: tuple[int, int], align_corners: bool) -> None:
+        if min(size) < 1:
+            raise ValueError(f'cannot resize scores to {tuple(size)}')
+        self._like(source, (int(size[0]), int(size[1])))
+        self.source, self.align_corners = source, align_corners
+        if self.dtype in (torch.float16, torch.bfloat16):
+            self.dtype = torch.float32
+        self._rows = self._taps(source.height, self.height)
+        self._columns = self._taps(source.width, self.width)
+
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        upper, lower, weight = (part[start:stop] for part in self._rows)
+        first, last = int(upper[0]), int(lower[-1]) + 1
+        if self.height == self.source.height:
+            first, last = start, stop
+        strip = self.source.rows(first, last, channels).to(self.dtype)
+        if self.width != self.source.width:
+            strip = _mix(strip, 3, *self._columns)
+        if self.height != self.source.height:
+            strip = _mix(strip, 2, upper - first, lower - first, weight)
+        return strip
+
+    def images(self, start: int, stop: int) -> ScoreMaps:
+        return ResizedScores(self.source.images(start, stop), self.size, self.align_corners)
+
+    def _taps(self, length: int, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For each of ``wanted`` places the two source places it lies between, and the weight of the second.
+
+        The step between places is rounded to the precision of the scores and a place is rounded once, as in
+        torch's kernels: over hundreds of pixels an exact step would move the samples visibly.
+        """
+        step = (length - 1) / max(wanted - 1, 1) if self.align_corners else length / wanted
+        exact = torch.tensor(step, dtype=self.dtype).double()
+        places = torch.arange(wanted, dtype=torch.float64)
+        places = places * exact if self.align_corners else (places + 0.5) * exact - 0.5
+        places = places.to(self.dtype).clamp(min=0)
+        before = places.long().clamp(max=length - 1)
+        weight = (places - before).clamp(0, 1)
+        return before, (before + 1).clamp(max=length - 1), weight
+
+
+def _mix(strip: Tensor, axis: int, before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
+    """Linear interpolation along an axis.
+
+    Products and sum are separate operations: a fused one would round differently at the ends of a strip.
+    """
+    before, after, weight = (part.to(strip.device) for part in (before, after, weight))
+    weight = weight.view([-1 if dimension == axis else 1 for dimension in range(4)])
+    mixed = strip.index_select(axis, before).mul_(1 - weight)
+    return mixed.add_(strip.index_select(axis, after).mul_(weight))
+
+
+class CutScores(ScoreMaps):
+    """A rectangle of the grid.
+
+    Args:
+        source: maps.
+        size: (height, width) of the rectangle.
+        top, left: its first row and column.
+    """
+
+    def __init__(self, source: ScoreMaps, size: tuple[int, int], top: int = 0, left: int = 0) -> None:
+        if (
+            min(size) < 1
+            or min(top, left) < 0
+            or top + size[0] > source.height
+            or left + size[1] > source.width
+        ):
+            raise ValueError(f'cannot cut {tuple(size)} at ({top}, {left}) out of scores of {source.size}')
+        self._like(source, (int(size[0]), int(size[1])))
+        self.source, self.top, self.left = source, top, left
+
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        strip = self.source.rows(self.top + start, self.top + stop, channels)
+        return strip[..., self.left : self.left + self.width]
+
+    def images(self, start: int, stop: int) -> ScoreMaps:
+        return CutScores(self.source.images(start, stop), self.size, self.top, self.left)
+
+
+class FlippedScores(ScoreMaps):
+    """Mirrored maps.
+
+    Args:
+        source: maps.
+        direction: 'horizontal' (left and right change places) or 'vertical'.
+    """
+
+    def __init__(self, source: ScoreMaps, direction: str = 'horizontal') -> None:
+        if direction not in ('horizontal', 'vertical'):
+            raise ValueError(f"expected direction 'horizontal' or 'vertical', got {direction!r}")
+        self._like(source)
+        self.source, self.direction = source, direction
+
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        if self.direction == 'horizontal':
+            return self.source.rows(start, stop, channels).flip(3)
+        return self.source.rows(self.height - stop, self.height - start, channels).flip(2)
+
+    def images(self, start: int, stop: int) -> ScoreMaps:
+        return FlippedScores(self.source.images(start, stop), self.direction)
+
+
+class ChannelScores(ScoreMaps):
+    """Maps of the first ``channels`` classes only; drops a background that nobody wants.
+
+    Args:
+        source: maps.
+        channels: C, how many of its classes remain.
+    """
+
+    def __init__(self, source: ScoreMaps, channels: int) -> None:
+        if not 1 <= channels <= source.channels:
+            raise ValueError(f'cannot take {channels} of {source.channels} classes')
+        self._like(source)
+        self.source, self.channels = source, channels
+
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        first, last, _ = channels.indices(self.channels)
+        return self.source.rows(start, stop, slice(first, last))
+
+    def images(self, start: int, stop: int) -> ScoreMaps:
+        return ChannelScores(self.source.images(start, stop), self.channels)
+
+
+class StackedScores(ScoreMaps):
+    """The images of several maps of one grid, one after the other.
+
+    Args:
+        sources: maps with equal grids and classes.
+    """
+
+    def __init__(self, sources: Sequence[ScoreMaps]) -> None:
+        _check_alike(sources)
+        self._like(sources[0])
+        self.sources = list(sources)
+        self.batch = sum(source.batch for source in sources)
+
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        return torch.cat([source.rows(start, stop, channels) for source in self.sources])
+
+    def images(self, start: int, stop: int) -> ScoreMaps:
+        parts: list[ScoreMaps] = []
+        for source in self.sources:
+            first, last = max(start, 0), min(stop, source.batch)
+            if first < last:
+                parts.append(source.images(first, last))
+            start, stop = start - source.batch, stop - source.batch
+        return parts[0] if len(parts) == 1 else StackedScores(parts)
+
+
+class SummedScores(ScoreMaps):
+    """Sum of maps of one grid, added in their order.
+
+    Args:
+        sources: maps with equal batches, grids and classes.
+    """
+
+    def __init__(self, sources: Sequence[ScoreMaps]) -> None:
+        _check_alike(sources, batch=True)
+        self._like(sources[0])
+        self.sources = list(sources)
+
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        total = self.sources[0].rows(start, stop, channels).clone()
+        for source in self.sources[1:]:
+            total.add_(source.rows(start, stop, channels))
+        return total
+
+    def images(self, start: int, stop: int) -> ScoreMaps:
+        return SummedScores([source.images(start, stop) for source in self.sources])
+
+
+class WindowedScores(ScoreMaps):
+    """Windows laid on a grid, summed in their order where they overlap.
+
+    Args:
+        windows: (maps, top, left) of each window, inside the grid; equal batches and classes.
+        size: (height, width) of the grid.
+        divide: divide each pixel by the number of windows on it; then every pixel needs one.
+    """
+
+    def __init__(
+        self, windows: Sequence[tuple[ScoreMaps, int, int]], size: tuple[int, int], divide: bool = True
+    ) -> None:
+        _check_alike([scores for scores, _, _ in windows], batch=True, grid=False)
+        for scores, top, left in windows:
+            _check_inside(scores, top, left, size)
+        self._like(windows[0][0], (int(size[0]), int(size[1])))
+        self.windows, self.divide = list(windows), divide
+        places = [(top, left, scores.height, scores.width) for scores, top, left in windows]
+        self._counts = count_windows(places, self.size) if divide else None
+
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        first, last, _ = channels.indices(self.channels)
+        shape = (self.batch, last - first, stop - start, self.width)
+        total = torch.zeros(shape, device=self.device, dtype=self.dtype)
+        for scores, top, left in self.windows:
+            upper, lower = max(start, top), min(stop, top + scores.height)
+            if upper < lower:
+                strip = scores.rows(upper - top, lower - top, channels)
+                total[:, :, upper - start : lower - start, left : left + scores.width] += strip
+        return total if self._counts is None else total.div_(self._counts[start:stop].to(total))
+
+    def images(self, start: int, stop: int) -> ScoreMaps:
+        windows = [(scores.images(start, stop), top, left) for scores, top, left in self.windows]
+        return WindowedScores(windows, self.size, self.divide)
+
+
+def count_windows(places: Sequence[tuple[int, int, int, int]], size: tuple[int, int]) -> Tensor:
+    """Number of windows (top, left, height, width) on each pixel, int64 [H, W].
+
+    Raises:
+        ValueError: a pixel that no window covers.
+    """
+    counts = torch.zeros(size, dtype=torch.int64)
+    for top, left, height, width in places:
+        counts[top : top + height, left : left + width] += 1
+    if counts.min() == 0:
+        row, column = (counts == 0).nonzero()[0].tolist()
+        raise ValueError(f'no window covers row {row}, column {column} of the {tuple(size)} grid')
+    return counts
+
+
+@torch.no_grad()
+def argmax_labels(scores: ScoreMaps, max_elements: int = 1 << 22) -> Tensor:
+    """The best class of every pixel; of equal scores the lowest index wins.
+
+    Args:
+        scores: maps of C classes.
+        max_elements: scores that exist at once; working memory is a few times that, whatever C is. Changes
+            memory and time only, never the labels.
+    Returns:
+        int64 [B, h, w].
+    """
+    labels = torch.empty((scores.batch, *scores.size), dtype=torch.int64, device=scores.device)
+    best: Tensor | None = None
+    for start, stop, channels in chunks(scores, max_elements):
+        values, indices = scores.rows(start, stop, channels).max(dim=1)
+        target = labels[:, start:stop]
+        if channels.start == 0:
+            best = values
+            target.copy_(indices)
+            continue
+        assert best is not None
+        better = (values > best) | (values.isnan() & ~best.isnan())
+        target.copy_(torch.where(better, indices + channels.start, target))
+        best = torch.where(better, values, best)
+    return labels
+
+
+@torch.no_grad()
+def materialize(scores: ScoreMaps, max_elements: int = 1 << 22) -> Tensor:
+    """The whole map [B, C, h, w], made chunk by chunk; it shares no memory with the sources."""
+    whole = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
+    for start, stop, channels in chunks(scores, max_elements):
+        whole[:, channels, start:stop] = scores.rows(start, stop, channels)
+    return whole
+
+
+def chunks(scores: ScoreMaps, max_elements: int) -> Iterator[tuple[int, int, slice]]:
+    """Row strips, and within each strip class ranges in ascending order, of at most ``max_elements`` scores.
+
+    Classes are split first: a source computes no row twice for it. Only when few classes would be left are
+    the rows split too. A chunk holds at least one row of one class.
+    """
+    if max_elements < 1:
+        raise ValueError(f'max_elements must be at least 1, got {max_elements}')
+    row = scores.batch * scores.width
+    wanted = max(min(scores.channels, _CHANNELS_AT_ONCE), max_elements // (row * scores.height))
+    depth = min(scores.channels, max(1, min(wanted, max_elements // row)))
+    height = max(1, min(scores.height, max_elements // (row * depth)))
+    for start in range(0, scores.height, height):
+        for first in range(0, scores.channels, depth):
+            last = min(first + depth, scores.channels)
+            yield start, min(start + height, scores.height), slice(first, last)
+
+
+class ScoreSum:
+    """A sum of maps that come one after the other, each with its place on a grid.
+
+    A sum that fits in ``eager_elements`` is kept as a tensor, and what the maps were made of can be freed. A
+    larger one keeps the maps and defers the adding. The scores are the same.
+
+    Args:
+        size: (height, width) of the grid.
+        divide: divide each pixel by the number of maps on it.
+        eager_elements: largest sum that is kept as a tensor.
+        max_elements: see ``argmax_labels``.
+    """
+
+    def __init__(self, size: tuple[int, int], divide: bool, eager_elements: int, max_elements: int) -> None:
+        self.size, self.divide = size, divide
+        self.eager_elements, self.max_elements = eager_elements, max_elements
+        self._total: Tensor | None = None
+        self._places: list[tuple[int, int, int, int]] = []
+        self._deferred: list[tuple[ScoreMaps, int, int]] = []
+
+    @torch.no_grad()
+    def add(self, scores: ScoreMaps, top: int = 0, left: int = 0) -> None:
+        """Add maps whose upper left corner lies at (top, left)."""
+        if scores.batch * scores.channels * self.size[0] * self.size[1] > self.eager_elements:
+            self._deferred.append((scores, top, left))
+            return
+        _check_inside(scores, top, left, self.size)
+        if self._total is None:
+            shape = (scores.batch, scores.channels, *self.size)
+            self._total = torch.zeros(shape, dtype=scores.dtype, device=scores.device)
+        window = self._total[:, :, top : top + scores.height, left : left + scores.width]
+        for start, stop, channels in chunks(scores, self.max_elements):
+            window[:, channels, start:stop] += scores.rows(start, stop, channels)
+        self._places.append((top, left, scores.height, scores.width))
+
+    def scores(self) -> ScoreMaps:
+        """The sum of what was added; nothing can be added afterwards."""
+        if self._total is None:
+            return WindowedScores(self._deferred, self.size, self.divide)
+        if self.divide:
+            self._total.div_(count_windows(self._places, self.size).to(self._total))
+        return TensorScores(self._total)
+
+
+def _check_inside(scores: ScoreMaps, top: int, left: int, size: tuple[int, int]) -> None:
+    """A window must lie on the grid."""
+    if min(top, left) < 0 or top + scores.height > size[0] or left + scores.width > size[1]:
+        raise ValueError(f'a window of {scores.size} at ({top}, {left}) leaves the grid of {tuple(size)}')
+
+
+def _check_alike(sources: Sequence[ScoreMaps], batch: bool = False, grid: bool = True) -> None:
+    """Maps that are put together must agree."""
+    if not sources:
+        raise ValueError('no score maps to put together')
+
+    def key(source: ScoreMaps) -> tuple[int, ...]:
+        return (source.channels, *(source.size if grid else ()), *((source.batch,) if batch else ()))
+
+    for source in sources[1:]:
+        if key(source) != key(sources[0]):
+            raise ValueError(f'score maps of {source.shape} do not go with those of {sources[0].shape}')

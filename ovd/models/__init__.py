@@ -1,1 +1,1 @@
-from . import box_coder, clip, samplers, vild, vild_bbox_head  # noqa: F401
+from . import box_coder, clip, group_readout, samplers, vild, vild_bbox_head  # noqa: F401

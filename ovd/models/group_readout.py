@@ -1,0 +1,308 @@
+"""From groups of an image to scores of its pixels, for any words.
+
+Source: Xu et al., GroupViT, CVPR 2022, Sec. 3.3 and what its released evaluation does beyond the paper.
+Reading order: GroupPredictions (what a grouping model found), GroupReadout (what both readouts share),
+ReferenceReadout (the released evaluation), SoftReadout (ours), compose_maps, GroupScores (the result).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.heads.grouping import GroupingOutput
+from ovd.heads.score_maps import CutScores, ScoreMaps, TensorScores, argmax_labels, resized
+from ovd.registry import MODELS
+
+from .group_background import Embed, GroupBackground
+
+
+class GroupPredictions(NamedTuple):
+    """Groups of B images in the joint space.
+
+    Attributes:
+        output: of the image encoder.
+        group_embeddings: [B, G, D], unit length.
+        image_embeddings: [B, D], unit length.
+        scale: 0-dim, the multiplier of cosines.
+    """
+
+    output: GroupingOutput
+    group_embeddings: Tensor
+    image_embeddings: Tensor
+    scale: Tensor
+
+
+class GroupReadout(nn.Module):
+    """Name the groups, then let every pixel take the score of its group; has no parameters.
+
+    Attributes:
+        with_background: whether channel K, the last, is background.
+        presence_side: shorter side in pixels at which a whole image should be shown to the encoder for
+            ``image_prior``; None when the readout asks for no prior of the whole image.
+    """
+
+    with_background = False
+    presence_side: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('text_embeddings', None, persistent=False)
+        self.text_embeddings: Tensor | None
+
+    def use_text_embeddings(
+        self, text: TextEmbeddings, embed: Embed | None = None, device: torch.device | str = 'cpu'
+    ) -> None:
+        """Answer with these classes from now on.
+
+        Args:
+            text: K classes.
+            embed: encodes further words that a readout may need.
+            device: where the scores are computed.
+        """
+        self.text_embeddings = text.embeddings.to(device)
+
+    def forward(
+        self, predictions: GroupPredictions, size: tuple[int, int], prior: Tensor | None = None
+    ) -> ScoreMaps:
+        """Scores of every pixel.
+
+        Args:
+            predictions: of B images, or of B windows of images.
+            size: (height, width) of those images in pixels.
+            prior: [B, K], ``image_prior`` of the whole images where ``predictions`` are of windows; by
+                default that of the predictions themselves.
+        Returns:
+            maps of K classes (K + 1 with background) on a grid of ``size``.
+        """
+        maps = compose_maps(predictions.output)
+        return GroupScores(maps, self.group_table(predictions, prior), size, self._is_one_hot)
+
+    def group_table(self, predictions: GroupPredictions, prior: Tensor | None = None) -> Tensor:
+        """What a pixel of each group scores, [B, G, K] or, with background, [B, G, K + 1]; float32."""
+        raise NotImplementedError
+
+    def image_prior(self, predictions: GroupPredictions) -> Tensor:
+        """How probable each class is on the image as a whole, [B, K]; rows sum to one."""
+        return (predictions.scale * _cosine(predictions.image_embeddings, self._words())).softmax(dim=-1)
+
+    _is_one_hot = False
+
+    def _words(self) -> Tensor:
+        if self.text_embeddings is None:
+            raise ValueError('the readout has no words: call use_text_embeddings first')
+        return self.text_embeddings
+
+
+@MODELS.register_module()
+class ReferenceReadout(GroupReadout):
+    """The released evaluation, step by step, with its defects.
+
+    Every pixel belongs to one group. A group scores the product of two softmaxes, one of them over the
+    classes that are most probable on the image. With background, a pixel of a group whose best score lies
+    below the threshold scores 1 for background; the threshold never exceeds the best score of the image, so
+    each image (each window, when the model slides one) keeps a foreground group.
+
+    Args:
+        background: the threshold; None: no background.
+        class_topk: classes of an image that may be named.
+    """
+
+    _is_one_hot = True
+
+    def __init__(self, background: float | None = None, class_topk: int = 5) -> None:
+        super().__init__()
+        _check_topk(class_topk)
+        self.threshold, self.class_topk = background, class_topk
+        self.with_background = background is not None
+
+    def group_table(self, predictions: GroupPredictions, prior: Tensor | None = None) -> Tensor:
+        prior = self.image_prior(predictions) if prior is None else prior
+        logits = predictions.scale * _cosine(predictions.group_embeddings, self._words())
+        absent = _below_top(prior, self.class_topk)[:, None]
+        scores = logits.masked_fill(absent, -torch.inf).softmax(dim=-1) * logits.softmax(dim=-1)
+        if self.threshold is None:
+            return scores
+        threshold = scores.amax(dim=(1, 2)).clamp(max=self.threshold)
+        background = scores.amax(dim=-1) < threshold[:, None]
+        return torch.cat([scores, background[..., None].to(scores)], dim=-1)
+
+
+@MODELS.register_module()
+class SoftReadout(GroupReadout):
+    """Pixels keep their share in every group: a pixel scores the sum over groups of share x group's score.
+
+    The shares are interpolated, not decided, so scales, flips and windows average into finer outlines. Every
+    default can be changed by itself.
+
+    Args:
+        affinity: 'double_softmax': product of the softmax over the classes that may be named and that over
+            all classes; 'softmax': the first of the two.
+        class_topk: how many classes of an image may be named, the most probable on it; None: all.
+        presence: where that is judged: 'image', once on the whole image, or 'window', on each window anew.
+        presence_side: shorter side at which the whole image is judged; training size is what the encoder is
+            used to.
+        unit_votes: scale the scores of each group so that its best class, or background, has 1. Outlines
+            between groups then lie where their shares are equal, whatever the confidence of their names.
+        one_hot: give each pixel to its best group before scoring.
+        background: arguments of ``GroupBackground``; None: no background.
+    """
+
+    def __init__(
+        self,
+        affinity: str = 'double_softmax',
+        class_topk: int | None = 5,
+        presence: str = 'image',
+        presence_side: int = 224,
+        unit_votes: bool = True,
+        one_hot: bool = False,
+        background: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if affinity not in ('softmax', 'double_softmax'):
+            raise ValueError(f"affinity {affinity!r} is none of 'softmax', 'double_softmax'")
+        if presence not in ('image', 'window'):
+            raise ValueError(f"presence {presence!r} is none of 'image', 'window'")
+        if class_topk is not None:
+            _check_topk(class_topk)
+            self.presence_side = presence_side if presence == 'image' else None
+        self.affinity, self.class_topk = affinity, class_topk
+        self.unit_votes, self._is_one_hot = unit_votes, one_hot
+        self.background = None if background is None else GroupBackground(**background)
+        self.with_background = background is not None
+
+    def use_text_embeddings(
+        self, text: TextEmbeddings, embed: Embed | None = None, device: torch.device | str = 'cpu'
+    ) -> None:
+        super().use_text_embeddings(text, embed, device)
+        if self.background is not None:
+            self.background.use_text_embeddings(text, embed, torch.device(device))
+
+    def group_table(self, predictions: GroupPredictions, prior: Tensor | None = None) -> Tensor:
+        scores, others = self.group_scores(predictions, prior)
+        if self.background is not None:
+            rest = others.amax(dim=-1) if others.shape[-1] else scores.new_zeros(scores.shape[:2])
+            lost = self.background.is_background(scores, others)[..., None]
+            scores = torch.cat([scores, rest[..., None]], dim=-1).masked_fill(lost, 0)
+            scores[..., -1:].masked_fill_(lost, 1)
+        if self.unit_votes:
+            scores = scores / scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+        return scores
+
+    def group_scores(
+        self, predictions: GroupPredictions, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What thresholds apply to: scores of the classes [B, G, K] and of the background words [B, G, S]."""
+        words = self._words()
+        classes = len(words)
+        extra = None if self.background is None else self.background.embeddings
+        logits = predictions.scale * _cosine(
+            predictions.group_embeddings, words if extra is None else torch.cat([words, extra])
+        )
+        possible = logits
+        if self.class_topk is not None:
+            prior = self.image_prior(predictions) if prior is None else prior
+            absent = torch.zeros_like(logits[:, :1], dtype=torch.bool)
+            absent[..., :classes] = _below_top(prior, self.class_topk)[:, None]
+            possible = logits.masked_fill(absent, -torch.inf)
+        scores = possible.softmax(dim=-1)
+        if self.affinity == 'double_softmax':
+            scores = scores * logits.softmax(dim=-1)
+        return scores[..., :classes], scores[..., classes:]
+
+
+def compose_maps(output: GroupingOutput, stages: int | None = None) -> Tensor:
+    """How each patch spreads over the groups of a stage: product of the soft assignments up to it.
+
+    Args:
+        output: of B images.
+        stages: how many groupings, from the first; by default all, which gives the final groups.
+    Returns:
+        [B, G, h, w], sums to one over G.
+    """
+    stages = len(output.soft) if stages is None else stages
+    if not 1 <= stages <= len(output.soft):
+        raise ValueError(f'stages must lie between 1 and {len(output.soft)}, got {stages}')
+    shares = output.soft[0]
+    for assignment in output.soft[1:stages]:
+        shares = assignment @ shares
+    return shares.unflatten(-1, output.grid)
+
+
+def group_labels(
+    output: GroupingOutput,
+    input_size: tuple[int, int],
+    image_size: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    stages: int | None = None,
+) -> Tensor:
+    """The group with the largest share in each pixel, for drawing and for measuring groups without names.
+
+    Args:
+        output: of B images.
+        input_size: (height, width) of what the encoder saw.
+        image_size: that without padding at the right and the bottom, by default ``input_size``.
+        size: of the result, for example of the original image; by default ``image_size``.
+        stages: see ``compose_maps``.
+    Returns:
+        int64 [B, H, W].
+    """
+    image_size = image_size or input_size
+    maps = resized(TensorScores(compose_maps(output, stages)), input_size, align_corners=False)
+    if tuple(image_size) != tuple(input_size):
+        maps = CutScores(maps, image_size)
+    return argmax_labels(resized(maps, size or image_size, align_corners=False))
+
+
+class GroupScores(ScoreMaps):
+    """Scores of pixels that share in groups; rows are computed when they are asked for.
+
+    Args:
+        maps: [B, G, h, w], the pixels' shares in the groups, on the encoder's grid.
+        table: [B, G, C], the scores of the groups.
+        size: (height, width) of the result; the maps are interpolated to it.
+        one_hot: give each pixel to the group with its largest share.
+    """
+
+    def __init__(self, maps: Tensor, table: Tensor, size: tuple[int, int], one_hot: bool = False) -> None:
+        if maps.shape[:2] != table.shape[:2]:
+            raise ValueError(f'group maps {list(maps.shape)} do not go with scores {list(table.shape)}')
+        self.shares = resized(TensorScores(maps), size, align_corners=False)
+        self.table, self.one_hot = table, one_hot
+        self.batch, self.channels = table.shape[0], table.shape[2]
+        self.height, self.width = self.shares.size
+        self.device, self.dtype = table.device, table.dtype
+
+    def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
+        shares = self.shares.rows(start, stop)
+        table = self.table[:, :, channels].transpose(1, 2)  # [B, C', G]
+        if not self.one_hot:
+            return torch.matmul(table, shares.to(table).flatten(2)).unflatten(2, shares.shape[2:])
+        owner = shares.argmax(dim=1).flatten(1)[:, None].expand(-1, table.shape[1], -1)
+        return table.gather(2, owner).unflatten(2, shares.shape[2:])
+
+    def images(self, start: int, stop: int) -> ScoreMaps:
+        part = object.__new__(GroupScores)
+        part._like(self)
+        part.shares, part.table = self.shares.images(start, stop), self.table[start:stop]
+        part.one_hot, part.batch = self.one_hot, stop - start
+        return part
+
+
+def _cosine(embeddings: Tensor, words: Tensor) -> Tensor:
+    """Unit vectors [..., D] and [K, D] -> [..., K], in float32."""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return embeddings.float() @ words.T
+
+
+def _below_top(prior: Tensor, count: int) -> Tensor:
+    """Which classes are not among the ``count`` most probable, bool [B, K]."""
+    top = prior.topk(min(count, prior.shape[-1]), dim=-1).indices
+    return torch.ones_like(prior, dtype=torch.bool).scatter_(-1, top, False)
+
+
+def _check_topk(class_topk: int) -> None:
+    if class_topk < 1:
+        raise ValueError(f'class_topk must be at least 1, got {class_topk}')

@@ -79,6 +79,7 @@ class TextEmbeddings:
         batch_size: int = 256,
         cache_dir: PathLike | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        normalize_each: bool = True,
     ) -> 'TextEmbeddings':
         """Average the prompts of each class into one unit vector.
 
@@ -92,13 +93,14 @@ class TextEmbeddings:
             batch_size: prompts per forward; affects memory only.
             cache_dir: folder of the cache, by default ``default_cache_dir()``.
             on_progress: called with (prompts done, prompts in all) while encoding.
+            normalize_each: False averages the prompts as they leave the encoder.
         Raises:
             ValueError: see ``Vocabulary.parse`` and ``get_templates``.
 
         Source: CLIP, Radford et al., ICML 2021, Sec. 3.1.4; synonyms as in ViLD, Gu et al., ICLR 2022.
         """
         vocabulary, prompt_set = Vocabulary.parse(vocabulary), get_templates(templates)
-        key = _cache_key(vocabulary, prompt_set, encoder)
+        key = _cache_key(vocabulary, prompt_set, encoder, normalize_each)
         path = (
             (default_cache_dir() if cache_dir is None else Path(cache_dir))
             / 'text_embeddings'
@@ -106,7 +108,7 @@ class TextEmbeddings:
         )
         matrix = _read_cache(path, (len(vocabulary), encoder.embed_dim))
         if matrix is None:
-            matrix = _encode(vocabulary, prompt_set, encoder, batch_size, on_progress)
+            matrix = _encode(vocabulary, prompt_set, encoder, batch_size, on_progress, normalize_each)
             _write_cache(path, matrix)
         return cls(matrix, vocabulary, prompt_set.templates, encoder.fingerprint)
 
@@ -200,6 +202,7 @@ def _encode(
     encoder: TextBackend,
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
+    normalize_each: bool,
 ) -> Tensor:
     """[K, D] on the CPU; the encoder gets prompts of many classes at once, to sort them by length."""
     texts = [text for group in vocabulary.synonyms for text in group]
@@ -208,8 +211,9 @@ def _encode(
     per_text = []
     for chunk in _chunks(texts, max(1, _CHUNK // len(prompts))):
         features = encoder.encode([prompt for text in chunk for prompt in expand(text, prompts)], batch_size)
-        unit = F.normalize(features.float(), dim=-1).view(len(chunk), len(prompts), -1)
-        per_text.append(F.normalize(unit.mean(dim=1), dim=-1).cpu())
+        features = F.normalize(features.float(), dim=-1) if normalize_each else features.float()
+        mean = features.view(len(chunk), len(prompts), -1).mean(dim=1)
+        per_text.append(F.normalize(mean, dim=-1).cpu())
         done += len(chunk) * len(prompts)
         if on_progress is not None:
             on_progress(done, total)
@@ -222,17 +226,16 @@ def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
         yield items[start : start + size]
 
 
-def _cache_key(vocabulary: Vocabulary, prompts: PromptSet, encoder: TextBackend) -> str:
-    return sha256_json(
-        {
-            'version': _VERSION,
-            'encoder': encoder.fingerprint,
-            'dtype': str(encoder.dtype),
-            'templates': prompts.templates,
-            'spelling': prompts.spelling,
-            'texts': vocabulary.synonyms,
-        }
-    )
+def _cache_key(vocabulary: Vocabulary, prompts: PromptSet, encoder: TextBackend, normalize_each: bool) -> str:
+    content = {
+        'version': _VERSION,
+        'encoder': encoder.fingerprint,
+        'dtype': str(encoder.dtype),
+        'templates': prompts.templates,
+        'spelling': prompts.spelling,
+        'texts': vocabulary.synonyms,
+    }
+    return sha256_json(content if normalize_each else content | {'normalize_each': False})
 
 
 def _read_cache(path: Path, shape: tuple[int, int]) -> Tensor | None:

@@ -21,9 +21,12 @@ class TextBackend(Protocol):
         dtype: precision of the computation.
     """
 
-    fingerprint: str
-    embed_dim: int
-    dtype: torch.dtype
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """T texts -> [T, D], not normalised, float32."""
@@ -32,28 +35,36 @@ class TextBackend(Protocol):
         """T texts -> token features [T, L, W], float32, and token_mask [T, L], True = real token."""
 
 
-class TextEncoder(nn.Module):
-    """Frozen text tower of a CLIP; stays in eval mode.
+class TowerEncoder(nn.Module):
+    """A text tower with its tokenizer; stays in eval mode and gives no gradients.
 
     Texts are batched by length and each batch is cut to its longest text, which is exact for causal towers
     pooled at their end token. A text longer than the context is cut with its end token kept, and that is said
     once.
 
     Args:
-        model, pretrained, dtype: see ``load_clip``.
+        tower: maps token_ids [T, L] to [T, D].
+        tokenizer: texts -> token_ids [T, context_length].
+        fingerprint, embed_dim, dtype: see ``TextBackend``.
+        context_length: longest text in tokens, start and end included.
     """
 
-    def __init__(self, model: PathLike, pretrained: PathLike | None = None, dtype: str = 'float32'):
+    def __init__(
+        self,
+        tower: 'TokenTower | _WholeTower',
+        tokenizer: Any,
+        fingerprint: str,
+        embed_dim: int,
+        context_length: int,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__()
-        clip = load_clip(model, pretrained, dtype)
-        tower = getattr(clip.model, 'text', clip.model)
-        is_native = hasattr(tower, 'token_embedding') and getattr(tower, 'cls_emb', None) is None
-        self.tower: TokenTower | _WholeTower = TokenTower(tower) if is_native else _WholeTower(tower)
-        self.tokenizer: Any = clip.tokenizer
-        self.fingerprint = clip.fingerprint
-        self.embed_dim = clip.embed_dim
-        self.context_length = clip.context_length
-        self.dtype = DTYPES[dtype]
+        self.tower = tower
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        self.embed_dim = embed_dim
+        self.context_length = context_length
+        self.dtype = dtype
         self._said_truncation = False
 
     @torch.no_grad()
@@ -112,9 +123,30 @@ class TextEncoder(nn.Module):
                 )
         return token_ids, self.tower.needed_lengths(token_ids)
 
-    def train(self, mode: bool = True) -> 'TextEncoder':
-        """Stay in eval mode: the tower is frozen, whatever the model around it does."""
+    def train(self, mode: bool = True) -> 'TowerEncoder':
+        """Stay in eval mode, whatever the model around it does."""
         return super().train(False)
+
+
+class TextEncoder(TowerEncoder):
+    """Frozen text tower of a CLIP.
+
+    Args:
+        model, pretrained, dtype: see ``load_clip``.
+    """
+
+    def __init__(self, model: PathLike, pretrained: PathLike | None = None, dtype: str = 'float32'):
+        clip = load_clip(model, pretrained, dtype)
+        tower = getattr(clip.model, 'text', clip.model)
+        is_native = hasattr(tower, 'token_embedding') and getattr(tower, 'cls_emb', None) is None
+        super().__init__(
+            TokenTower(tower) if is_native else _WholeTower(tower),
+            clip.tokenizer,
+            clip.fingerprint,
+            clip.embed_dim,
+            clip.context_length,
+            DTYPES[dtype],
+        )
 
 
 class TokenTower(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.clip.text_encoder import TextEncoder
+from ovd.clip.text_encoder import TextBackend, TextEncoder
 from ovd.text.templates import PromptSet, get_templates
 from ovd.text.vocabulary import Vocabulary
 
@@ -26,40 +26,46 @@ class TextSource:
     Args:
         vocabulary: any spelling that ``Vocabulary.parse`` reads; by default the words of the file.
         templates: name of a template set, or a list of templates.
-        encoder: arguments of ``TextEncoder``.
+        encoder: arguments of ``TextEncoder``, or a ready encoder whose weights may change.
         embeddings: a ``.vocab.safetensors`` file; serves the words it holds without a tower.
+        normalize_each: see ``TextEmbeddings.build``.
     """
 
     def __init__(
         self,
         vocabulary: Any = None,
         templates: str | Sequence[str] = 'vild63',
-        encoder: Mapping[str, Any] | None = None,
+        encoder: Mapping[str, Any] | TextBackend | None = None,
         embeddings: str | Path | None = None,
+        normalize_each: bool = True,
     ) -> None:
         if encoder is None and embeddings is None:
             raise ValueError(
                 'text needs `encoder` (a text tower), `embeddings` (a .vocab.safetensors file) or both'
             )
-        if vocabulary is None and embeddings is None:
+        if vocabulary is None and embeddings is None and isinstance(encoder, Mapping):
             raise ValueError('text needs `vocabulary`, the words to look for, or a file that holds them')
         self._vocabulary = None if vocabulary is None else Vocabulary.parse(vocabulary)
         self.templates = templates
-        self._encoder_config = None if encoder is None else dict(encoder)
+        self._encoder_config = dict(encoder) if isinstance(encoder, Mapping) else None
         self._path = embeddings
-        self._encoder: TextEncoder | None = None
+        self._own: TextBackend | None = None if isinstance(encoder, Mapping) else encoder
+        self._encoder: TextBackend | None = self._own
+        self._normalize_each = normalize_each
         self._file: TextEmbeddings | None = None
-        self._cache: dict[tuple[str, PromptSet], TextEmbeddings] = {}
+        self._cache: dict[tuple[str, PromptSet, str], TextEmbeddings] = {}
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The words of the configuration."""
+        if self._vocabulary is None and self._path is None:
+            raise ValueError('the model has no words: give `vocabulary` in the configuration, or set them')
         if self._vocabulary is None:
             self._vocabulary = self._stored().vocabulary
         return self._vocabulary
 
     @property
-    def encoder(self) -> TextEncoder:
+    def encoder(self) -> TextBackend:
         """The text tower, opened on first use."""
         if self._encoder is None:
             if self._encoder_config is None:
@@ -73,11 +79,14 @@ class TextSource:
     def embed(self, vocabulary: Vocabulary, templates: str | Sequence[str] | None = None) -> TextEmbeddings:
         """Class vectors of the words; those of the last few vocabularies are kept."""
         prompts = get_templates(self.templates if templates is None else templates)
-        key = (vocabulary.content_hash, prompts)
+        key = (vocabulary.content_hash, prompts, '' if self._own is None else self._own.fingerprint)
         if key not in self._cache:
-            stored = None if templates is not None or self._path is None else self._from_file(vocabulary)
-            fresh = stored if stored is not None else TextEmbeddings.build(vocabulary, prompts, self.encoder)
-            self._cache[key] = fresh
+            found = None if templates is not None or self._path is None else self._from_file(vocabulary)
+            if found is None:
+                found = TextEmbeddings.build(
+                    vocabulary, prompts, self.encoder, normalize_each=self._normalize_each
+                )
+            self._cache[key] = found
             while len(self._cache) > _KEPT:
                 del self._cache[next(iter(self._cache))]
         return self._cache[key]
@@ -91,6 +100,8 @@ class TextSource:
     def _from_file(self, vocabulary: Vocabulary) -> TextEmbeddings | None:
         """The file's rows in the order of the words, or None when a word is not in the file."""
         stored = self._stored()
+        if self._own is not None and stored.encoder_fingerprint:
+            stored.check_encoder(self._own.fingerprint, str(self._path))
         rows = {name: row for row, name in enumerate(stored.vocabulary.names)}
         if any(name not in rows for name in vocabulary.names):
             return None

@@ -248,6 +248,20 @@ READOUTS = [
 ]
 
 
+@pytest.mark.parametrize('build', [READOUTS[0], READOUTS[2]])
+def test_without_background_every_pixel_takes_its_best_class(build: Any) -> None:
+    predictions, text = toy(batch=2, seed=3)
+    readout = with_words(build(), text)
+    shown = argmax_labels(readout(predictions, (8, 10)))
+    hidden = readout(predictions, (8, 10), background=False)
+    assert hidden.channels == 8
+    labels = argmax_labels(hidden)
+    assert (shown == 7).any()
+    assert not (labels == 7).any()
+    assert (labels < 7).float().mean() == 1
+    assert len(labels[shown == 7].unique()) > 1
+
+
 @pytest.mark.parametrize('build', READOUTS)
 def test_the_order_of_the_words_does_not_matter(build: Any) -> None:
     predictions, text = toy(batch=2, seed=3)

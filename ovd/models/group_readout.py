@@ -65,7 +65,11 @@ class GroupReadout(nn.Module):
         self.text_embeddings = text.embeddings.to(device)
 
     def forward(
-        self, predictions: GroupPredictions, size: tuple[int, int], prior: Tensor | None = None
+        self,
+        predictions: GroupPredictions,
+        size: tuple[int, int],
+        prior: Tensor | None = None,
+        background: bool = True,
     ) -> ScoreMaps:
         """Scores of every pixel.
 
@@ -74,14 +78,20 @@ class GroupReadout(nn.Module):
             size: (height, width) of those images in pixels.
             prior: [B, K], ``image_prior`` of the whole images where ``predictions`` are of windows; by
                 default that of the predictions themselves.
+            background: False: no group is background and channel K, where there is one, is zero.
         Returns:
             maps of K classes (K + 1 with background) on a grid of ``size``.
         """
         maps = compose_maps(predictions.output)
-        return GroupScores(maps, self.group_table(predictions, prior), size, self._is_one_hot)
+        return GroupScores(maps, self.group_table(predictions, prior, background), size, self._is_one_hot)
 
-    def group_table(self, predictions: GroupPredictions, prior: Tensor | None = None) -> Tensor:
-        """What a pixel of each group scores, [B, G, K] or, with background, [B, G, K + 1]; float32."""
+    def group_table(
+        self, predictions: GroupPredictions, prior: Tensor | None = None, background: bool = True
+    ) -> Tensor:
+        """What a pixel of each group scores, [B, G, K] or, with background, [B, G, K + 1]; float32.
+
+        Arguments as those of ``forward``.
+        """
         raise NotImplementedError
 
     def image_prior(self, predictions: GroupPredictions) -> Tensor:
@@ -118,7 +128,9 @@ class ReferenceReadout(GroupReadout):
         self.threshold, self.class_topk = background, class_topk
         self.with_background = background is not None
 
-    def group_table(self, predictions: GroupPredictions, prior: Tensor | None = None) -> Tensor:
+    def group_table(
+        self, predictions: GroupPredictions, prior: Tensor | None = None, background: bool = True
+    ) -> Tensor:
         prior = self.image_prior(predictions) if prior is None else prior
         logits = predictions.scale * _cosine(predictions.group_embeddings, self._words())
         absent = _below_top(prior, self.class_topk)[:, None]
@@ -126,8 +138,8 @@ class ReferenceReadout(GroupReadout):
         if self.threshold is None:
             return scores
         threshold = scores.amax(dim=(1, 2)).clamp(max=self.threshold)
-        background = scores.amax(dim=-1) < threshold[:, None]
-        return torch.cat([scores, background[..., None].to(scores)], dim=-1)
+        lost = (scores.amax(dim=-1) < threshold[:, None]) & background
+        return torch.cat([scores, lost[..., None].to(scores)], dim=-1)
 
 
 @MODELS.register_module()
@@ -180,13 +192,18 @@ class SoftReadout(GroupReadout):
         if self.background is not None:
             self.background.use_text_embeddings(text, embed, torch.device(device))
 
-    def group_table(self, predictions: GroupPredictions, prior: Tensor | None = None) -> Tensor:
+    def group_table(
+        self, predictions: GroupPredictions, prior: Tensor | None = None, background: bool = True
+    ) -> Tensor:
         scores, others = self.group_scores(predictions, prior)
         if self.background is not None:
-            rest = others.amax(dim=-1) if others.shape[-1] else scores.new_zeros(scores.shape[:2])
-            lost = self.background.is_background(scores, others)[..., None]
-            scores = torch.cat([scores, rest[..., None]], dim=-1).masked_fill(lost, 0)
-            scores[..., -1:].masked_fill_(lost, 1)
+            rest = scores.new_zeros((*scores.shape[:2], 1))
+            if background:
+                if others.shape[-1]:
+                    rest = others.amax(dim=-1, keepdim=True)
+                lost = self.background.is_background(scores, others)[..., None]
+                scores, rest = scores.masked_fill(lost, 0), rest.masked_fill(lost, 1)
+            scores = torch.cat([scores, rest], dim=-1)
         if self.unit_votes:
             scores = scores / scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
         return scores

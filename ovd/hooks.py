@@ -1,19 +1,20 @@
 """Hooks of a training run: checkpoints that survive a kill, and resuming exactly where they were written."""
 
 import os
-import random
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import get_dist_info, get_rank, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import Hook
+from torch.utils.data import IterableDataset
 
 from .files import atomic_path
+from .randomness import kept_generators, seed_generators
 from .registry import HOOKS
 
 LATEST = 'latest.pth'
@@ -140,6 +141,9 @@ class RepeatableHook(Hook):
         # Creating a loader's iterator draws from the global generator unless the loader has its own.
         loader.generator = torch.Generator()
         loader.generator.manual_seed(seed)
+        if isinstance(loader.dataset, IterableDataset):
+            _place_stream(loader, seed)
+            return
         batch_sampler = loader.batch_sampler
         if batch_sampler is None or not hasattr(batch_sampler, 'sampler'):
             return
@@ -149,22 +153,29 @@ class RepeatableHook(Hook):
         loader.dataset.__getitems__ = _SeededFetch(loader.dataset, seed, *get_dist_info())
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        _seed_generators(runner.seed, get_rank(), runner.iter, with_cuda=True)
+        seed_generators(runner.seed, get_rank(), runner.iter, with_cuda=True)
+
+
+def _place_stream(loader: Any, seed: int) -> None:
+    """Let a stream of samples seed itself, and skip and count epochs where loops look for that: in the sampler.
+
+    The sampler of such a loader is a dummy of torch's. What the stream offers is taken: ``seed``, a method
+    ``skip(num_samples, batch_size)`` for this process's samples that a resumed run has seen, and
+    ``set_epoch(epoch)``.
+    """
+    stream = loader.dataset
+    if hasattr(stream, 'seed'):
+        stream.seed = seed
+    if hasattr(stream, 'skip'):
+        loader.sampler.skip = partial(stream.skip, batch_size=loader.batch_size)
+    if hasattr(stream, 'set_epoch'):
+        loader.sampler.set_epoch = stream.set_epoch
 
 
 def _set_sampler_seed(sampler: Any, seed: int) -> None:
     """A resumed run takes its seed from the checkpoint, after the sampler was built with another."""
     if hasattr(sampler, 'seed'):
         sampler.seed = seed
-
-
-def _seed_generators(*key: int, with_cuda: bool = False) -> None:
-    words = np.random.SeedSequence(key).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))  # noqa: NPY002
-    torch.default_generator.manual_seed(int(words[2]))
-    if with_cuda and torch.cuda.is_available():
-        torch.cuda.manual_seed_all(int(words[2]))
 
 
 class _NumberedIndex(int):
@@ -214,18 +225,13 @@ class _SeededFetch:
         self.world_size = world_size
 
     def __call__(self, indices: Sequence[int]) -> list[Any]:
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-        try:
+        with kept_generators():
             return [self._load(index) for index in indices]
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-            torch.set_rng_state(states[2])
 
     def _load(self, index: int) -> Any:
         if isinstance(index, _NumberedIndex):
             # Samplers deal one common sequence to the processes in turn; this is the place in it.
             place = index.number * self.world_size + self.rank
-            _seed_generators(self.seed, 0, place)
+            seed_generators(self.seed, 0, place)
             index = int(index)
         return self.dataset[index]

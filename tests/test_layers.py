@@ -16,6 +16,7 @@ LAYERS = [
     {
         'version',
         'files',
+        'randomness',
         'registry',
         'config',
         'stand_ins',

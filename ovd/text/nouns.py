@@ -49,6 +49,9 @@ class Token(NamedTuple):
     end: int
 
 
+Tagger = Callable[[str], list[Token]]
+
+
 class NounExtractor:
     """Finds the nouns of a caption, in their order, repeated ones each time.
 
@@ -107,9 +110,12 @@ class NounExtractor:
 
     def _choose(
         self, backend: str, vocabulary: 'VocabularySpec | None', spacy_model: str
-    ) -> tuple[str, Callable[[str], list[Token]] | None]:
+    ) -> tuple[str, Tagger | None]:
         """The backend taken, and its tagger."""
-        taggers = {'spacy': partial(_load_spacy, spacy_model), 'nltk': _load_nltk}
+        taggers: dict[str, Callable[[], Tagger]] = {
+            'spacy': partial(_load_spacy, spacy_model),
+            'nltk': _load_nltk,
+        }
         if backend in taggers:
             return backend, taggers[backend]()
         if backend == 'vocabulary':
@@ -134,7 +140,7 @@ def _say_once(message: str) -> None:
     logger.warning(message)
 
 
-def _load_spacy(model: str) -> Callable[[str], list[Token]]:
+def _load_spacy(model: str) -> Tagger:
     if importlib.util.find_spec('spacy') is None:
         raise ImportError("backend='spacy' needs the package spacy: pip install spacy")
     spacy: Any = importlib.import_module('spacy')
@@ -148,7 +154,7 @@ def _load_spacy(model: str) -> Callable[[str], list[Token]]:
     return tag
 
 
-def _load_nltk() -> Callable[[str], list[Token]]:
+def _load_nltk() -> Tagger:
     if importlib.util.find_spec('nltk') is None:
         raise ImportError("backend='nltk' needs the package nltk: pip install nltk")
     nltk: Any = importlib.import_module('nltk')

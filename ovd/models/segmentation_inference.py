@@ -1,0 +1,318 @@
+"""From score maps of a network input to score maps of an image: whole, in windows, at several scales.
+
+All of it works on maps that are computed where they are asked for, so memory does not grow with the number of
+classes times the image. A ``Network`` takes preprocessed inputs [N, 3, h, w], and a value for each of them
+that belongs to its whole image, and answers with maps of h x w.
+
+Source: windows of ``slide`` as in open-mmlab/mmsegmentation: mmseg/models/segmentors/encoder_decoder.py;
+``lseg`` as in isl-org/lang-seg: additional_utils (Li et al., ICLR 2022).
+Reading order: Inference, Whole, Slide, MultiScale, LSegMultiScale, build_inference.
+"""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovd.heads.score_maps import CutScores, FlippedScores, ScoreMaps, ScoreSum, SummedScores, resized
+
+Network = Callable[[Tensor, Tensor | None], ScoreMaps]
+
+
+class Inference(ABC):
+    """How the network sees an image.
+
+    Args:
+        max_elements: scores that are computed at once, see ``argmax_labels``.
+        eager_elements: sums over windows and scales of up to so many scores are kept as tensors; larger ones
+            are deferred, and what the network made of every window is kept instead.
+    """
+
+    def __init__(self, max_elements: int = 1 << 22, eager_elements: int = 1 << 27) -> None:
+        if max_elements < 1 or eager_elements < 0:
+            raise ValueError(
+                f'max_elements must be at least 1 and eager_elements at least 0, '
+                f'got {max_elements} and {eager_elements}'
+            )
+        self.max_elements, self.eager_elements = max_elements, eager_elements
+
+    @abstractmethod
+    def __call__(
+        self, network: Network, inputs: Tensor, context: Tensor | None = None, black: Tensor | None = None
+    ) -> ScoreMaps:
+        """Scores of images.
+
+        Args:
+            network: see the head of this file.
+            inputs: preprocessed images [B, 3, H, W].
+            context: [B, ...], handed to the network with every part of an image.
+            black: [3], the preprocessed value of a black pixel; zeros by default.
+        Returns:
+            maps of H x W.
+        """
+
+    def _sum(self, size: tuple[int, int], divide: bool) -> ScoreSum:
+        return ScoreSum(size, divide, self.eager_elements, self.max_elements)
+
+
+class Whole(Inference):
+    """The whole image in one pass."""
+
+    def __call__(
+        self, network: Network, inputs: Tensor, context: Tensor | None = None, black: Tensor | None = None
+    ) -> ScoreMaps:
+        return network(inputs, context)
+
+
+class Slide(Inference):
+    """Overlapping windows, averaged; a window that would leave the image is shifted back inside.
+
+    Args:
+        crop_size: side of a window, or (height, width); an image smaller than that is one window.
+        stride: distance of windows, or (vertical, horizontal).
+        windows_per_forward: windows that go through the network together, times the images of the batch.
+    """
+
+    def __init__(
+        self,
+        crop_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        windows_per_forward: int = 4,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.crop_size, self.stride = _pair('crop_size', crop_size), _pair('stride', stride)
+        if any(step > side for step, side in zip(self.stride, self.crop_size)):
+            raise ValueError(f'stride {self.stride} leaves gaps between windows of {self.crop_size}')
+        self.windows_per_forward = _positive('windows_per_forward', windows_per_forward)
+
+    def __call__(
+        self, network: Network, inputs: Tensor, context: Tensor | None = None, black: Tensor | None = None
+    ) -> ScoreMaps:
+        size = (inputs.shape[2], inputs.shape[3])
+        height, width = (min(pair) for pair in zip(size, self.crop_size))
+        tops, lefts = (
+            [min(step * index, side - crop) for index in range(-(-(side - crop) // step) + 1)]
+            for side, crop, step in zip(size, (height, width), self.stride)
+        )
+        places = [(top, left) for top in tops for left in lefts]
+        total = self._sum(size, divide=True)
+        for group in _groups(places, self.windows_per_forward):
+            windows = torch.cat(
+                [inputs[:, :, top : top + height, left : left + width] for top, left in group]
+            )
+            maps = network(windows, _repeat(context, len(group)))
+            for index, (top, left) in enumerate(group):
+                total.add(maps.images(index * len(inputs), (index + 1) * len(inputs)), top, left)
+        return total.scores()
+
+
+class MultiScale(Inference):
+    """Mean over scales of the image, and over the image and its mirror image.
+
+    Args:
+        inference: how each of them is seen.
+        scales: factors of the size; with ``base_size`` the longer side becomes ceil(base_size * scale).
+        flip: see the mirrored image too.
+        base_size: in pixels.
+        align_corners: of all resizing.
+    """
+
+    def __init__(
+        self,
+        inference: Inference,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        base_size: int | None = None,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__(inference.max_elements, inference.eager_elements)
+        self.inference, self.flip, self.align_corners = inference, flip, align_corners
+        self.scales = _scales(scales)
+        self.base_size = None if base_size is None else _positive('base_size', base_size)
+
+    def __call__(
+        self, network: Network, inputs: Tensor, context: Tensor | None = None, black: Tensor | None = None
+    ) -> ScoreMaps:
+        size = (inputs.shape[2], inputs.shape[3])
+        total = self._sum(size, divide=True)
+        for scale in self.scales:
+            if self.base_size is None:
+                wanted = tuple(max(1, int(side * scale + 0.5)) for side in size)
+            else:
+                wanted = fit_long_side(size, math.ceil(self.base_size * scale))
+            image = _resize(inputs, (wanted[0], wanted[1]), self.align_corners)
+            maps = self.inference(network, image, context, black)
+            total.add(resized(maps, size, self.align_corners))
+            if self.flip:
+                mirrored = self.inference(network, image.flip(3), context, black)
+                total.add(resized(FlippedScores(mirrored), size, self.align_corners))
+        return total.scores()
+
+
+class LSegMultiScale(Inference):
+    """The evaluator of LSeg: six scales, padded windows, mirror images; raw scores summed.
+
+    It differs from ``MultiScale(Slide)``: the last window of a row is clipped and padded with black, not
+    shifted; every window is mirrored by itself and the scores of the two are added; scales are added, not
+    averaged; corners are aligned.
+
+    Args:
+        base_size: the longer side becomes ceil(base_size * scale).
+        crop_size: side of a window.
+        stride: distance of windows, by default two thirds of ``crop_size``.
+        scales: see ``base_size``.
+        flip: see each window's mirror image too.
+        windows_per_forward: windows, mirrored ones included, that go through the network together, times the
+            images of the batch.
+    """
+
+    def __init__(
+        self,
+        base_size: int = 520,
+        crop_size: int = 480,
+        stride: int | None = None,
+        scales: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        flip: bool = True,
+        windows_per_forward: int = 4,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.base_size, self.crop_size = _positive('base_size', base_size), _positive('crop_size', crop_size)
+        self.stride = _positive('stride', crop_size * 2 // 3 if stride is None else stride)
+        if self.stride > self.crop_size:
+            raise ValueError(f'stride {self.stride} leaves gaps between windows of {self.crop_size}')
+        self.scales, self.flip = _scales(scales), flip
+        self.windows_per_forward = _positive('windows_per_forward', windows_per_forward)
+
+    def __call__(
+        self, network: Network, inputs: Tensor, context: Tensor | None = None, black: Tensor | None = None
+    ) -> ScoreMaps:
+        size = (inputs.shape[2], inputs.shape[3])
+        black = inputs.new_zeros(3) if black is None else black.to(inputs)
+        total = self._sum(size, divide=False)
+        for scale in self.scales:
+            wanted = fit_long_side(size, math.ceil(self.base_size * scale))
+            maps = self._windows(network, _resize(inputs, wanted, True), context, black)
+            total.add(resized(maps, size, align_corners=True))
+        return total.scores()
+
+    def _windows(self, network: Network, image: Tensor, context: Tensor | None, black: Tensor) -> ScoreMaps:
+        """Scores of an image at one scale, at its own size."""
+        crop, (height, width) = self.crop_size, (image.shape[2], image.shape[3])
+        size = max(height, crop), max(width, crop)
+        padded = _pad(image, size, black)
+        places = [
+            (top, left)
+            for top in range(0, size[0] - crop + self.stride, self.stride)
+            for left in range(0, size[1] - crop + self.stride, self.stride)
+        ]
+        total = self._sum(size, divide=True)
+        for group in _groups(places, max(1, self.windows_per_forward // (1 + self.flip))):
+            windows = [padded[:, :, top : top + crop, left : left + crop] for top, left in group]
+            batch = torch.cat([_pad(window, (crop, crop), black) for window in windows])
+            views = torch.cat([batch, batch.flip(3)]) if self.flip else batch
+            maps = network(views, _repeat(context, len(views) // len(image)))
+            for index, ((top, left), window) in enumerate(zip(group, windows)):
+                first = index * len(image)
+                scores = maps.images(first, first + len(image))
+                if self.flip:
+                    first += len(batch)
+                    mirrored = FlippedScores(maps.images(first, first + len(image)))
+                    scores = SummedScores([scores, mirrored])
+                total.add(CutScores(scores, (window.shape[2], window.shape[3])), top, left)
+        return CutScores(total.scores(), (height, width))
+
+
+_MODES: dict[str, type[Inference]] = {'whole': Whole, 'slide': Slide, 'lseg': LSegMultiScale}
+_MULTI_SCALE = ('scales', 'flip', 'base_size')
+
+
+def build_inference(test_cfg: Mapping[str, Any], align_corners: bool) -> Inference:
+    """The inference that a configuration asks for.
+
+    Args:
+        test_cfg: ``mode`` 'whole', 'slide' or 'lseg', with the arguments of ``Whole``, ``Slide`` or
+            ``LSegMultiScale``; the first two may have ``scales``, ``flip`` and ``base_size`` of
+            ``MultiScale``.
+        align_corners: of the resizing of ``MultiScale``.
+    Raises:
+        ValueError: an unknown mode or argument.
+    """
+    options = dict(test_cfg)
+    mode = options.pop('mode', 'whole')
+    if mode not in _MODES:
+        raise ValueError(f'test_cfg.mode must be one of {", ".join(_MODES)}, got {mode!r}')
+    kind = _MODES[mode]
+    outer = {} if mode == 'lseg' else {key: options.pop(key) for key in _MULTI_SCALE if key in options}
+    known = {*inspect.signature(kind).parameters, *inspect.signature(Inference).parameters} - {'kwargs'}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(
+            f'test_cfg of mode {mode!r} does not know {", ".join(unknown)}; it knows {sorted(known)}'
+        )
+    missing = [
+        name
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if name not in options
+    ]
+    if missing:
+        raise ValueError(f'test_cfg of mode {mode!r} needs {" and ".join(missing)}')
+    inference = kind(**options)
+    return MultiScale(inference, **outer, align_corners=align_corners) if outer else inference
+
+
+def fit_long_side(size: tuple[int, int], wanted: int) -> tuple[int, int]:
+    """(height, width) whose longer side is ``wanted``, with the proportions of ``size``, rounded half up."""
+    height, width = size
+    if height > width:
+        return wanted, max(1, int(width * wanted / height + 0.5))
+    return max(1, int(height * wanted / width + 0.5)), wanted
+
+
+def _resize(image: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    return F.interpolate(image, size, mode='bilinear', align_corners=align_corners)
+
+
+def _pad(image: Tensor, size: tuple[int, int], value: Tensor) -> Tensor:
+    """Extend [B, 3, h, w] to the right and below with a colour [3]."""
+    height, width = image.shape[2:]
+    if (height, width) == tuple(size):
+        return image
+    padded = value.view(1, 3, 1, 1).repeat(len(image), 1, *size)
+    padded[:, :, :height, :width] = image
+    return padded
+
+
+def _repeat(context: Tensor | None, times: int) -> Tensor | None:
+    """The context of a batch, once for each of its windows."""
+    return None if context is None else context.repeat(times, *[1] * (context.ndim - 1))
+
+
+def _groups(items: Sequence[tuple[int, int]], size: int) -> list[Sequence[tuple[int, int]]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f'{name} must be one or two positive numbers of pixels, got {value!r}')
+    return pair[0], pair[1]
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f'{name} must be at least 1, got {value!r}')
+    return value
+
+
+def _scales(scales: Sequence[float]) -> tuple[float, ...]:
+    if not scales or min(scales) <= 0:
+        raise ValueError(f'scales must be positive numbers, at least one, got {scales!r}')
+    return tuple(scales)

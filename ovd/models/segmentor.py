@@ -1,0 +1,191 @@
+"""What every open-vocabulary segmentor shares: from score maps to labels of the original image.
+
+Reading order: ``OpenVocabularySegmentor`` (``predict`` is the flow of a batch), helpers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.structures import PixelData
+from mmseg.models.segmentors.base import BaseSegmentor
+from mmseg.structures import SegDataSample
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovd.heads.score_maps import (
+    ChannelScores,
+    CutScores,
+    FlippedScores,
+    ScoreMaps,
+    argmax_labels,
+    materialize,
+    resized,
+)
+
+from .open_vocabulary import OpenVocabularyModel
+from .segmentation_inference import build_inference
+
+
+class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
+    """A segmentor of mmseg whose classes are words.
+
+    A subclass gives ``score_maps``, ``use_text_embeddings``, ``extract_feat`` and ``loss``. Predictions are
+    class indices; index K is background in models that have one. No map of all classes at full size is ever
+    built unless ``keep_scores`` asks for it.
+
+    Args:
+        align_corners: of all resizing of scores.
+        size_divisor: inputs are padded on the right and below to multiples of it, and the scores cut.
+        test_cfg: see ``build_inference``; further keys: ``keep_scores`` (put the scores of all classes at the
+            original size into ``seg_logits``), ``background`` (False: pixels that are background get their
+            best word instead, in models that have a background).
+        text: arguments of ``TextSource``.
+        **kwargs: of mmseg's BaseSegmentor.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        align_corners: bool = False,
+        size_divisor: int = 1,
+        test_cfg: Mapping[str, Any] | None = None,
+        train_cfg: Mapping[str, Any] | None = None,
+        text: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, text=text, **kwargs)
+        self.align_corners, self.size_divisor = align_corners, size_divisor
+        self.train_cfg = train_cfg
+        self.set_test_cfg({} if test_cfg is None else test_cfg)
+
+    def set_test_cfg(self, test_cfg: Mapping[str, Any]) -> None:
+        """Predict in another way from now on."""
+        options = dict(test_cfg)
+        self.keep_scores = options.pop('keep_scores', False)
+        self.show_background = options.pop('background', True)
+        self.inference = build_inference(options, self.align_corners)
+
+    @property
+    def with_background(self) -> bool:
+        """Whether ``score_maps`` has a channel K for what no word describes."""
+        return False
+
+    @property
+    def background_index(self) -> int | None:
+        """The label of background in predictions: K, or None when every pixel gets a word."""
+        return len(self.vocabulary) if self.with_background and self.show_background else None
+
+    def score_maps(self, inputs: Tensor, context: Tensor | None = None) -> ScoreMaps:
+        """Scores of preprocessed images.
+
+        Args:
+            inputs: [B, 3, H, W]; H and W are multiples of ``size_divisor``.
+            context: what ``image_context`` said of the images that the inputs are parts of.
+        Returns:
+            K (with background K + 1) scores on any grid that covers the inputs.
+        """
+        raise NotImplementedError
+
+    def image_context(
+        self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None
+    ) -> Tensor | None:
+        """What ``score_maps`` needs to know of a whole image when it sees a window of it.
+
+        Args:
+            inputs: whole preprocessed images [B, 3, H, W] of one size, not padded.
+            data_samples: their B samples, where there are some.
+        Returns:
+            [B, ...], or None: then ``score_maps`` is called without it.
+        """
+        return None
+
+    def add_to_samples(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> None:
+        """Put further results into the samples of a batch of preprocessed images [B, 3, H, W]."""
+
+    def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
+        """Label every pixel.
+
+        Args:
+            inputs: preprocessed images [B, 3, H, W]; padding that the samples tell of is removed first.
+            data_samples: B samples with ``ori_shape``; by default the inputs are the original images.
+        Returns:
+            the samples with ``pred_sem_seg`` (int64 [1, H0, W0] at ``ori_shape``), and ``seg_logits`` when
+            ``test_cfg`` has ``keep_scores``.
+        """
+        if data_samples is None:
+            shape = tuple(inputs.shape[2:])
+            data_samples = [SegDataSample(metainfo={'ori_shape': shape}) for _ in inputs]
+        for images, members in self._equal_sizes(inputs, data_samples):
+            for sample, scores in zip(members, self._original_scores(images, members)):
+                labels = argmax_labels(scores, self.inference.max_elements)
+                sample.pred_sem_seg = PixelData(data=labels)
+                if self.keep_scores:
+                    sample.seg_logits = PixelData(data=materialize(scores, self.inference.max_elements)[0])
+            self.add_to_samples(images, members)
+        return data_samples
+
+    def inference_scores(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> list[ScoreMaps]:
+        """What ``predict`` takes the best class of: for each sample the scores at its original size."""
+        found: dict[int, ScoreMaps] = {}
+        for images, members in self._equal_sizes(inputs, data_samples):
+            found.update(zip(map(id, members), self._original_scores(images, members)))
+        return [found[id(sample)] for sample in data_samples]
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: Any = None) -> Tensor:
+        """Scores [B, K, H, W] of one pass over the inputs, at their size."""
+        return materialize(self._pixel_scores(inputs, self.image_context(inputs)))
+
+    def _forward(self, inputs: Tensor, data_samples: Any = None) -> Tensor:
+        return self.encode_decode(inputs)
+
+    def _original_scores(self, images: Tensor, members: Sequence[SegDataSample]) -> list[ScoreMaps]:
+        """Scores of images of one size, each at its original size."""
+        context = self.image_context(images, members)
+        maps = self.inference(self._pixel_scores, images, context, self._black())
+        if self.with_background and not self.show_background:
+            maps = ChannelScores(maps, maps.channels - 1)
+        return [
+            self._to_original(maps.images(index, index + 1), sample) for index, sample in enumerate(members)
+        ]
+
+    def _to_original(self, scores: ScoreMaps, sample: SegDataSample) -> ScoreMaps:
+        if sample.metainfo.get('flip'):
+            scores = FlippedScores(scores, sample.metainfo['flip_direction'])
+        height, width = sample.metainfo.get('ori_shape', scores.size)[:2]
+        return resized(scores, (height, width), self.align_corners)
+
+    def _pixel_scores(self, inputs: Tensor, context: Tensor | None = None) -> ScoreMaps:
+        """Scores of one pass, at the size of the inputs [B, 3, H, W]."""
+        self.text_embeddings  # noqa: B018  (made on first use)
+        height, width = inputs.shape[2:]
+        right, below = -width % self.size_divisor, -height % self.size_divisor
+        padded = F.pad(inputs, (0, right, 0, below)) if right or below else inputs
+        maps = self.score_maps(padded) if context is None else self.score_maps(padded, context)
+        maps = resized(maps, (height + below, width + right), self.align_corners)
+        return CutScores(maps, (height, width)) if right or below else maps
+
+    def _black(self) -> Tensor | None:
+        """A black pixel [3] as the preprocessor hands it on."""
+        mean, std = (getattr(self.data_preprocessor, name, None) for name in ('mean', 'std'))
+        if mean is None or std is None:
+            return None
+        return (-mean / std).flatten().expand(3)
+
+    def _equal_sizes(
+        self, inputs: Tensor, data_samples: Sequence[SegDataSample]
+    ) -> list[tuple[Tensor, list[SegDataSample]]]:
+        """The batch without its padding, in groups of one size, so that no result depends on neighbours."""
+        groups: dict[tuple[int, int, int, int], list[int]] = {}
+        for index, sample in enumerate(data_samples):
+            groups.setdefault(_content(sample, inputs.shape[2], inputs.shape[3]), []).append(index)
+        return [
+            (inputs[indices, :, top:bottom, left:right], [data_samples[index] for index in indices])
+            for (top, bottom, left, right), indices in groups.items()
+        ]
+
+
+def _content(sample: SegDataSample, height: int, width: int) -> tuple[int, int, int, int]:
+    """Rows and columns (top, bottom, left, right) of the input that are not padding."""
+    meta = sample.metainfo
+    left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', (0, 0, 0, 0)))
+    return top, height - bottom, left, width - right

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ovd.text.vocabulary import Vocabulary
@@ -92,6 +92,21 @@ def _check_references(content: Annotations, file: Path) -> None:
 
 def _first_repeated(items: Sequence[Any]) -> Any:
     return next(item for item, count in Counter(items).items() if count > 1)
+
+
+def file_name_of(image: Mapping[str, Any], path_parts: int | None, source: str) -> str:
+    """Path of an image below its folder: ``file_name``, or the last two parts of LVIS's ``coco_url``.
+
+    Args:
+        path_parts: keep only the last so many parts.
+        source: the annotation file, for messages.
+    """
+    name, parts = image.get('file_name'), path_parts
+    if name is None:
+        if 'coco_url' not in image:
+            raise ValueError(f'{source}: image {image["id"]} has neither file_name nor coco_url')
+        name, parts = image['coco_url'], parts or 2
+    return str(PurePosixPath(*PurePosixPath(name).parts[-parts:])) if parts else name
 
 
 def read_voc(image_set: Path) -> Annotations:
@@ -285,3 +300,15 @@ def _read_split(name: str) -> dict[str, list[str]]:
             f"unknown split {name!r}; known are 'none', 'frequency' and {', '.join(map(repr, known))}"
         )
     return {key: (SPLITS / f'{name}_{key}.txt').read_text().splitlines() for key in ('base', 'novel')}
+
+
+def check_option(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise where an option has none of its known values."""
+    if value not in known:
+        raise ValueError(f'{name} must be one of {", ".join(map(repr, known))}, got {value!r}')
+
+
+def shorten(names: Sequence[str], limit: int = 10) -> str:
+    """Names for a message: the first ``limit``, and how many there are."""
+    more = f', ... ({len(names)} in all)' if len(names) > limit else ''
+    return ', '.join(map(repr, names[:limit])) + more

@@ -4,13 +4,21 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmengine.logging import MMLogger
 
-from ovd.datasets.annotations import Annotations, ClassSplit, match_categories, read_annotations
+from ovd.datasets.annotations import (
+    Annotations,
+    ClassSplit,
+    check_option,
+    file_name_of,
+    match_categories,
+    read_annotations,
+    shorten,
+)
+from ovd.datasets.images import find_missing
 from ovd.registry import DATASETS
 from ovd.text.vocabulary import Vocabulary
 
@@ -63,9 +71,9 @@ class OpenVocabularyDataset(CocoDataset):
         self.degenerate_boxes = degenerate_boxes
         self.missing_images = missing_images
         self.path_parts = path_parts
-        _check_option('novel_boxes', self.novel_boxes, ('refuse', 'drop', 'keep'))
-        _check_option('degenerate_boxes', degenerate_boxes, ('refuse', 'drop'))
-        _check_option('missing_images', missing_images, ('refuse', 'drop', 'unchecked'))
+        check_option('novel_boxes', self.novel_boxes, ('refuse', 'drop', 'keep'))
+        check_option('degenerate_boxes', degenerate_boxes, ('refuse', 'drop'))
+        check_option('missing_images', missing_images, ('refuse', 'drop', 'unchecked'))
         super().__init__(*args, test_mode=test_mode, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -119,37 +127,30 @@ class OpenVocabularyDataset(CocoDataset):
             words = absent or vocabulary.names
             raise ValueError(
                 f'{self.ann_file} has no category for {len(words)} classes of the vocabulary: '
-                f'{_shorten(words)}; its categories are {_shorten(categories)}'
+                f'{shorten(words)}; its categories are {shorten(categories)}'
             )
 
     def _present_images(self, images: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Images with their ``img_path``, as ``missing_images`` says; lists each folder once."""
-        listings: dict[str, set[str]] = {}
-        present: list[dict[str, Any]] = []
-        missing: list[dict[str, Any]] = []
-        for image in images:
-            path = os.path.join(self.data_prefix.get('img', ''), self._file_name(image))
-            folder, name = os.path.split(path)
-            if folder not in listings and self.missing_images != 'unchecked':
-                listings[folder] = set(os.listdir(folder or '.')) if os.path.isdir(folder or '.') else set()
-            found = self.missing_images == 'unchecked' or name in listings[folder]
-            (present if found else missing).append({**image, 'img_path': path})
+        """Images with their ``img_path``, as ``missing_images`` says."""
+        folder = self.data_prefix.get('img', '')
+        named = [{**image, 'img_path': os.path.join(folder, self._file_name(image))} for image in images]
+        if self.missing_images == 'unchecked':
+            return named
+        missing = set(find_missing(image['img_path'] for image in named))
+        present = [image for image in named if image['img_path'] not in missing]
         if missing and self.missing_images == 'refuse':
+            first = next(image for image in named if image['img_path'] in missing)
             raise FileNotFoundError(
-                f'{self.ann_file}: image {missing[0]["id"]} ({missing[0]["img_path"]}) does not exist; '
-                f"{len(missing)} of {len(images)} are missing (missing_images='drop' leaves them out)"
+                f'{self.ann_file}: image {first["id"]} ({first["img_path"]}) does not exist; '
+                f"{len(named) - len(present)} of {len(images)} are missing (missing_images='drop' leaves "
+                'them out)'
             )
         if missing:
-            self._left_out['missing images'] = len(missing)
+            self._left_out['missing images'] = len(named) - len(present)
         return present
 
     def _file_name(self, image: Mapping[str, Any]) -> str:
-        name, parts = image.get('file_name'), self.path_parts
-        if name is None:
-            if 'coco_url' not in image:
-                raise ValueError(f'{self.ann_file}: image {image["id"]} has neither file_name nor coco_url')
-            name, parts = image['coco_url'], parts or 2
-        return str(PurePosixPath(*PurePosixPath(name).parts[-parts:])) if parts else name
+        return file_name_of(image, self.path_parts, self.ann_file)
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
         """One image with its annotations to mmdet's layout; boxes [x1, y1, x2, y2] in original pixels."""
@@ -229,16 +230,6 @@ class OpenVocabularyDataset(CocoDataset):
                 f'{self.ann_file}: none of {len(self.data_list)} images passes the filter {config}'
             )
         return kept
-
-
-def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f'{name} must be one of {", ".join(map(repr, known))}, got {value!r}')
-
-
-def _shorten(names: Sequence[str], limit: int = 10) -> str:
-    more = f', ... ({len(names)} in all)' if len(names) > limit else ''
-    return ', '.join(map(repr, names[:limit])) + more
 
 
 def _box_problem(box: Any, width: int, height: int) -> str | None:

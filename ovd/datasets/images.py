@@ -6,7 +6,8 @@ checks.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +35,50 @@ def read_image(path: str | os.PathLike[str], exif: bool = True) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: an empty, truncated, undecodable or non-image file; the message names it.
     """
+    with open_image(path) as image:
+        return _to_rgb(ImageOps.exif_transpose(image) if exif else image)
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str], what: str = 'image') -> Iterator[Image.Image]:
+    """Yield the decoded image of a file; whatever goes wrong names the file in one line.
+
+    Args:
+        path: any format Pillow reads.
+        what: the file's role, for messages.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an empty, truncated, undecodable or non-image file, or a ``ValueError`` of the block.
+    """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(
-            f'image {file} does not exist' if not file.exists() else f'image {file} is not a file'
+            f'{what} {file} does not exist' if not file.exists() else f'{what} {file} is not a file'
         )
     if file.stat().st_size == 0:
-        raise ValueError(f'image {file} is empty (0 bytes)')
+        raise ValueError(f'{what} {file} is empty (0 bytes)')
     with file.open('rb') as stream:
         try:
             with Image.open(stream) as image:
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image) if exif else image)
+                yield image
         except Image.UnidentifiedImageError:
-            raise ValueError(f'image {file} is damaged or of no known image format') from None
+            raise ValueError(f'{what} {file} is damaged or of no known image format') from None
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-            raise ValueError(f'image {file} cannot be decoded: {" ".join(str(error).split())}') from error
+            raise ValueError(f'{what} {file} cannot be decoded: {" ".join(str(error).split())}') from error
+
+
+def find_missing(paths: Iterable[str]) -> list[str]:
+    """Those of the paths that are no entry of their folder; each folder is listed once."""
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder or '.')) if os.path.isdir(folder or '.') else set()
+        if name not in listings[folder]:
+            missing.append(path)
+    return missing
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

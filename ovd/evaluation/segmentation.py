@@ -1,0 +1,247 @@
+"""Segmentation metrics: intersection over union of all, seen and unseen classes, and their protocol."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
+
+from ovd.datasets.label_maps import IGNORE_INDEX, write_label_map
+from ovd.evaluation.detection import mean_of_present
+from ovd.files import write_json
+from ovd.registry import METRICS
+
+_MAX_CLASSES_ON_CONSOLE = 200
+
+
+class PixelCounts(NamedTuple):
+    """Pixels of one image by label, for the labels that occur in it; int64 [L] each."""
+
+    labels: np.ndarray
+    intersection: np.ndarray
+    predicted: np.ndarray
+    truth: np.ndarray
+
+
+def count_pixels(predicted: np.ndarray, truth: np.ndarray, num_labels: int) -> PixelCounts:
+    """Compare a predicted with a true label map where the truth is not ignored.
+
+    Args:
+        predicted, truth: whole numbers [H, W] below ``num_labels``, or ``IGNORE_INDEX``. A pixel predicted
+            as ``IGNORE_INDEX`` is of no class.
+    """
+    counted = truth != IGNORE_INDEX
+    predicted, truth = predicted[counted], truth[counted]
+    columns = [
+        np.bincount(labels[labels != IGNORE_INDEX], minlength=num_labels)
+        for labels in (truth[predicted == truth], predicted, truth)
+    ]
+    present = np.flatnonzero(columns[1] + columns[2])
+    return PixelCounts(present, *(column[present] for column in columns))
+
+
+@METRICS.register_module()
+class SegmentationMetric(BaseMetric):
+    """Mean intersection over union over all, seen and unseen classes of ``OpenVocabularySegDataset``.
+
+    Intersections and unions are added up over the set, then divided; pixels whose truth is ignored are left
+    out, whatever is predicted there. Keys, after the prefix ``seg/``, as fractions of one, nan where there is
+    nothing to average: ``mIoU`` (over all classes that the data set annotates, background among them where it
+    is a class), ``mIoU_foreground`` (without background), ``IoU_background``, ``mIoU_seen``,
+    ``mIoU_unseen`` (classes only) and their harmonic mean ``hIoU``, ``mAcc`` (mean recall of the classes that
+    occur) and ``aAcc`` (share of pixels). A class that neither occurs nor is predicted has no IoU; words that
+    the data set does not annotate compete but are not averaged.
+
+    After ``evaluate``, the main process has ``report``: ``metrics``, ``per_class`` and ``protocol`` as JSON
+    values, written to ``out_file`` if there is one.
+
+    Args:
+        out_file: where the report goes.
+        protocol: entries to add to the report's protocol, such as templates or checkpoint.
+        save_maps: folder for the predicted maps, ``<folder of the image>/<stem>.png``: labels in 8 bits, in
+            16 from 256 labels on; 'no class' is the top value.
+        prefix: in front of every key, before a slash.
+        kwargs: see ``mmengine.evaluator.BaseMetric``.
+    """
+
+    def __init__(
+        self,
+        out_file: str | os.PathLike[str] | None = None,
+        protocol: Mapping[str, Any] | None = None,
+        save_maps: str | os.PathLike[str] | None = None,
+        prefix: str | None = 'seg',
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(prefix=prefix or type(self).__name__, **kwargs)
+        self.prefix = prefix  # the base class warns about none
+        self.out_file = out_file
+        self.protocol = dict(protocol or {})
+        self.save_maps = save_maps
+        self.report: dict[str, Any] = {}
+
+    @property
+    def dataset_meta(self) -> dict[str, Any] | None:
+        """What the data set says of itself; checked when it is set, before hours of prediction."""
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, dataset_meta: dict[str, Any] | None) -> None:
+        if dataset_meta is not None:
+            if not dataset_meta.get('classes'):
+                raise ValueError(f"{type(self).__name__} needs the 'classes' of the data set's metainfo")
+            self._classes = _Classes(dataset_meta)
+        self._dataset_meta = dataset_meta
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Count the pixels of a batch; ``pred_sem_seg`` and ``gt_sem_seg`` are [1, H, W] in one frame."""
+        for sample in data_samples:
+            path = str(sample.get('img_path', 'an image without path'))
+            predicted = _label_map(sample, 'pred_sem_seg', path)
+            truth = _label_map(sample, 'gt_sem_seg', path)
+            if predicted.shape != truth.shape:
+                raise ValueError(
+                    f'{path}: predicted labels are {predicted.shape}, the true ones {truth.shape} (H, W)'
+                )
+            highest = len(self._classes.names)
+            for what, labels, limit in (
+                ('predicted', predicted, highest + 1),
+                ('true', truth, self._classes.num_labels),
+            ):
+                if labels.size and not IGNORE_INDEX <= labels.min() <= labels.max() < limit:
+                    raise ValueError(
+                        f'{path}: {what} labels are {labels.min()} to {labels.max()}, expected '
+                        f'{IGNORE_INDEX} to {limit - 1} for {highest} classes'
+                    )
+            if self.save_maps is not None:
+                file = Path(self.save_maps) / Path(path).parent.name / f'{Path(path).stem}.png'
+                write_label_map(file, predicted, highest + 1)
+            counts = count_pixels(predicted, truth, highest + 1)
+            self.results.append((counts, int((truth == IGNORE_INDEX).sum())))
+
+    def compute_metrics(self, results: list[tuple[PixelCounts, int]]) -> dict[str, float]:
+        classes = self._classes
+        table = np.zeros((3, len(classes.names) + 1), np.int64)
+        for counts, _ in results:
+            table[:, counts.labels] += np.stack(counts[1:])
+        intersection, predicted, truth = table[:, : classes.num_labels]
+        iou = _divide(intersection, predicted + truth - intersection)
+        accuracy = _divide(intersection, truth)
+        metrics = classes.summarize(iou) | {
+            'mAcc': mean_of_present(accuracy[classes.scored]),
+            'aAcc': float(_divide(intersection.sum(), truth.sum())),
+        }
+        rows = [
+            {
+                'name': name,
+                'group': group,
+                'IoU': _or_none(iou[label]),
+                'accuracy': _or_none(accuracy[label]),
+                'ground_truth': int(truth[label]),
+                'predicted': int(predicted[label]),
+            }
+            for label, (name, group) in enumerate(zip(classes.label_names, classes.groups))
+        ]
+        self.report = {
+            'metrics': {self._key(key): _or_none(value) for key, value in metrics.items()},
+            'per_class': rows,
+            'protocol': {**self._describe(results), **self.protocol},
+        }
+        if self.out_file is not None:
+            write_json(self.out_file, self.report)
+        logger = MMLogger.get_current_instance()
+        if len(rows) <= _MAX_CLASSES_ON_CONSOLE:
+            logger.info(f'IoU and accuracy per class, in percent\n{_class_table(rows)}')
+        logger.info('  '.join(f'{self._key(key)} {100 * value:.1f}' for key, value in metrics.items()))
+        return metrics
+
+    def _key(self, key: str) -> str:
+        return f'{self.prefix}/{key}' if self.prefix else key
+
+    def _describe(self, results: Sequence[tuple[PixelCounts, int]]) -> dict[str, Any]:
+        meta, classes = self.dataset_meta or {}, self._classes
+        return {
+            'annotations': meta.get('ann_file'),
+            'images': len(results),
+            'pixels': int(sum(counts.truth.sum() for counts, _ in results)),
+            'pixels_ignored': int(sum(ignored for _, ignored in results)),
+            'vocabulary_hash': meta.get('vocabulary_hash'),
+            'classes_competing': len(classes.names),
+            'classes_seen': classes.groups.count('seen'),
+            'classes_unseen': classes.groups.count('unseen'),
+            'background': classes.background,
+            'background_in_mIoU': classes.background == 'class',
+        }
+
+
+class _Classes:
+    """The labels of a data set and the groups they are averaged in; background is the last label."""
+
+    def __init__(self, meta: Mapping[str, Any]) -> None:
+        self.names = list(meta['classes'])
+        self.background = meta.get('background', 'none')
+        unseen = set(meta.get('unseen_classes', ()))
+        annotated = set(meta.get('annotated_classes', self.names))
+        self.groups = [
+            'other' if name not in annotated else 'unseen' if name in unseen else 'seen'
+            for name in self.names
+        ]
+        self.label_names = list(self.names)
+        if self.background == 'class':
+            self.label_names.append('background')
+            self.groups.append('background')
+        self.num_labels = len(self.label_names)
+        self.scored = self.members('seen', 'unseen', 'background')
+
+    def members(self, *groups: str) -> np.ndarray:
+        """[num_labels] bool: the labels of these groups."""
+        return np.isin(self.groups, groups)
+
+    def summarize(self, iou: np.ndarray) -> dict[str, float]:
+        """Means of IoU [num_labels] by name of the metric."""
+        seen, unseen = (mean_of_present(iou[self.members(group)]) for group in ('seen', 'unseen'))
+        result = {'mIoU': mean_of_present(iou[self.scored])}
+        if self.background == 'class':
+            result['mIoU_foreground'] = mean_of_present(iou[self.members('seen', 'unseen')])
+            result['IoU_background'] = float(iou[-1])
+        if 'unseen' in self.groups:
+            harmonic = 2 * seen * unseen / (seen + unseen) if seen + unseen > 0 else seen + unseen
+            result |= {'mIoU_seen': seen, 'mIoU_unseen': unseen, 'hIoU': harmonic}
+        return result
+
+
+def _label_map(sample: Mapping[str, Any], key: str, path: str) -> np.ndarray:
+    """A label map [H, W] of a data sample."""
+    if key not in sample:
+        raise ValueError(f'{path} has no {key}: segmentation metrics need predicted and true labels')
+    labels = torch.as_tensor(sample[key]['data']).detach().cpu().numpy()
+    if labels.ndim == 3 and len(labels) == 1:
+        labels = labels[0]
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f'{path}: {key} is {labels.dtype} {labels.shape}, expected whole numbers [1, H, W]')
+    return labels
+
+
+def _divide(numerator: Any, denominator: Any) -> np.ndarray:
+    """Quotient, nan where both are nothing."""
+    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _class_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    width = max(len(row['name']) for row in rows)
+    lines = [f'{"class":{width}}  {"group":10}  {"IoU":>5}  {"acc":>5}']
+    for row in rows:
+        cells = '  '.join(
+            f'{"-":>5}' if row[key] is None else f'{100 * row[key]:5.1f}' for key in ('IoU', 'accuracy')
+        )
+        lines.append(f'{row["name"]:{width}}  {row["group"]:10}  {cells}')
+    return '\n'.join(lines)

@@ -157,7 +157,7 @@ class RepeatableHook(Hook):
 
 
 def _place_stream(loader: Any, seed: int) -> None:
-    """Let a stream of samples seed itself, and skip and count epochs where loops look for that: in the sampler.
+    """Let a stream seed its samples itself, and skip and count epochs where loops look for that: the sampler.
 
     The sampler of such a loader is a dummy of torch's. What the stream offers is taken: ``seed``, a method
     ``skip(num_samples, batch_size)`` for this process's samples that a resumed run has seen, and

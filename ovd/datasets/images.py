@@ -5,11 +5,12 @@ Boxes of an annotation file are in that frame if the annotated width and height 
 checks.
 """
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -17,7 +18,12 @@ from PIL import Image, ImageOps
 
 from ovd.registry import TRANSFORMS
 
+IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 _SIXTEEN_BIT_MAX = 65535
+
+
+class BrokenImageError(ValueError):
+    """An image that is there but cannot be read."""
 
 
 def read_image(path: str | os.PathLike[str], exif: bool = True) -> np.ndarray:
@@ -33,9 +39,17 @@ def read_image(path: str | os.PathLike[str], exif: bool = True) -> np.ndarray:
         uint8 [H, W, 3], RGB, contiguous.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an empty, truncated, undecodable or non-image file; the message names it.
+        BrokenImageError: an empty, truncated, undecodable or non-image file; the message names it.
     """
     with open_image(path) as image:
+        return _to_rgb(ImageOps.exif_transpose(image) if exif else image)
+
+
+def decode_image(data: bytes, name: str, exif: bool = True) -> np.ndarray:
+    """As :func:`read_image`, for the bytes of a file; ``name`` is what messages call it."""
+    if not data:
+        raise BrokenImageError(f'image {name} is empty (0 bytes)')
+    with _decoded(io.BytesIO(data), f'image {name}') as image:
         return _to_rgb(ImageOps.exif_transpose(image) if exif else image)
 
 
@@ -48,7 +62,7 @@ def open_image(path: str | os.PathLike[str], what: str = 'image') -> Iterator[Im
         what: the file's role, for messages.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an empty, truncated, undecodable or non-image file, or a ``ValueError`` of the block.
+        BrokenImageError: an empty, truncated, undecodable or non-image file, or an error of the block.
     """
     file = Path(path)
     if not file.is_file():
@@ -56,16 +70,21 @@ def open_image(path: str | os.PathLike[str], what: str = 'image') -> Iterator[Im
             f'{what} {file} does not exist' if not file.exists() else f'{what} {file} is not a file'
         )
     if file.stat().st_size == 0:
-        raise ValueError(f'{what} {file} is empty (0 bytes)')
-    with file.open('rb') as stream:
-        try:
-            with Image.open(stream) as image:
-                image.load()
-                yield image
-        except Image.UnidentifiedImageError:
-            raise ValueError(f'{what} {file} is damaged or of no known image format') from None
-        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-            raise ValueError(f'{what} {file} cannot be decoded: {" ".join(str(error).split())}') from error
+        raise BrokenImageError(f'{what} {file} is empty (0 bytes)')
+    with file.open('rb') as stream, _decoded(stream, f'{what} {file}') as image:
+        yield image
+
+
+@contextmanager
+def _decoded(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(stream) as image:
+            image.load()
+            yield image
+    except Image.UnidentifiedImageError:
+        raise BrokenImageError(f'{name} is damaged or of no known image format') from None
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+        raise BrokenImageError(f'{name} cannot be decoded: {" ".join(str(error).split())}') from error
 
 
 def find_missing(paths: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 Reading order: ``OpenVocabularySegmentor`` (``predict`` is the flow of a batch), helpers.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,6 +76,7 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         """The label of background in predictions: K, or None when every pixel gets a word."""
         return len(self.vocabulary) if self.with_background and self.show_background else None
 
+    @abstractmethod
     def score_maps(self, inputs: Tensor, context: Tensor | None = None) -> ScoreMaps:
         """Scores of preprocessed images.
 
@@ -84,7 +86,6 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         Returns:
             K (with background K + 1) scores on any grid that covers the inputs.
         """
-        raise NotImplementedError
 
     def image_context(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None

@@ -1,1 +1,1 @@
-from . import box_coder, clip, group_readout, samplers, vild, vild_bbox_head  # noqa: F401
+from . import box_coder, clip, dpt, group_readout, lseg, samplers, vild, vild_bbox_head  # noqa: F401

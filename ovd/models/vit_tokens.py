@@ -1,0 +1,262 @@
+"""Plain vision transformers that hand out their tokens after chosen blocks, at any image size.
+
+Reading order: VitTokens (the forward pass), TimmViT and ClipViT (where the parts come from), load_pretrained.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ovd.checkpoint import load_into, load_tensors
+from ovd.clip.loading import build_clip
+from ovd.registry import MODELS
+
+_HUB = 'timm:'
+_KEPT_SIZES = 8  # resized position tables kept in evaluation
+
+
+class VitTokens(nn.Module):
+    """Patch tokens of a ViT after some of its blocks: raw residual stream, no final norm.
+
+    A subclass supplies the parts. Prefix tokens (class token first, then registers) come before the patches.
+
+    Attributes:
+        width: E. patch_size: pixels. grid: (rows, columns) of patches the position table was trained on.
+        num_prefix_tokens: class token and registers.
+        blocks: the transformer.
+
+    Args:
+        grad_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        position_resize: interpolation of the position table, 'bilinear' (as LSeg's weights want) or
+            'bicubic'.
+        antialias: filter the position table where it shrinks.
+    """
+
+    width: int
+    patch_size: int
+    grid: tuple[int, int]
+    num_prefix_tokens: int
+    blocks: nn.Sequential
+
+    def __init__(
+        self, grad_checkpointing: bool = False, position_resize: str = 'bilinear', antialias: bool = False
+    ) -> None:
+        super().__init__()
+        if position_resize not in ('bilinear', 'bicubic'):
+            raise ValueError(f"position_resize {position_resize!r} is none of 'bilinear', 'bicubic'")
+        self.grad_checkpointing = grad_checkpointing
+        self.position_resize, self.antialias = position_resize, antialias
+        self._tables: dict[tuple[Any, ...], Tensor] = {}
+
+    def forward(self, images: Tensor, hooks: Sequence[int]) -> tuple[list[Tensor], tuple[int, int]]:
+        """Tokens after the blocks ``hooks``.
+
+        Args:
+            images: [B, 3, H, W], normalised as the weights expect.
+            hooks: ascending indices of blocks, counted from 0.
+        Returns:
+            for each hook [B, prefix + h * w, E], and the grid (h, w) = (H // patch, W // patch).
+        """
+        patches = self.embed_patches(images)
+        grid = (patches.shape[2], patches.shape[3])
+        tokens = self.prepare(patches.flatten(2).mT, grid)
+        collected = []
+        for index, block in enumerate(self.blocks):
+            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+            if index in hooks:
+                collected.append(tokens)
+        return collected, grid
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> patch features [B, E, h, w]."""
+        raise NotImplementedError
+
+    def prepare(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch tokens [B, h * w, E] -> the input of the first block."""
+        raise NotImplementedError
+
+    def load(self, source: str) -> None:
+        """Fill the transformer with published weights."""
+        raise NotImplementedError
+
+    def drop_blocks_after(self, hooks: Sequence[int]) -> None:
+        """Keep the blocks up to the last hook."""
+        if list(hooks) != sorted(set(hooks)) or not 0 <= hooks[0] <= hooks[-1] < len(self.blocks):
+            raise ValueError(
+                f'hooks {list(hooks)} must ascend and lie within the {len(self.blocks)} blocks, 0 to '
+                f'{len(self.blocks) - 1}'
+            )
+        self.blocks = self.blocks[: hooks[-1] + 1]
+
+    def position_table(self, table: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
+        """The position table for another grid of patches.
+
+        In evaluation without gradients the last few sizes are kept until the table or the mode of the model
+        changes.
+
+        Args:
+            table: [1, prefix + rows * columns, E] of the trained grid.
+            grid: (h, w).
+            num_prefix: rows of the table that belong to prefix tokens, left as they are.
+        Returns:
+            [1, prefix + h * w, E].
+        """
+        if grid == self.grid:
+            return table
+        if self.training or torch.is_grad_enabled() or table.is_inference():
+            return self._resized(table, grid, num_prefix)
+        key = (grid, table.data_ptr(), table._version, table.dtype, table.device)
+        if key not in self._tables:
+            while len(self._tables) >= _KEPT_SIZES:
+                del self._tables[next(iter(self._tables))]
+            self._tables[key] = self._resized(table, grid, num_prefix)
+        return self._tables[key]
+
+    def _resized(self, table: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
+        prefix, places = table[:, :num_prefix], table[:, num_prefix:]
+        resized = F.interpolate(
+            places.mT.unflatten(2, self.grid).float(),
+            size=grid,
+            mode=self.position_resize,
+            align_corners=False,
+            antialias=self.antialias,
+        )
+        return torch.cat([prefix, resized.flatten(2).mT.to(table.dtype)], dim=1)
+
+    def train(self, mode: bool = True) -> 'VitTokens':
+        """Forget the position tables that were kept, since training is about to change them."""
+        self._tables.clear()
+        return super().train(mode)
+
+
+@MODELS.register_module()
+class TimmViT(VitTokens):
+    """A ViT of timm, without its final norm and classifier.
+
+    Args:
+        model: name of a plain ViT in timm ('vit_large_patch16_384'); no weights are loaded here.
+        options: further arguments of that model, for example ``img_size`` of the weights.
+        **kwargs: of ``VitTokens``.
+    """
+
+    def __init__(self, model: str, options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model, self.options = model, dict(options or {})
+        vit = self._create()
+        if not isinstance(vit, timm.models.VisionTransformer) or vit.cls_token is None:
+            raise ValueError(f'{model!r} of timm is no plain ViT with a class token')
+        self.width, self.num_prefix_tokens = vit.embed_dim, vit.num_prefix_tokens
+        self.patch_size, self.grid = vit.patch_embed.patch_size[0], vit.patch_embed.grid_size
+        self.no_embed_class = vit.no_embed_class
+        self.patch_embed, self.blocks = vit.patch_embed, vit.blocks
+        self.cls_token, self.reg_token, self.pos_embed = vit.cls_token, vit.reg_token, vit.pos_embed
+        self.pos_drop, self.norm_pre = vit.pos_drop, vit.norm_pre
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        return self.patch_embed.proj(images)
+
+    def prepare(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        tokens = self.patch_embed.norm(patches)
+        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        num_placed = 0 if self.no_embed_class else self.num_prefix_tokens
+        table = None if self.pos_embed is None else self.position_table(self.pos_embed, grid, num_placed)
+        if table is not None and self.no_embed_class:
+            tokens = tokens + table
+        tokens = torch.cat([*(token.expand(len(tokens), -1, -1) for token in prefix), tokens], dim=1)
+        if table is not None and not self.no_embed_class:
+            tokens = tokens + table
+        return self.norm_pre(self.pos_drop(tokens))
+
+    def load(self, source: str) -> None:
+        """Weights of this model, a file or 'timm:TAG'; later blocks, norm and classifier are not used."""
+        unused = ('norm.*', 'fc_norm.*', 'head.*', 'attn_pool.*', 'blocks.*')
+        load_pretrained(self, source, self._create, self.model, unused)
+
+    def _create(self, pretrained: bool = False, tag: str = '') -> nn.Module:
+        name = f'{self.model}.{tag}' if tag else self.model
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **self.options)
+
+
+@MODELS.register_module()
+class ClipViT(VitTokens):
+    """The ViT of a CLIP with all that belongs to it: pre-norm, class embedding, position table.
+
+    Images are to be normalised with CLIP's statistics.
+
+    Args:
+        model, pretrained: see ``ovd.clip.loading.build_clip``; opened when the model is built.
+        **kwargs: of ``VitTokens``.
+    """
+
+    def __init__(self, model: str, pretrained: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        visual: Any = build_clip(model, pretrained).model.visual
+        if not hasattr(visual, 'class_embedding') or not hasattr(visual, 'transformer'):
+            raise ValueError(f'the image tower of CLIP {model!r} is no plain ViT: {type(visual).__name__}')
+        self.width, self.num_prefix_tokens = visual.conv1.out_channels, 1
+        self.patch_size, self.grid = visual.patch_size[0], tuple(visual.grid_size)
+        self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
+        self.class_embedding = visual.class_embedding
+        self.positional_embedding = visual.positional_embedding
+        self.blocks = nn.Sequential(*visual.transformer.resblocks)
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        return self.conv1(images)
+
+    def prepare(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        table = self.position_table(self.positional_embedding[None], grid, 1)
+        return self.ln_pre(torch.cat([class_token, patches], dim=1) + table.to(patches.dtype))
+
+    def load(self, source: str) -> None:
+        raise ValueError(
+            f'init_cfg names {source!r} for the ViT of a CLIP, which takes its weights from `model` and '
+            f'`pretrained`'
+        )
+
+
+def pretrained_source(init_cfg: Any) -> str | None:
+    """The checkpoint of an ``init_cfg`` of type 'Pretrained'; None for any other."""
+    if isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained':
+        return init_cfg['checkpoint']
+    return None
+
+
+def load_pretrained(
+    module: nn.Module,
+    source: str,
+    create: Callable[..., nn.Module],
+    model: str,
+    unused: Sequence[str],
+) -> None:
+    """Fill a network of timm's, strictly.
+
+    Args:
+        source: a file, or 'timm:TAG', which timm downloads.
+        create: makes timm's module, ``create(pretrained=True, tag=TAG)`` with the weights of a release.
+        model: its name, for messages.
+        unused: patterns of keys that the source may hold and the module has no place for.
+    Raises:
+        FileNotFoundError: no such file, or a release that cannot be had offline.
+        ValueError: a weight is missing or of another shape; the message names it.
+    """
+    if source.startswith(_HUB):
+        tag = source.removeprefix(_HUB)
+        try:
+            tensors = dict(create(pretrained=True, tag=tag).state_dict())
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f'the release {tag!r} of {model!r} is not in the local cache and cannot be downloaded '
+                f'({" ".join(str(error).split())[:200]}); fetch it on a connected machine and name the file'
+            ) from None
+    else:
+        tensors = load_tensors(source)
+    load_into(module, tensors, allow_unexpected=unused, source=source)

@@ -1,1 +1,1 @@
-from . import classification, detection, proposals, segmentation, voc  # noqa: F401
+from . import classification, detection, grouping, proposals, segmentation, voc  # noqa: F401

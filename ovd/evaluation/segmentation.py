@@ -2,9 +2,10 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,25 @@ from ovd.registry import METRICS
 _MAX_CLASSES_ON_CONSOLE = 200
 
 
-class PixelCounts(NamedTuple):
-    """Pixels of one image by label, for the labels that occur in it; int64 [L] each."""
+@dataclass(frozen=True, eq=False)
+class PixelCounts:
+    """Pixels of one image by label, for the labels that occur in it; int64 [L] each.
+
+    No named tuple: mmengine turns those into plain ones when it gathers results.
+    """
 
     labels: np.ndarray
     intersection: np.ndarray
     predicted: np.ndarray
     truth: np.ndarray
+
+
+def sum_counts(counts: Iterable[PixelCounts], num_labels: int) -> np.ndarray:
+    """Sums over images: intersection, predicted and truth of each label, int64 [3, num_labels]."""
+    table = np.zeros((3, num_labels), np.int64)
+    for image in counts:
+        table[:, image.labels] += np.stack([image.intersection, image.predicted, image.truth])
+    return table
 
 
 def count_pixels(predicted: np.ndarray, truth: np.ndarray, num_labels: int) -> PixelCounts:
@@ -94,60 +107,55 @@ class SegmentationMetric(BaseMetric):
         if dataset_meta is not None:
             if not dataset_meta.get('classes'):
                 raise ValueError(f"{type(self).__name__} needs the 'classes' of the data set's metainfo")
-            self._classes = _Classes(dataset_meta)
+            self._classes = LabelSet(dataset_meta)
         self._dataset_meta = dataset_meta
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Count the pixels of a batch; ``pred_sem_seg`` and ``gt_sem_seg`` are [1, H, W] in one frame."""
         for sample in data_samples:
             path = str(sample.get('img_path', 'an image without path'))
-            predicted = _label_map(sample, 'pred_sem_seg', path)
-            truth = _label_map(sample, 'gt_sem_seg', path)
+            predicted = label_map_of(sample, 'pred_sem_seg', path)
+            truth = label_map_of(sample, 'gt_sem_seg', path)
             if predicted.shape != truth.shape:
                 raise ValueError(
                     f'{path}: predicted labels are {predicted.shape}, the true ones {truth.shape} (H, W)'
                 )
             highest = len(self._classes.names)
-            for what, labels, limit in (
-                ('predicted', predicted, highest + 1),
-                ('true', truth, self._classes.num_labels),
-            ):
-                if labels.size and not IGNORE_INDEX <= labels.min() <= labels.max() < limit:
-                    raise ValueError(
-                        f'{path}: {what} labels are {labels.min()} to {labels.max()}, expected '
-                        f'{IGNORE_INDEX} to {limit - 1} for {highest} classes'
-                    )
-            if self.save_maps is not None:
-                file = Path(self.save_maps) / Path(path).parent.name / f'{Path(path).stem}.png'
-                write_label_map(file, predicted, highest + 1)
+            check_labels('predicted', predicted, highest + 1, path)
+            check_labels('true', truth, self._classes.num_labels, path)
+            self.save_map(predicted, path)
             counts = count_pixels(predicted, truth, highest + 1)
             self.results.append((counts, int((truth == IGNORE_INDEX).sum())))
 
+    def save_map(self, labels: np.ndarray, path: str) -> None:
+        """Write the labels [H, W] of the image at ``path`` into the folder ``save_maps``, if there is one."""
+        if self.save_maps is not None:
+            file = Path(self.save_maps) / Path(path).parent.name / f'{Path(path).stem}.png'
+            write_label_map(file, labels, len(self._classes.names) + 1)
+
     def compute_metrics(self, results: list[tuple[PixelCounts, int]]) -> dict[str, float]:
         classes = self._classes
-        table = np.zeros((3, len(classes.names) + 1), np.int64)
-        for counts, _ in results:
-            table[:, counts.labels] += np.stack(counts[1:])
+        table = sum_counts((counts for counts, _ in results), len(classes.names) + 1)
         intersection, predicted, truth = table[:, : classes.num_labels]
-        iou = _divide(intersection, predicted + truth - intersection)
-        accuracy = _divide(intersection, truth)
+        iou = divide(intersection, predicted + truth - intersection)
+        accuracy = divide(intersection, truth)
         metrics = classes.summarize(iou) | {
             'mAcc': mean_of_present(accuracy[classes.scored]),
-            'aAcc': float(_divide(intersection.sum(), truth.sum())),
+            'aAcc': float(divide(intersection.sum(), truth.sum())),
         }
         rows = [
             {
                 'name': name,
                 'group': group,
-                'IoU': _or_none(iou[label]),
-                'accuracy': _or_none(accuracy[label]),
+                'IoU': or_none(iou[label]),
+                'accuracy': or_none(accuracy[label]),
                 'ground_truth': int(truth[label]),
                 'predicted': int(predicted[label]),
             }
             for label, (name, group) in enumerate(zip(classes.label_names, classes.groups))
         ]
         self.report = {
-            'metrics': {self._key(key): _or_none(value) for key, value in metrics.items()},
+            'metrics': {self._key(key): or_none(value) for key, value in metrics.items()},
             'per_class': rows,
             'protocol': {**self._describe(results), **self.protocol},
         }
@@ -178,7 +186,7 @@ class SegmentationMetric(BaseMetric):
         }
 
 
-class _Classes:
+class LabelSet:
     """The labels of a data set and the groups they are averaged in; background is the last label."""
 
     def __init__(self, meta: Mapping[str, Any]) -> None:
@@ -214,7 +222,7 @@ class _Classes:
         return result
 
 
-def _label_map(sample: Mapping[str, Any], key: str, path: str) -> np.ndarray:
+def label_map_of(sample: Mapping[str, Any], key: str, path: str) -> np.ndarray:
     """A label map [H, W] of a data sample."""
     if key not in sample:
         raise ValueError(f'{path} has no {key}: segmentation metrics need predicted and true labels')
@@ -226,13 +234,22 @@ def _label_map(sample: Mapping[str, Any], key: str, path: str) -> np.ndarray:
     return labels
 
 
-def _divide(numerator: Any, denominator: Any) -> np.ndarray:
+def check_labels(what: str, labels: np.ndarray, limit: int, path: str) -> None:
+    """Labels lie between ``IGNORE_INDEX`` and ``limit - 1``; ``what`` and ``path`` say whose they are."""
+    if labels.size and not IGNORE_INDEX <= labels.min() <= labels.max() < limit:
+        raise ValueError(
+            f'{path}: {what} labels are {labels.min()} to {labels.max()}, expected {IGNORE_INDEX} to '
+            f'{limit - 1}'
+        )
+
+
+def divide(numerator: Any, denominator: Any) -> np.ndarray:
     """Quotient, nan where both are nothing."""
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
 
-def _or_none(value: float) -> float | None:
+def or_none(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 

@@ -3,7 +3,7 @@
 We write safetensors, and training checkpoints as mmengine does; we read those and foreign PyTorch files,
 weights-only.
 
-Reading order: load_tensors, load_into, save_tensors (weights), save_checkpoint (a whole training state),
+Reading order: load_tensors, load_into, load_complete, save_tensors (weights), save_checkpoint (a whole training state),
 patch_mmengine (all of mmengine's own loading and saving comes here).
 """
 
@@ -36,6 +36,7 @@ __all__ = [
     'LoadReport',
     'UnsafeCheckpointError',
     'compare',
+    'load_complete',
     'load_into',
     'load_metadata',
     'load_tensors',
@@ -119,8 +120,12 @@ def compare(
     allow_missing: Iterable[str] = (),
     allow_unexpected: Iterable[str] = (),
 ) -> LoadReport:
-    """Report how ``tensors`` fit ``module``; the patterns (``fnmatch``) name keys not worth reporting."""
+    """Report how ``tensors`` fit ``module``; the patterns (``fnmatch``) name keys not worth reporting.
+
+    What the hooks of ``register_load_state_dict_pre_hook`` rename or resize on loading is done before.
+    """
     expected = module.state_dict()
+    tensors = _after_load_hooks(module, tensors)
     allow_missing = [*allow_missing, '*num_batches_tracked']
     allow_unexpected = list(allow_unexpected)
 
@@ -141,6 +146,15 @@ def compare(
     )
 
 
+def _after_load_hooks(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as ``module.load_state_dict`` sees them, once the modules' own hooks have changed them."""
+    seen = dict(tensors)
+    for name, part in module.named_modules():
+        for hook in part._load_state_dict_pre_hooks.values():
+            hook(seen, f'{name}.' if name else '', {}, True, [], [], [])
+    return seen
+
+
 def load_into(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
@@ -159,6 +173,8 @@ def load_into(
     Raises:
         ValueError: strict and something does not fit, or nothing at all fits; the model is unchanged.
     """
+    if all(key.startswith('module.') for key in tensors):  # saved from a data-parallel wrapper
+        tensors = {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
     report = compare(module, tensors, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     if report.num_matched == 0 and tensors:
         raise ValueError(
@@ -169,6 +185,25 @@ def load_into(
         raise ValueError(f'{source} does not fit {type(module).__name__}: {report}')
     other_shape = {key for key, _, _ in report.mismatched}
     module.load_state_dict({k: v for k, v in tensors.items() if k not in other_shape}, strict=False)
+    return report
+
+
+def load_complete(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: PathLike = 'the checkpoint'
+) -> LoadReport:
+    """Load the weights of a model that is to answer with them.
+
+    All of the model's tensors must be there; what the checkpoint has beyond them is left out with a warning.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape; the model is unchanged.
+    """
+    report = compare(module, tensors)
+    if report.missing or report.mismatched:
+        raise ValueError(f'{source} is not a checkpoint of this {type(module).__name__}: {report}')
+    load_into(module, tensors, strict=False, source=source)
+    if report.unexpected:
+        _logger().warning(f'Loaded {source} in part: {report}')
     return report
 
 

@@ -549,3 +549,18 @@ def test_a_tar_is_not_a_checkpoint(tmp_path: Path) -> None:
         archive.addfile(tarfile.TarInfo('pickle'))
     with pytest.raises(UnsafeCheckpointError, match='of an unknown format'):
         read_checkpoint(tmp_path / 'w.pth')
+
+
+def test_what_load_hooks_rename_counts_as_fitting() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+
+    def rename(state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for key in [key for key in state if key.startswith('old.')]:
+            state[key.replace('old.', '0.')] = state.pop(key)
+
+    model.register_load_state_dict_pre_hook(lambda module, *args: rename(*args))
+    tensors = {'module.old.weight': torch.ones(2, 2), 'module.old.bias': torch.ones(2)}
+    assert not compare(model, tensors).is_complete
+    assert load_into(model, tensors).is_complete
+    assert model[0].weight.eq(1).all()
+    assert set(tensors) == {'module.old.weight', 'module.old.bias'}

@@ -1,1 +1,1 @@
-from . import base_novel, image_text, images, segmentation, transforms  # noqa: F401
+from . import base_novel, caption_transforms, captions, image_text, images, segmentation, transforms  # noqa: F401

@@ -1,1 +1,12 @@
-from . import box_coder, clip, dpt, group_readout, lseg, samplers, vild, vild_bbox_head  # noqa: F401
+from . import (  # noqa: F401
+    box_coder,
+    clip,
+    dpt,
+    group_encoder,
+    group_readout,
+    groupvit,
+    lseg,
+    samplers,
+    vild,
+    vild_bbox_head,
+)

@@ -93,6 +93,7 @@ class GroupingTransformer(nn.Module):
         self.dim = dims[-1]
         self.num_groups = num_output_groups[-1]
         self._initialize()
+        self._register_load_state_dict_pre_hook(self._fit_positions)
 
     def forward(self, images: Tensor) -> GroupingOutput:
         """Images [B, 3, H, W], normalised pixels of any size -> their groups."""
@@ -124,13 +125,12 @@ class GroupingTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Resize a table of positions of another square grid before it is copied."""
+    def _fit_positions(self, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Resize a table of positions that is about to be loaded from another, square, grid."""
         key = f'{prefix}positions'
-        table = state_dict.get(key)
+        table = tensors.get(key)
         if isinstance(table, Tensor) and table.dim() == 3 and table.shape[1] != self.positions.shape[1]:
-            state_dict[key] = resize_positions(table, square_grid(table.shape[1]), self.grid)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            tensors[key] = resize_positions(table, square_grid(table.shape[1]), self.grid)
 
 
 class GroupingStage(nn.Module):

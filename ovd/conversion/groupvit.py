@@ -1,0 +1,297 @@
+"""GroupViT weights: the authors' layout and that of transformers, to ours and back.
+
+Key names: NVlabs/GroupViT (a file's ``model`` entry) and huggingface/transformers (GroupViTModel); the map
+between the two is public in the latter's conversion script. Reading order: convert_groupvit, export_groupvit,
+transformers_config, then the tables, read from left to right and from right to left.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ovd.conversion.converted import Converted
+
+LAYOUTS = ('nvlabs', 'transformers')
+
+
+def convert_groupvit(tensors: Mapping[str, Tensor]) -> Converted:
+    """Tensors of either layout under our keys; ``module.`` in front of all keys is taken off.
+
+    Raises:
+        ValueError: neither layout.
+    """
+    if all(key.startswith('module.') for key in tensors):
+        tensors = {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
+    stripped = [key for key in tensors if key.endswith('position_ids')]
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in stripped}
+    unmatched: list[str] = []
+    if any(key.startswith('vision_model.') for key in tensors):
+        tensors, unmatched = _renamed(tensors, [(theirs, nvlabs) for nvlabs, theirs in _TRANSFORMERS])
+        tensors = _joined(tensors)
+    elif not any(key.startswith('img_encoder.') for key in tensors):
+        raise ValueError(
+            'not a GroupViT checkpoint: no key begins with img_encoder. (NVlabs) or vision_model. '
+            f'(transformers); the first is {next(iter(tensors), None)!r}'
+        )
+    ours, left = _renamed(tensors, [(nvlabs, ours) for ours, nvlabs in (*_NVLABS, *_NARROW, *_WIDE)])
+    return Converted({key: _without_kernel(key, ours[key]) for key in ours}, stripped, unmatched + left)
+
+
+def export_groupvit(tensors: Mapping[str, Tensor], layout: str) -> Converted:
+    """Our tensors in the layout of the authors or of transformers.
+
+    Returns:
+        in ``stripped`` the keys that the layout has no place for.
+    Raises:
+        ValueError: an unknown layout, or one that cannot hold these weights.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f'layout {layout!r} is none of {LAYOUTS}')
+    wide = {
+        match[0]
+        for key in tensors
+        if (match := re.match(r'image_encoder\.stages\.\d+\.projector\.widen', key))
+    }
+    wide = {name.removesuffix('widen') for name in wide}
+    is_wide = {key for key in tensors if any(key.startswith(name) for name in wide)}
+    theirs, unmatched = _renamed(
+        {key: t for key, t in tensors.items() if key not in is_wide}, [*_NVLABS, *_NARROW]
+    )
+    theirs |= _renamed({key: tensors[key] for key in is_wide}, _WIDE)[0]
+    if layout == 'nvlabs':
+        return Converted({key: _with_kernel(key, theirs[key]) for key in theirs}, [], unmatched)
+    if wide:
+        raise ValueError('transformers knows no GroupViT whose stages differ in width')
+    stripped = [key for key in ('multi_label_logit_scale',) if theirs.pop(key, None) is not None]
+    renamed, left = _renamed(_split(theirs), _TRANSFORMERS)
+    return Converted(renamed, stripped, unmatched + left)
+
+
+def transformers_config(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` that belongs to exported weights.
+
+    Args:
+        model: the ``model`` section of a configuration, with all of the encoders' settings.
+    Raises:
+        ValueError: transformers has no such model; the message says what differs.
+    """
+    image, text = dict(model['image_encoder']), dict(model['text_encoder'])
+    tokens, outputs = list(image['num_group_tokens']), list(image['num_output_groups'])
+    for what, values in (('widths', image['dims']), ('numbers of heads', image['num_heads'])):
+        if len(set(values)) > 1:
+            raise ValueError(f'transformers knows no GroupViT with several {what}: {tuple(values)}')
+    if tokens[:-1] != outputs:
+        raise ValueError(
+            f'transformers needs as many group tokens as output groups, got {tokens} and {outputs}'
+        )
+    grouping, width = image.get('grouping') or {}, image['dims'][0]
+    mlp_ratio = image.get('mlp_ratio', 4.0)
+    if grouping.get('cross_ratio', 4.0) != mlp_ratio:
+        raise ValueError(f'transformers needs grouping.cross_ratio to equal mlp_ratio, {mlp_ratio}')
+    if image.get('positions', 'simple') != 'simple' or not grouping.get('residual', True):
+        raise ValueError('transformers knows no GroupViT with fourier positions or without residual')
+    return {
+        'model_type': 'groupvit',
+        'architectures': ['GroupViTModel'],
+        'projection_dim': model.get('embed_dim', 256),
+        'projection_intermediate_dim': model.get('hidden_dim', 4096),
+        'vision_config': {
+            'hidden_size': width,
+            'intermediate_size': int(mlp_ratio * width),
+            'depths': list(image['depths']),
+            'num_hidden_layers': sum(image['depths']),
+            'num_group_tokens': tokens,
+            'num_output_groups': [*outputs, outputs[-1]],
+            'num_attention_heads': image['num_heads'][0],
+            'image_size': image.get('image_size', 224),
+            'patch_size': image.get('patch_size', 16),
+            'hidden_act': 'gelu',
+            'layer_norm_eps': 1e-5,
+            'assign_eps': grouping.get('eps', 1.0),
+            'assign_mlp_ratio': [grouping.get('token_ratio', 0.5), grouping.get('channel_ratio', 4.0)],
+        },
+        'text_config': {
+            'hidden_size': text['width'],
+            'intermediate_size': int(text.get('mlp_ratio', 4.0) * text['width']),
+            'num_hidden_layers': text['layers'],
+            'num_attention_heads': text['heads'],
+            'max_position_embeddings': text.get('context_length', 77),
+            'vocab_size': text.get('vocab_size', 49408),
+            'hidden_act': 'quick_gelu',
+            'layer_norm_eps': 1e-5,
+            'bos_token_id': text.get('vocab_size', 49408) - 2,
+            'eos_token_id': text.get('vocab_size', 49408) - 1,
+            'pad_token_id': 0,
+        },
+    }
+
+
+Rows = Iterable[tuple[str, str]]
+
+# Ours and NVlabs'. {i} and {b} are numbers, {leaf} is a last name, {rest} anything.
+_NVLABS = [
+    ('logit_scale', 'logit_scale'),
+    ('multi_label_logit_scale', 'multi_label_logit_scale'),
+    ('text_encoder.{rest}', 'text_encoder.{rest}'),
+    ('image_encoder.positions', 'img_encoder.pos_embed'),
+    ('image_encoder.patch_embed.{leaf}', 'img_encoder.patch_embed.proj.{leaf}'),
+    ('image_encoder.norm_patches.{leaf}', 'img_encoder.patch_embed.norm.{leaf}'),
+    ('image_encoder.norm.{leaf}', 'img_encoder.norm.{leaf}'),
+    *(
+        (f'image_encoder.stages.{{i}}.{ours}', f'img_encoder.layers.{{i}}.{theirs}')
+        for ours, theirs in (
+            ('group_tokens', 'group_token'),
+            ('blocks.{b}.qkv.{leaf}', 'blocks.{b}.attn.qkv.{leaf}'),
+            ('blocks.{b}.proj.{leaf}', 'blocks.{b}.attn.proj.{leaf}'),
+            ('blocks.{b}.{rest}', 'blocks.{b}.{rest}'),
+            ('grouping.norm_tokens.{leaf}', 'downsample.norm_tokens.{leaf}'),
+            ('grouping.norm_segments.{leaf}', 'downsample.norm_x.{leaf}'),
+            ('grouping.mix.{rest}', 'downsample.mlp_inter.{rest}'),
+            ('grouping.norm_mixed.{leaf}', 'downsample.norm_post_tokens.{leaf}'),
+            ('grouping.cross.query.{leaf}', 'downsample.pre_assign_attn.attn.q_proj.{leaf}'),
+            ('grouping.cross.key.{leaf}', 'downsample.pre_assign_attn.attn.k_proj.{leaf}'),
+            ('grouping.cross.value.{leaf}', 'downsample.pre_assign_attn.attn.v_proj.{leaf}'),
+            ('grouping.cross.proj.{leaf}', 'downsample.pre_assign_attn.attn.proj.{leaf}'),
+            ('grouping.cross.norm_mlp.{leaf}', 'downsample.pre_assign_attn.norm2.{leaf}'),
+            ('grouping.cross.mlp.{rest}', 'downsample.pre_assign_attn.mlp.{rest}'),
+            ('grouping.cross.norm.{leaf}', 'downsample.pre_assign_attn.norm_post.{leaf}'),
+            ('grouping.merge.query.{leaf}', 'downsample.assign.q_proj.{leaf}'),
+            ('grouping.merge.key.{leaf}', 'downsample.assign.k_proj.{leaf}'),
+            ('grouping.merge.value.{leaf}', 'downsample.assign.v_proj.{leaf}'),
+            ('grouping.merge.proj.{leaf}', 'downsample.assign.proj.{leaf}'),
+            ('grouping.norm_merged.{leaf}', 'downsample.norm_new_x.{leaf}'),
+            ('grouping.mlp.{rest}', 'downsample.mlp_channels.{rest}'),
+            ('grouping.reduction.{rest}', 'downsample.reduction.{rest}'),
+        )
+    ),
+    *(
+        (f'{ours}_projection.{part}.{{leaf}}', f'{theirs}_projector.{name}.{{leaf}}')
+        for ours, theirs in (('image', 'img'), ('text', 'text'))
+        for part, name in (('fc1', 'linear_hidden.0'), ('norm', 'linear_hidden.1'), ('fc2', 'linear_out'))
+    ),
+]
+_PROJECTOR = ('image_encoder.stages.{i}.projector.', 'img_encoder.layers.{i}.group_projector.')
+# The projector between stages of one width, and between two widths.
+_NARROW = [
+    (_PROJECTOR[0] + 'norm.{leaf}', _PROJECTOR[1] + '0.{leaf}'),
+    (_PROJECTOR[0] + 'mix.{rest}', _PROJECTOR[1] + '1.{rest}'),
+]
+_WIDE = [
+    (_PROJECTOR[0] + 'norm.{leaf}', _PROJECTOR[1] + '0.0.{leaf}'),
+    (_PROJECTOR[0] + 'mix.{rest}', _PROJECTOR[1] + '0.1.{rest}'),
+    (_PROJECTOR[0] + 'widen.0.{leaf}', _PROJECTOR[1] + '1.{leaf}'),
+    (_PROJECTOR[0] + 'widen.1.{leaf}', _PROJECTOR[1] + '2.{leaf}'),
+]
+# NVlabs' and transformers', after the joint projections of NVlabs' attention are split in three.
+_TRANSFORMERS = [
+    ('logit_scale', 'logit_scale'),
+    ('img_encoder.pos_embed', 'vision_model.embeddings.position_embeddings'),
+    ('img_encoder.patch_embed.proj.{leaf}', 'vision_model.embeddings.patch_embeddings.projection.{leaf}'),
+    ('img_encoder.patch_embed.norm.{leaf}', 'vision_model.embeddings.layernorm.{leaf}'),
+    ('img_encoder.norm.{leaf}', 'vision_model.layernorm.{leaf}'),
+    *(
+        (f'img_encoder.layers.{{i}}.{theirs}', f'vision_model.encoder.stages.{{i}}.{name}')
+        for theirs, name in (
+            ('blocks.{b}.norm1.{leaf}', 'layers.{b}.layer_norm1.{leaf}'),
+            ('blocks.{b}.norm2.{leaf}', 'layers.{b}.layer_norm2.{leaf}'),
+            ('blocks.{b}.attn.proj.{leaf}', 'layers.{b}.self_attn.out_proj.{leaf}'),
+            ('blocks.{b}.attn.{rest}', 'layers.{b}.self_attn.{rest}'),
+            ('blocks.{b}.{rest}', 'layers.{b}.{rest}'),
+            (
+                'downsample.pre_assign_attn.attn.proj.{leaf}',
+                'downsample.pre_assign_attn.attn.out_proj.{leaf}',
+            ),
+            ('{rest}', '{rest}'),
+        )
+    ),
+    ('text_encoder.token_embedding.{leaf}', 'text_model.embeddings.token_embedding.{leaf}'),
+    ('text_encoder.positional_embedding', 'text_model.embeddings.position_embedding.weight'),
+    ('text_encoder.ln_final.{leaf}', 'text_model.final_layer_norm.{leaf}'),
+    *(
+        (
+            f'text_encoder.transformer.resblocks.{{b}}.{theirs}.{{leaf}}',
+            f'text_model.encoder.layers.{{b}}.{name}.{{leaf}}',
+        )
+        for theirs, name in (
+            ('ln_1', 'layer_norm1'),
+            ('ln_2', 'layer_norm2'),
+            ('mlp.c_fc', 'mlp.fc1'),
+            ('mlp.c_proj', 'mlp.fc2'),
+            ('attn.out_proj', 'self_attn.out_proj'),
+            ('attn.q_proj', 'self_attn.q_proj'),
+            ('attn.k_proj', 'self_attn.k_proj'),
+            ('attn.v_proj', 'self_attn.v_proj'),
+        )
+    ),
+    *(
+        (f'{theirs}_projector.{part}.{{leaf}}', f'{name}_projection.{number}.{{leaf}}')
+        for theirs, name in (('img', 'visual'), ('text', 'text'))
+        for part, number in (('linear_hidden.0', 0), ('linear_hidden.1', 1), ('linear_out', 3))
+    ),
+]
+_FIELDS = {'i': r'(?P<i>\d+)', 'b': r'(?P<b>\d+)', 'leaf': r'(?P<leaf>[^.]+)', 'rest': r'(?P<rest>.+)'}
+_ATTENTION = r'(img_encoder\.layers\.\d+\.blocks\.\d+|text_encoder\.transformer\.resblocks\.\d+)\.attn\.'
+
+
+def _renamed(tensors: Mapping[str, Tensor], rows: Rows) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors under the names in the right column, and the keys that match nothing in the left one."""
+    patterns = [(re.compile(_pattern(source)), target) for source, target in rows]
+    renamed, unmatched = {}, []
+    for key, tensor in tensors.items():
+        for pattern, target in patterns:
+            if match := pattern.fullmatch(key):
+                renamed[target.format(**match.groupdict())] = tensor
+                break
+        else:
+            unmatched.append(key)
+    return renamed, unmatched
+
+
+def _pattern(template: str) -> str:
+    return re.escape(template).replace(r'\{', '{').replace(r'\}', '}').format(**_FIELDS)
+
+
+def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """NVlabs' tensors with the rows of query, key and value of the self-attention apart."""
+    result = {}
+    for key, tensor in tensors.items():
+        match = re.fullmatch(_ATTENTION + r'(?:qkv\.|in_proj_)(weight|bias)', key)
+        parts = zip('qkv', tensor.chunk(3)) if match else ()
+        result.update(
+            {f'{match[1]}.attn.{name}_proj.{match[2]}': part for name, part in parts}
+            if match
+            else {key: tensor}
+        )
+    return result
+
+
+def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of ``_split``."""
+    result = {}
+    for key, tensor in tensors.items():
+        match = re.fullmatch(_ATTENTION + r'([qkv])_proj\.(weight|bias)', key)
+        if match is None:
+            result[key] = tensor
+            continue
+        names = [f'{match[1]}.attn.{name}_proj.{match[3]}' for name in 'qkv']
+        if any(name not in tensors for name in names):
+            raise ValueError(f'the attention of {match[1]} is not complete: expected query, key and value')
+        joint = 'qkv.' if key.startswith('img_') else 'in_proj_'
+        result[f'{match[1]}.attn.{joint}{match[3]}'] = torch.cat([tensors[name] for name in names])
+    return result
+
+
+def _without_kernel(key: str, tensor: Tensor) -> Tensor:
+    """A 1 x 1 convolution of a projection head as a linear layer."""
+    return tensor.squeeze(-1) if re.fullmatch(r'\w+_projection\.fc\d\.weight', key) else tensor
+
+
+def _with_kernel(key: str, tensor: Tensor) -> Tensor:
+    return (
+        tensor[..., None]
+        if re.fullmatch(r'\w+_projector\.linear\S+\.weight', key) and tensor.dim() == 2
+        else tensor
+    )

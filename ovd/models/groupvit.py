@@ -1,0 +1,336 @@
+"""GroupViT: segments that grow out of captions; trained without masks, it names them by any words.
+
+Source: Xu et al., GroupViT: Semantic Segmentation Emerges from Text Supervision, CVPR 2022; the released
+model where it differs from the paper.
+Reading order: GroupViT (``loss`` trains, ``score_maps`` segments), ``ovd/models/group_encoder.py`` (the image
+encoder), ``ovd/heads/grouping.py`` (its grouping), ``ovd/models/group_readout.py`` (groups to pixels).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from open_clip.transformer import QuickGELU, TextTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.clip.text_encoder import TokenTower
+from ovd.heads.grouping import GroupingOutput
+from ovd.heads.score_maps import ScoreMaps
+from ovd.losses.contrastive import MultiLabelLoss, caption_loss
+from ovd.registry import MODELS
+
+from .group_readout import GroupPredictions, group_labels
+from .own_text import OwnTextEncoder
+from .projection_head import ProjectionHead
+from .segmentor import OpenVocabularySegmentor
+
+
+@MODELS.register_module()
+class GroupViT(OpenVocabularySegmentor):
+    """Image encoder with grouping and text encoder, trained from scratch to agree on image-caption pairs.
+
+    The words of ``text`` are encoded by the model itself, anew whenever its weights have changed.
+
+    Args:
+        image_encoder: a module that turns images into a ``GroupingOutput``, with ``dim``, its width, and
+            ``patch_size``.
+        text_encoder: ``width``, ``heads``, ``layers``, ``context_length``, ``vocab_size``, ``mlp_ratio`` of
+            CLIP's text transformer, and ``with_checkpoint`` to save memory in training.
+        embed_dim: D of the joint space.
+        hidden_dim: of the two projection heads.
+        temperature: its inverse is the initial multiplier of cosines.
+        max_logit_scale: upper bound of that multiplier.
+        multi_label: arguments of ``MultiLabelLoss``, and ``share_scale`` to have no multiplier of its own;
+            None trains on captions alone.
+        readout: from groups to pixels, see ``ovd/models/group_readout.py``.
+        size_divisor: images are padded on the right and below to a multiple of it; by default the patch
+            size. With 1 the border that fills no patch is not looked at, as in the released evaluation.
+        text: arguments of ``TextSource`` but ``encoder``; prompts are averaged before they are normalised
+            unless ``normalize_each`` is set.
+        test_cfg: see ``OpenVocabularySegmentor``; ``keep_groups`` adds ``pred_groups``, the final group of
+            every pixel of the whole image.
+        **kwargs: of ``OpenVocabularySegmentor``.
+    """
+
+    def __init__(
+        self,
+        image_encoder: Mapping[str, Any],
+        text_encoder: Mapping[str, Any],
+        embed_dim: int = 256,
+        hidden_dim: int = 4096,
+        temperature: float = 0.07,
+        max_logit_scale: float = 100.0,
+        multi_label: Mapping[str, Any] | None = None,
+        readout: Mapping[str, Any] | None = None,
+        size_divisor: int | None = None,
+        text: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if text and 'encoder' in text:
+            raise ValueError(
+                f'GroupViT encodes its words itself; text.encoder {text["encoder"]!r} has no use'
+            )
+        self_encoder = OwnTextEncoder(self)
+        defaults = {'templates': 'a photo of a {}.', 'normalize_each': False}
+        super().__init__(text={**defaults, **(text or {}), 'encoder': self_encoder}, **kwargs)
+        self.own_text = self_encoder
+        self.image_encoder = MODELS.build(image_encoder)
+        self.text_encoder, self.text_settings = build_text_transformer(**text_encoder)
+        self.image_projection = ProjectionHead(self.image_encoder.dim, hidden_dim, embed_dim)
+        self.text_projection = ProjectionHead(self.text_encoder.width, hidden_dim, embed_dim)
+        self.embed_dim = embed_dim
+        self.size_divisor = size_divisor or self.image_encoder.patch_size
+        self.max_logit_scale = math.log(max_logit_scale)
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.multi_label_loss: MultiLabelLoss | None = None
+        self.multi_label_logit_scale: nn.Parameter | None = None
+        if multi_label is not None:
+            options = dict(multi_label)
+            if not options.pop('share_scale', False):
+                self.multi_label_logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+            self.multi_label_loss = MultiLabelLoss(**options)
+        self.readout = MODELS.build(readout or {'type': 'ovd.SoftReadout'})
+        self._templates: Any = None
+
+    # --- the two towers ---------------------------------------------------------------------------------
+
+    def encode_image(self, inputs: Tensor) -> GroupingOutput:
+        """Preprocessed images [B, 3, H, W] -> their groups, not yet in the joint space."""
+        return self.image_encoder(inputs)
+
+    def project_image(self, features: Tensor) -> Tensor:
+        """Features of groups or images [..., C] -> [..., D], not normalised."""
+        return self.image_projection(features)
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """token_ids [T, L] -> [T, D], not normalised.
+
+        Equal texts go through the transformer once, and none of them longer than the longest; both is exact.
+        """
+        distinct, rows = token_ids.unique(dim=0, return_inverse=True)
+        tower = TokenTower(self.text_encoder)
+        distinct = distinct[:, : int(tower.needed_lengths(distinct).max())]
+        return self.text_projection(tower(distinct)[rows])
+
+    def text_tower(self) -> TokenTower:
+        """The whole way of a text into the joint space."""
+        tower = TokenTower(self.text_encoder)
+        tower.text_projection = self.text_projection
+        return tower
+
+    def text_modules(self) -> dict[str, nn.Module]:
+        """What the class vectors depend on."""
+        return {'encoder': self.text_encoder, 'projection': self.text_projection}
+
+    # --- training ---------------------------------------------------------------------------------------
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
+        """Contrastive losses of image-caption pairs, and figures that tell whether the groups are in use.
+
+        Args:
+            inputs: [B, 3, H, W].
+            data_samples: B samples with ``token_ids`` int64 [1 + N, L], the caption first, then N prompts of
+                its nouns; ``noun_mask`` bool [N], False for a filler; ``noun_ids`` int64 [N] where the
+                options of the multi-label loss need them.
+        """
+        with torch.no_grad():
+            for scale in (self.logit_scale, self.multi_label_logit_scale):
+                if scale is not None:
+                    scale.clamp_(max=self.max_logit_scale)
+        token_ids = torch.stack([sample.token_ids for sample in data_samples])
+        if self.multi_label_loss is None:
+            token_ids = token_ids[:, :1]
+        elif token_ids.shape[1] < 2:
+            raise ValueError('the multi-label loss needs prompts of nouns; token_ids hold the caption alone')
+        output = self.encode_image(inputs)
+        images = unit(self.project_image(output.pooled))
+        texts = unit(self.encode_text(token_ids.flatten(0, 1))).unflatten(0, token_ids.shape[:2])
+        losses = {'loss_caption': caption_loss(images, texts[:, 0], self.logit_scale)}
+        if self.multi_label_loss is not None:
+            scale = self.logit_scale if self.multi_label_logit_scale is None else self.multi_label_logit_scale
+            losses['loss_multi_label'] = self.multi_label_loss(
+                images,
+                texts[:, 1:],
+                scale,
+                *(stacked(data_samples, name) for name in ('noun_mask', 'noun_ids')),
+            )
+        return losses | self.monitors(output)
+
+    @torch.no_grad()
+    def monitors(self, output: GroupingOutput) -> dict[str, Tensor]:
+        """Figures of a training batch; maps that collapse show as an entropy near 0 and empty groups near 1.
+
+        Returns:
+            'scale'; for each grouping i 'group_entropy_i', the entropy of how the segments of an image
+            distribute over its groups, 1 when all groups have equally many, and 'empty_groups_i', the part of
+            the groups that no segment joined.
+        """
+        figures = {'scale': self.logit_scale.exp()}
+        for i, hard in enumerate(output.hard):
+            members = hard.sum(-1)
+            entropy = torch.special.entr(members / members.sum(-1, keepdim=True)).sum(-1).mean()
+            figures[f'group_entropy_{i}'] = entropy / math.log(max(members.shape[-1], 2))
+            figures[f'empty_groups_{i}'] = (members < 0.5).float().mean()
+        return figures
+
+    # --- segmentation -----------------------------------------------------------------------------------
+
+    @property
+    def with_background(self) -> bool:
+        """Whether the readout knows a channel K for what no word describes."""
+        return self.readout.with_background
+
+    def score_maps(self, inputs: Tensor, context: Tensor | None = None) -> ScoreMaps:
+        """Scores of preprocessed images [B, 3, H, W] at their size."""
+        size = (inputs.shape[2], inputs.shape[3])
+        predictions = self.group_predictions(inputs)
+        return self.readout(predictions, size, context, background=self.show_background)
+
+    def group_predictions(self, inputs: Tensor) -> GroupPredictions:
+        """Preprocessed images [B, 3, H, W] -> their groups in the joint space."""
+        output = self.encode_image(inputs)
+        scale = self.logit_scale.clamp(max=self.max_logit_scale).exp()
+        return GroupPredictions(output, self.group_embeddings(output), self.image_embeddings(output), scale)
+
+    def group_embeddings(self, output: GroupingOutput) -> Tensor:
+        """Groups in the joint space [B, G, D], unit length."""
+        return unit(self.project_image(output.features))
+
+    def image_embeddings(self, output: GroupingOutput) -> Tensor:
+        """Images in the joint space [B, D], unit length."""
+        return unit(self.project_image(output.pooled))
+
+    def image_context(
+        self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None
+    ) -> Tensor | None:
+        """How probable the classes are on the whole images [B, K], where the readout asks for it."""
+        side = self.readout.presence_side
+        if side is None:
+            return None
+        height, width = inputs.shape[2:]
+        scale = side / min(height, width)
+        size = tuple(self._whole_patches(scale * length) for length in (height, width))
+        small = F.interpolate(inputs, size=size, mode='bilinear', align_corners=False, antialias=scale < 1)
+        return self.readout.image_prior(self.group_predictions(small))
+
+    def extract_feat(self, inputs: Tensor) -> GroupingOutput:
+        """mmseg's name for ``encode_image``."""
+        return self.encode_image(inputs)
+
+    def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
+        """Label every pixel; of samples with captions (``token_ids``) give the two embeddings instead.
+
+        Returns:
+            the samples, with what ``OpenVocabularySegmentor`` gives, or with ``image_embeddings`` [D] and
+            ``text_embeddings`` [D] of the caption, unit length.
+        """
+        if not data_samples or 'token_ids' not in data_samples[0]:
+            return super().predict(inputs, data_samples)
+        images = self.image_embeddings(self.encode_image(inputs))
+        texts = unit(self.encode_text(torch.stack([sample.token_ids[0] for sample in data_samples])))
+        for sample, image, text in zip(data_samples, images, texts):
+            sample.set_field(image, 'image_embeddings')
+            sample.set_field(text, 'text_embeddings')
+        return data_samples
+
+    def set_test_cfg(self, test_cfg: Mapping[str, Any]) -> None:
+        """Predict in another way from now on."""
+        options = dict(test_cfg)
+        self.keep_groups = options.pop('keep_groups', False)
+        super().set_test_cfg(options)
+
+    def add_to_samples(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> None:
+        """With ``keep_groups``: ``pred_groups``, int64 [1, H, W] at the original size."""
+        if not self.keep_groups:
+            return
+        height, width = inputs.shape[2:]
+        below, right = -height % self.size_divisor, -width % self.size_divisor
+        output = self.encode_image(F.pad(inputs, (0, right, 0, below)))
+        for index, sample in enumerate(data_samples):
+            size = sample.metainfo.get('ori_shape', (height, width))[:2]
+            alone = GroupingOutput(
+                output.features[index : index + 1],
+                output.pooled[index : index + 1],
+                tuple(maps[index : index + 1] for maps in output.soft),
+                tuple(maps[index : index + 1] for maps in output.hard),
+                output.grid,
+            )
+            labels = group_labels(alone, (height + below, width + right), (height, width), size)
+            sample.pred_groups = PixelData(data=labels)
+
+    def _whole_patches(self, length: float) -> int:
+        patch = self.image_encoder.patch_size
+        return max(1, round(length / patch)) * patch
+
+    # --- words ------------------------------------------------------------------------------------------
+
+    @property
+    def text_embeddings(self) -> TextEmbeddings:
+        """The class vectors in use, made by the present weights."""
+        current = self._text_embeddings
+        if current is not None and current.encoder_fingerprint not in ('', self.own_text.fingerprint):
+            self.set_vocabulary(current.vocabulary, self._templates)
+        return super().text_embeddings
+
+    def set_vocabulary(self, vocabulary: Any, templates: str | Sequence[str] | None = None) -> None:
+        """Answer with other words from now on; see ``OpenVocabularyModel``."""
+        if isinstance(vocabulary, TextEmbeddings):
+            templates = vocabulary.templates or None
+        super().set_vocabulary(vocabulary, templates)
+        self._templates = templates
+
+    def use_text_embeddings(self, text_embeddings: TextEmbeddings) -> None:
+        """Hand the class vectors to the readout."""
+        self.readout.use_text_embeddings(text_embeddings, self._source().embed, self.logit_scale.device)
+
+    def train(self, mode: bool = True) -> 'GroupViT':
+        """Also a sign that the weights may have changed."""
+        self.text_changes += 1
+        return super().train(mode)
+
+    text_changes = 0
+
+    def _check_tower(self, text_embeddings: TextEmbeddings) -> None:
+        if text_embeddings.encoder_fingerprint:
+            text_embeddings.check_encoder(self.own_text.fingerprint)
+
+
+def build_text_transformer(
+    width: int = 256,
+    heads: int = 4,
+    layers: int = 12,
+    context_length: int = 77,
+    vocab_size: int = 49408,
+    mlp_ratio: float = 4.0,
+    with_checkpoint: bool = False,
+) -> tuple[TextTransformer, dict[str, Any]]:
+    """CLIP's text transformer without a projection, and what its weights do not tell of it."""
+    tower = TextTransformer(
+        context_length=context_length,
+        vocab_size=vocab_size,
+        width=width,
+        heads=heads,
+        layers=layers,
+        mlp_ratio=mlp_ratio,
+        output_dim=0,
+        act_layer=QuickGELU,
+    )
+    tower.set_grad_checkpointing(with_checkpoint)
+    return tower, {'heads': heads, 'activation': 'quick_gelu'}
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors [..., D] at unit length, float32."""
+    return F.normalize(vectors.float(), dim=-1)
+
+
+def stacked(data_samples: Sequence[SegDataSample], name: str) -> Tensor | None:
+    """A field of all samples as one tensor, None where they have no such field."""
+    if name not in data_samples[0]:
+        return None
+    return torch.stack([sample.get(name) for sample in data_samples])

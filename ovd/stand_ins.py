@@ -1,8 +1,8 @@
 """Inert stand-ins for the classes a checkpoint may mention besides tensors.
 
-While a file is read they take the place of mmengine's log history, of numpy's arrays, dtypes and scalars and
-of a few builtins; they keep what the file says and run nothing. :func:`rebuild` makes the values from that
-afterwards.
+While a file is read they take the place of mmengine's log history, of numpy's arrays, dtypes and scalars, of
+Lightning's callbacks and of a few builtins; they keep what the file says and run nothing. :func:`rebuild`
+makes the values from that afterwards.
 """
 
 import re
@@ -30,6 +30,16 @@ class StandIn:
     def value(self) -> Any:
         """The value this stands for, or ``UnpicklingError``."""
         raise NotImplementedError
+
+
+class _Unread(StandIn):
+    """A class whose objects hold nothing we want; Lightning names its callbacks by their class."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def value(self) -> None:
+        return None
 
 
 class _History(StandIn):
@@ -130,6 +140,15 @@ STAND_INS: list[Any] = [
         for name, kind in (('_reconstruct', _Array), ('scalar', _Scalar))
     ),
     *(_stand_in(f'numpy.{core}.numeric._frombuffer', _Buffer) for core in ('core', '_core')),
+    *(
+        _stand_in(f'pytorch_lightning.{name}', _Unread)
+        for name in (
+            'callbacks.early_stopping.EarlyStopping',
+            'callbacks.lr_monitor.LearningRateMonitor',
+            'callbacks.model_checkpoint.ModelCheckpoint',
+            'utilities.parsing.AttributeDict',
+        )
+    ),
     slice,
 ]
 

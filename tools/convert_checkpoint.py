@@ -1,21 +1,30 @@
-"""Turn a published DetPro or ViLD* checkpoint (mmdet 2.x) into one of ours, or its prompt file into class
-vectors.
+"""Turn a published checkpoint into one of ours, or DetPro's prompt file into class vectors.
 
     python tools/convert_checkpoint.py epoch_20.pth vild_detpro.safetensors \\
         --config configs/vild_r50_lvis_reference_detpro.py
     python tools/convert_checkpoint.py --prompts iou_neg5_ens.pth detpro.vocab.safetensors --vocabulary lvis
+    python tools/convert_checkpoint.py --from lseg demo_e200.ckpt lseg.safetensors \\
+        --config configs/lseg_vitl16_ade20k.py
 
-The file is read weights-only. The copy of CLIP inside it is left out; every key without a counterpart is
+Layouts: detpro (DetPro and ViLD*, mmdet 2.x), lseg (isl-org/lang-seg). The file is read weights-only. The
+copy of CLIP inside it is left out, and what its own code never uses; every key without a counterpart is
 listed. With --config the result is compared with that model, and refused if a weight is missing or of
 another shape.
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ovd.apis.cli import run_tool
+
+# Name of a layout -> (what it is called in the metadata, module and function that convert it).
+LAYOUTS = {
+    'detpro': ('DetPro', 'ovd.conversion.vild', 'convert_detpro'),
+    'lseg': ('LSeg', 'ovd.conversion.lseg', 'convert_lseg'),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         'out', type=Path, help='file to write: *.safetensors, *.vocab.safetensors with --prompts'
     )
+    parser.add_argument(
+        '--from', dest='layout', choices=list(LAYOUTS), default='detpro', help='layout of the checkpoint'
+    )
     parser.add_argument('--config', help='model that the weights must fit')
     parser.add_argument('--prompts', action='store_true', help='convert a prompt file')
     parser.add_argument('--vocabulary', default='lvis', help='words of the prompt file, in its order')
@@ -37,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.prompts:
         convert_prompts(args.source, args.out, args.vocabulary)
     else:
-        convert_weights(args.source, args.out, args.config)
+        convert_weights(args.source, args.out, args.config, args.layout)
 
 
 def convert_prompts(source: Path, out: Path, words: str) -> None:
@@ -56,20 +68,22 @@ def convert_prompts(source: Path, out: Path, words: str) -> None:
     print(f'{out}: {len(embeddings)} class vectors of width {embeddings.embed_dim}')
 
 
-def convert_weights(source: Path, out: Path, config: str | None) -> None:
-    """A detector's checkpoint -> ours, with a list of what was left out."""
+def convert_weights(source: Path, out: Path, config: str | None, layout: str) -> None:
+    """A model's checkpoint -> ours, with a list of what was left out."""
     from ovd.checkpoint import load_tensors, save_tensors
-    from ovd.conversion.vild import convert_detpro
     from ovd.files import sha256_file
 
-    converted = convert_detpro(load_tensors(source))
+    title, module, function = LAYOUTS[layout]
+    converted = getattr(importlib.import_module(module), function)(load_tensors(source))
+    for note in converted.notes:
+        print(note)
     for key in converted.unmatched:
         print(f'no counterpart: {key}')
     if config:
         check(converted.tensors, config)
-    save_tensors(out, converted.tensors, {'converted_from': 'DetPro', 'source_sha256': sha256_file(source)})
+    save_tensors(out, converted.tensors, {'converted_from': title, 'source_sha256': sha256_file(source)})
     print(
-        f'{out}: {len(converted.tensors)} tensors; left out {len(converted.stripped)} of the CLIP copy and '
+        f'{out}: {len(converted.tensors)} tensors; left out {len(converted.stripped)} on purpose and '
         f'{len(converted.unmatched)} without a counterpart'
     )
 

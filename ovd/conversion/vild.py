@@ -53,7 +53,8 @@ def convert_detpro(tensors: Mapping[str, Tensor]) -> Converted:
             unmatched.append(key)
     weight, bias = (tensors[key] for key in _DETPRO_BACKGROUND)
     converted[_HEAD + 'classifier.background'] = weight[:, 0] + bias
-    return Converted(converted, stripped, unmatched)
+    notes = (f'left out {len(stripped)} tensors: the copy of CLIP',) if stripped else ()
+    return Converted(converted, stripped, unmatched, notes)
 
 
 def convert_detpro_prompts(prompts: Tensor, vocabulary: Vocabulary) -> TextEmbeddings:

@@ -74,7 +74,7 @@ Writer = Callable[[Path, list[list[Any]]], dict[str, Any]]
 
 def build(folder: Path, options: dict[str, Any], **kwargs: Any) -> CaptionDataset:
     prefix = {'img_path': str(folder / 'images')}
-    return CaptionDataset(**options, data_prefix=prefix, **kwargs)
+    return CaptionDataset(**options, data_prefix=prefix, serialize_data=False, **kwargs)
 
 
 @pytest.mark.parametrize('write', LAYOUTS.values(), ids=LAYOUTS)

@@ -161,7 +161,7 @@ class CaptionPrompts(BaseTransform):
         if self.extractor is None:
             return []
         nouns = self.extractor.extract(caption)
-        chosen = np.random.choice(len(nouns), min(self.count, len(nouns)), replace=False) if nouns else []  # noqa: NPY002
+        chosen = np.random.permutation(len(nouns))[: self.count]  # noqa: NPY002
         return [nouns[index].text for index in chosen]
 
 

@@ -96,13 +96,9 @@ class CaptionDataset(BaseDataset):
         groups: dict[str, list[Pair]] = {}
         for pair in pairs:
             groups.setdefault(pair.image, []).append(pair)
-        items = [
-            {'img_path': group[0].image, 'img_id': group[0].image_id, 'captions': [p.caption for p in group]}
-            for group in groups.values()
-        ]
         if self.captions == 'all':
-            items = [{**item, 'captions': [text]} for item in items for text in item['captions']]
-        return items
+            return [_item([pair]) for pair in pairs]
+        return [_item(group) for group in groups.values()]
 
     def prepare_data(self, idx: int) -> Any:
         """Choose a caption and run the pipeline; None, which draws another item, for a broken image."""
@@ -170,6 +166,12 @@ class CaptionDataset(BaseDataset):
         MMLogger.get_current_instance().warning(f'{source}: left out {count} {what}')
 
 
+def _item(pairs: list[Pair]) -> dict[str, Any]:
+    """What the data set keeps of an image, whose pairs these are."""
+    captions = [pair.caption for pair in pairs]
+    return {'img_path': pairs[0].image, 'img_id': pairs[0].image_id, 'captions': captions}
+
+
 class Tally:
     """Counts what is passed over while loading, and logs it at the 1st, 10th, 100th ... time.
 
@@ -204,17 +206,19 @@ def read_coco_captions(path: str) -> Iterator[Pair]:
         content = json.loads(Path(path).read_text(encoding='utf-8-sig'))
     except ValueError as error:
         raise ValueError(f'caption file {path} is not valid JSON: {error}') from None
-    lists = [content.get(key) if isinstance(content, dict) else None for key in ('images', 'annotations')]
-    if not all(isinstance(value, list) for value in lists):
+    images, annotations = (
+        content.get(key) if isinstance(content, dict) else None for key in ('images', 'annotations')
+    )
+    if not isinstance(images, list) or not isinstance(annotations, list):
         raise ValueError(f"caption file {path} is not in COCO's layout: it needs images and annotations")
     by_image: dict[int, list[Pair]] = {}
     names: dict[int, str] = {}
-    for image in lists[0]:
+    for image in images:
         if image.get('id') in names or not isinstance(image.get('file_name'), str):
             raise ValueError(f'caption file {path}: image {image} needs an id of its own and a file_name')
         names[image['id']] = image['file_name']
         by_image[image['id']] = []
-    for annotation in lists[1]:
+    for annotation in annotations:
         image_id = annotation.get('image_id')
         if image_id not in names:
             raise ValueError(f'caption file {path}: annotation {annotation} is of an unknown image')
@@ -294,6 +298,6 @@ def read_folder(folder: str) -> Iterator[Pair]:
     for image in images:
         text = image.with_suffix('.txt')
         lines = text.read_text(encoding='utf-8-sig').splitlines() if text.is_file() else []
-        captions = [line for line in lines if line.strip()]
-        for caption in captions or [None if not text.is_file() else '']:
+        captions: list[str | None] = [line for line in lines if line.strip()]
+        for caption in captions or ['' if text.is_file() else None]:
             yield Pair(str(image), caption, f'image {image.name}')

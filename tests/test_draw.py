@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ovd.apis.draw import PALETTE, _overlap, _place_label, draw_instances, name_colors
+from ovd.apis.draw import PALETTE, _overlap, _place_label, draw_instances, draw_segmentation, name_colors
 
 GREY = 100
 
@@ -120,3 +120,104 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
     arguments = {'image': np.zeros((8, 8, 3), np.uint8), 'boxes': np.array([[0.0, 0, 4, 4]]), 'names': ['a']}
     with pytest.raises(ValueError, match=message):
         draw_instances(**(arguments | change))
+
+
+LABELS = np.zeros((600, 800), int)
+LABELS[:300, :400] = 1
+LABELS[:300, 400:] = 3
+LABELS[300:, 400:] = -1
+
+
+def test_pixels_are_tinted_with_the_color_of_their_word() -> None:
+    colors = {'sky': (200, 0, 0), 'tree': (0, 200, 0), 'cat': (0, 0, 200)}
+    picture = draw_segmentation(
+        grey_image(600, 800), LABELS, ['sky', 'tree', 'cat'], colors, background=3, opacity=0.5
+    )
+    assert picture.dtype == np.uint8
+    assert picture.shape[0] > 600
+    assert picture.shape[1] == 800
+    assert tuple(picture[500, 100]) == (150, 50, 50)
+    assert tuple(picture[100, 100]) == (50, 150, 50)
+    assert tuple(picture[100, 600]) == tuple(picture[500, 600]) == (GREY,) * 3
+    assert tuple(picture[299, 100]) == (25, 75, 25), 'a dark line between two words'
+
+
+def test_background_is_tinted_and_listed_on_request() -> None:
+    names = ['sky', 'tree', 'cat']
+    image = np.full((600, 800, 3), 200, np.uint8)
+    plain = draw_segmentation(image, LABELS, names, background=3)
+    shown = draw_segmentation(image, LABELS, names, background=3, show_background=True)
+    assert tuple(plain[100, 600]) == (200,) * 3
+    assert shown[100, 600, 0] < 200
+    assert tuple(shown[500, 600]) == (200,) * 3
+    greys = [int((picture[600:] == 100).all(axis=2).sum()) for picture in (plain, shown)]
+    assert greys[0] < 20
+    assert greys[1] > 100
+
+
+def test_legend_lists_the_words_on_the_image_only() -> None:
+    """Swatches have the colours of the two words; of 10,000 absent ones there is no trace."""
+    names = [f'thing {index}' for index in range(10000)]
+    colors = dict.fromkeys(names, (255, 0, 255)) | {names[7]: (10, 20, 30), names[9999]: (40, 50, 60)}
+    labels = np.full((500, 500), 7)
+    labels[:50] = 9999
+    picture = draw_segmentation(grey_image(500, 500), labels, names, colors)
+    legend = picture[500:].reshape(-1, 3)
+    assert len(legend) < 500 * 60
+    for color in [(10, 20, 30), (40, 50, 60)]:
+        assert (legend == color).all(axis=1).any()
+    assert not (legend == (255, 0, 255)).all(axis=1).any()
+
+
+@pytest.mark.parametrize('count', [1, 7, 60, 200])
+@pytest.mark.parametrize('width', [480, 1600])
+def test_legend_is_as_tall_as_its_words_need(count: int, width: int) -> None:
+    """Each word has a line of at least sixteen pixels in one of the columns."""
+    names = [f'a rather long name {index}' for index in range(count)]
+    labels = np.arange(480 * width).reshape(480, width) % count
+    picture = draw_segmentation(grey_image(480, width), labels, names)
+    columns = max(1, width // 200)
+    assert picture.shape[0] - 480 >= 16 * -(-count // max(columns, 1)) * 0.9
+    assert picture.shape[1] == width
+
+
+def test_a_word_too_long_for_the_picture_is_cut() -> None:
+    labels = np.zeros((480, 480), int)
+    short = draw_segmentation(grey_image(480, 480), labels, ['x'])
+    long = draw_segmentation(grey_image(480, 480), labels, ['x' * 5000])
+    assert short.shape == long.shape
+    assert (long[480:, -3:] == 255).all()
+
+
+def test_nothing_to_list_gives_no_legend() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (480, 500, 3), dtype=np.uint8)
+    picture = draw_segmentation(image, np.full((480, 500), 2), ['a', 'b'], background=2)
+    assert np.array_equal(picture, image)
+
+
+def test_small_maps_are_enlarged_and_the_input_is_not_changed() -> None:
+    image, labels = grey_image(1, 3), np.array([[0, 1, 0]])
+    picture = draw_segmentation(image, labels, ['a', 'b'])
+    assert picture.shape[1] == 3 * 480
+    assert (image == GREY).all()
+    assert labels.tolist() == [[0, 1, 0]]
+
+
+def test_colors_of_large_vocabularies_are_shades() -> None:
+    colors = name_colors([f'thing {index}' for index in range(150)])
+    assert len(set(colors.values())) == 150
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'labels': np.zeros((8, 9), int)}, r'labels, integers \[8, 8\], got int64 \[8, 9\]'),
+        ({'labels': np.zeros((8, 8))}, 'got float64'),
+        ({'labels': np.full((8, 8), 2)}, 'label 2 is on the image, but there are 2 names'),
+        ({'image': np.zeros((8, 8), np.uint8)}, r'uint8 \[H, W, 3\], got uint8 \[8, 8\]'),
+    ],
+)
+def test_bad_maps_are_named(change: dict, message: str) -> None:
+    arguments = {'image': np.zeros((8, 8, 3), np.uint8), 'labels': np.zeros((8, 8), int), 'names': ['a', 'b']}
+    with pytest.raises(ValueError, match=message):
+        draw_segmentation(**(arguments | change))

@@ -1,4 +1,6 @@
-"""Draw what a model found: masks, boxes and labels that stay legible on a picture of any size.
+"""Draw what a model found: masks, boxes, labels and legends that stay legible on a picture of any size.
+
+Reading order: ``name_colors``, ``draw_instances``, ``draw_segmentation``, their helpers.
 
 torchvision's drawing functions are not used: they paint overlapping masks black and let labels run out of the
 picture or over each other.
@@ -26,22 +28,32 @@ PALETTE: tuple[RGB, ...] = (
 
 
 def name_colors(names: Sequence[str]) -> dict[str, RGB]:
-    """One colour for each name: the same for every order of the names, distinct for up to 20 of them.
+    """One colour for each name: the same for every order of the names, very different for up to 20 of them.
 
     A name's hash chooses its place in ``PALETTE``; of two names that want the same one, the later in the
-    alphabet moves on to the next free place.
+    alphabet moves on to the next free place. When the palette is used up, it is used again in other shades.
     """
     colors: dict[str, RGB] = {}
-    free = set(range(len(PALETTE)))
-    for name in sorted(set(names)):
+    free: set[int] = set()
+    for count, name in enumerate(sorted(set(names))):
         if not free:
             free = set(range(len(PALETTE)))
         place = int(hashlib.sha256(name.encode()).hexdigest(), 16) % len(PALETTE)
         while place not in free:
             place = (place + 1) % len(PALETTE)
         free.remove(place)
-        colors[name] = PALETTE[place]
+        colors[name] = _shade(PALETTE[place], count // len(PALETTE))
     return colors
+
+
+def _shade(color: RGB, number: int) -> RGB:
+    """A lighter or darker kind of a colour: 0 is the colour, odd numbers are lighter, even ones darker."""
+    if number == 0:
+        return color
+    aim = 255 if number % 2 else 0
+    share = 0.45 / (1 + (number - 1) // 2 % 4)
+    red, green, blue = (round(value + (aim - value) * share) for value in color)
+    return red, green, blue
 
 
 def draw_instances(
@@ -101,6 +113,129 @@ def draw_instances(
     return np.asarray(picture)
 
 
+def draw_segmentation(
+    image: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    colors: dict[str, RGB] | None = None,
+    background: int | None = None,
+    show_background: bool = False,
+    opacity: float = 0.55,
+    min_side: int = 480,
+    font: str | os.PathLike[str] | None = None,
+) -> np.ndarray:
+    """Tint every pixel with the colour of its word, over a copy of an image, with a legend below.
+
+    The legend lists the words on the image only, the largest first, in as many columns as fit; it grows
+    downwards, so none is left out. Neighbouring areas are separated by a dark line.
+
+    Args:
+        image: uint8 [H, W, 3], RGB.
+        labels: integers [H, W]: places in ``names``; K (the number of names) when ``background`` is K; -1 is
+            left alone.
+        names: K words.
+        colors: colour of each name, by default ``name_colors(names)``; pass the colours of a whole vocabulary
+            to keep them equal over many pictures.
+        background: the label whose pixels keep their look.
+        show_background: tint those too, in grey, and list them.
+        opacity: 0 hides the tints, 1 hides the image below them.
+        min_side: a smaller picture is enlarged by a whole factor until its shorter side has this many pixels.
+        font: a TrueType file, for alphabets that the default (DejaVu Sans) lacks.
+    Returns:
+        uint8 [s * H + L, s * W, 3], RGB, with the whole factor s >= 1 and a legend of L rows, 0 when there is
+        nothing to list.
+    Raises:
+        ValueError: an array of another shape or type than above, or a label beyond the names.
+    """
+    shown = _check_labels(image, labels, names, background)
+    colors = name_colors(names) if colors is None else colors
+    height, width = labels.shape
+    entries = []
+    tints = np.zeros((len(names) + 1, 3))
+    for label, area in shown:
+        if label == background and not show_background:
+            continue
+        name = names[label] if label < len(names) else 'background'
+        color = _GREY if label == background else colors[name]
+        tints[label] = color
+        entries.append((' '.join(name.split()), f' {_percent(area / labels.size)}', color))
+    untouched = labels < 0
+    if background is not None and not show_background:
+        untouched = untouched | (labels == background)
+    places = np.where(untouched, -1, labels)
+    tinted = np.rint(image * (1 - opacity) + tints[places] * opacity).astype(np.uint8)
+    tinted[untouched] = image[untouched]
+    factor = _enlargement(height, width, min_side)
+    size = (width * factor, height * factor)
+    enlarged = np.array(Image.fromarray(tinted).resize(size, Image.Resampling.BICUBIC))
+    edges = _edges(places.repeat(factor, axis=0).repeat(factor, axis=1))
+    enlarged[edges] = enlarged[edges] // 2
+    typeface = _typeface(None if font is None else os.fspath(font), max(14, min(enlarged.shape[:2]) // 48))
+    return np.concatenate([enlarged, _legend(entries, width * factor, typeface)])
+
+
+_GREY: RGB = (100, 100, 100)
+
+
+def _percent(share: float) -> str:
+    """A share of the image for the legend: '41 %', '0.3 %', '<0.1 %'."""
+    if share >= 0.1:
+        return f'{100 * share:.0f} %'
+    return f'{100 * share:.1f} %' if share >= 0.001 else '<0.1 %'
+
+
+def _edges(labels: np.ndarray) -> np.ndarray:
+    """Pixels [H, W] whose label differs from that of the next pixel to the right or below."""
+    edges = np.zeros(labels.shape, bool)
+    edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edges[:-1] |= labels[:-1] != labels[1:]
+    return edges
+
+
+def _legend(
+    entries: Sequence[tuple[str, str, RGB]], width: int, typeface: ImageFont.FreeTypeFont
+) -> np.ndarray:
+    """Swatches with (name, share, colour), uint8 [L, width, 3]; a name wider than that is cut."""
+    ascent, descent = typeface.getmetrics()
+    line = round(1.3 * (ascent + descent))
+    swatch, gap = ascent, ascent // 2
+    taken = swatch + 3 * gap
+    texts = [_shorten(name, share, typeface, width - taken) for name, share, _ in entries]
+    column = max((typeface.getlength(text) for text in texts), default=0) + taken
+    columns = max(1, min(len(entries), int(width // column)))
+    rows = -(-len(entries) // columns)
+    panel = Image.new('RGB', (width, rows * line + 2 * gap if entries else 0), 'white')
+    painter = ImageDraw.Draw(panel)
+    for index, (text, (_, _, color)) in enumerate(zip(texts, entries)):
+        x = gap + index // rows * (width // columns)
+        y = gap + index % rows * line
+        top = y + (line - swatch) // 2
+        painter.rectangle((x, top, x + swatch, top + swatch), fill=color, outline='black')
+        painter.text((x + swatch + gap, y + line / 2), text, fill='black', font=typeface, anchor='lm')
+    return np.array(panel).reshape(panel.height, width, 3)
+
+
+def _check_labels(
+    image: np.ndarray, labels: np.ndarray, names: Sequence[str], background: int | None
+) -> list[tuple[int, int]]:
+    """The labels on the image with their pixel counts, the largest first; refuses what cannot be drawn."""
+    _check_image(image)
+    if labels.shape != image.shape[:2] or labels.dtype.kind not in 'iu':
+        expected = list(image.shape[:2])
+        raise ValueError(f'expected labels, integers {expected}, got {labels.dtype} {list(labels.shape)}')
+    found, areas = np.unique(labels[labels >= 0], return_counts=True)
+    for label in found.tolist():
+        if label >= len(names) and label != background:
+            raise ValueError(f'label {label} is on the image, but there are {len(names)} names')
+    order = np.argsort(-areas, kind='stable')
+    return [(int(found[index]), int(areas[index])) for index in order]
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f'expected an RGB image, uint8 [H, W, 3], got {image.dtype} {list(image.shape)}')
+
+
 def _check(
     image: np.ndarray,
     boxes: np.ndarray,
@@ -109,8 +244,7 @@ def _check(
     masks: np.ndarray | None,
 ) -> None:
     """Raise a ValueError that names the first argument of the wrong shape or type."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f'expected an RGB image, uint8 [H, W, 3], got {image.dtype} {list(image.shape)}')
+    _check_image(image)
     count = len(names)
     if np.shape(boxes) != (count, 4):
         raise ValueError(f'expected boxes [{count}, 4] for {count} names, got {list(np.shape(boxes))}')

@@ -1,13 +1,13 @@
-"""Ask a trained model: words in, boxes (and masks) with the user's own names out.
+"""Ask a trained model: words in, the user's own names out, on boxes and masks or on every pixel.
 
 Preprocessing is the config's test pipeline and post-processing is the model's own, so the numbers are those
-of ``tools/test.py``. Reading order: ``Prediction`` (what was found on one image), ``Predictor``, helpers.
+of ``tools/test.py``. What is found on one image is a ``Prediction`` or a ``Segmentation``.
+Reading order: ``Predictor``, helpers.
 """
 
 import copy
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,75 +18,18 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import nn
 
-from ovd.apis.draw import RGB, draw_instances, name_colors
-from ovd.checkpoint import load_into, load_tensors
+from ovd.apis.draw import RGB, name_colors
+from ovd.apis.predictions import Prediction, Segmentation, find_background
+from ovd.checkpoint import load_complete, load_tensors
 from ovd.config import load_config
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 
 ImageSource = str | os.PathLike[str] | np.ndarray | Image.Image
+Answer = Prediction | Segmentation
 
 # Transforms that read annotations; a question has none.
-_ANNOTATION_LOADERS = ('LoadAnnotations', 'LoadRegionEmbeddings')
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was found on one image, best score first.
-
-    Attributes:
-        boxes: [N, 4] float32, xyxy in pixels of the original image.
-        scores: [N] float32.
-        labels: [N] int64, the place of each name in the vocabulary.
-        names: N of the user's own words.
-        masks: bool [N, H, W], or None when the model has no mask head.
-        size: (H, W) of the original image.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    names: tuple[str, ...]
-    masks: np.ndarray | None
-    size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def select(self, score_threshold: float = 0.0, max_per_image: int | None = None) -> 'Prediction':
-        """Keep the best ``max_per_image`` of the instances with at least ``score_threshold``."""
-        keep = np.argsort(-self.scores, kind='stable')
-        keep = keep[self.scores[keep] >= score_threshold][:max_per_image]
-        return Prediction(
-            boxes=self.boxes[keep],
-            scores=self.scores[keep],
-            labels=self.labels[keep],
-            names=tuple(self.names[index] for index in keep),
-            masks=None if self.masks is None else self.masks[keep],
-            size=self.size,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON file; masks as COCO run lengths, which pycocotools decodes."""
-        instances = [
-            {'name': name, 'label': int(label), 'score': float(score), 'box': [float(value) for value in box]}
-            for name, label, score, box in zip(self.names, self.labels, self.scores, self.boxes)
-        ]
-        if self.masks is not None:
-            for instance, mask in zip(instances, self.masks):
-                instance['mask'] = _run_lengths(mask)
-        return {'height': self.size[0], 'width': self.size[1], 'instances': instances}
-
-    def draw(
-        self,
-        image: np.ndarray,
-        colors: dict[str, RGB] | None = None,
-        font: str | os.PathLike[str] | None = None,
-    ) -> np.ndarray:
-        """Draw the instances on their image (uint8 [H, W, 3], RGB); see ``draw_instances``."""
-        if image.shape[:2] != self.size:
-            raise ValueError(f'this prediction is for an image of {self.size}, got one of {image.shape[:2]}')
-        return draw_instances(image, self.boxes, self.names, self.scores, self.masks, colors, font=font)
+_ANNOTATION_LOADERS = ('LoadAnnotations', 'LoadRegionEmbeddings', 'LoadSegmentation')
 
 
 class Predictor:
@@ -98,6 +41,8 @@ class Predictor:
         predictor.set_vocabulary('red star, heart, ring')
         for prediction in predictor.predict(['one.png', 'two.png']):
             print(prediction.names, prediction.boxes)
+
+    With a segmentor each answer is a ``Segmentation``: ``answer.labels`` [H, W], ``answer.areas``.
 
     Args:
         config: path of a config, or a loaded one; its ``test_dataloader`` gives the test pipeline.
@@ -138,13 +83,39 @@ class Predictor:
         self.model.set_vocabulary(words, templates)
         return self
 
+    @property
+    def is_segmentor(self) -> bool:
+        """Whether the answers are ``Segmentation``s."""
+        return hasattr(self.model, 'encode_decode')
+
+    @property
+    def with_background(self) -> bool:
+        """Whether the model has a background of its own, beside the words."""
+        return bool(getattr(self.model, 'with_background', False)) and self.is_segmentor
+
+    def set_background(self, use: bool) -> 'Predictor':
+        """Let pixels that no word describes be background, or give each of them its best word.
+
+        Returns:
+            the predictor itself.
+        Raises:
+            ValueError: a model without a background of its own.
+        """
+        if not self.with_background:
+            raise ValueError(
+                f'{type(self.model).__name__} has no background of its own: every pixel gets a word; '
+                "add one such as 'other' to the words"
+            )
+        self.model.use_background = use
+        return self
+
     def predict(
         self,
         images: ImageSource | Sequence[ImageSource],
         batch_size: int = 1,
         score_threshold: float = 0.0,
         max_per_image: int | None = None,
-    ) -> list[Prediction]:
+    ) -> list[Any]:
         """Find the words of the vocabulary on images.
 
         Args:
@@ -154,31 +125,39 @@ class Predictor:
             score_threshold: instances below are left out, beyond those that the config's ``test_cfg`` drops.
             max_per_image: the best so many are kept, of those that the config's ``test_cfg`` keeps.
         Returns:
-            one prediction for each image, in the order of ``images``.
+            a ``Prediction`` for each image, a ``Segmentation`` by segmentors, in the order of ``images``.
         Raises:
-            FileNotFoundError, ValueError: an image is absent or cannot be read; the message names it.
+            FileNotFoundError: an image is absent; the message names it.
+            ValueError: an image cannot be read, or a segmentor was asked to select instances.
         """
+        if self.is_segmentor and (score_threshold or max_per_image is not None):
+            raise ValueError(
+                f'score_threshold and max_per_image select instances, '
+                f'{type(self.model).__name__} labels pixels'
+            )
         sources = (
             [images] if isinstance(images, (str, os.PathLike, np.ndarray, Image.Image)) else list(images)
         )
         if batch_size < 1:
             raise ValueError(f'batch_size must be at least 1, got {batch_size}')
-        found = self._stream(sources, batch_size)
-        return [prediction.select(score_threshold, max_per_image) for prediction in found]
+        return [
+            answer.select(score_threshold, max_per_image) if isinstance(answer, Prediction) else answer
+            for answer in self._stream(sources, batch_size)
+        ]
 
-    def _stream(self, sources: list[ImageSource], batch_size: int) -> Iterator[Prediction]:
-        """Predictions in order, ``batch_size`` images in memory at a time."""
+    def _stream(self, sources: list[ImageSource], batch_size: int) -> Iterator[Answer]:
+        """Answers in order, ``batch_size`` images in memory at a time."""
         for start in range(0, len(sources), batch_size):
             window = sources[start : start + batch_size]
             inputs = [self._load(source, start + index) for index, source in enumerate(window)]
-            found: list[Prediction | None] = [None] * len(inputs)
+            found: list[Answer | None] = [None] * len(inputs)
             for group in _equal_shapes(inputs):
                 batch = {key: [inputs[index][key] for index in group] for key in ('inputs', 'data_samples')}
                 with torch.no_grad():
                     samples = self.model.test_step(batch)
                 for index, sample in zip(group, samples):
-                    found[index] = self._prediction(sample)
-            yield from (prediction for prediction in found if prediction is not None)
+                    found[index] = self._answer(sample)
+            yield from (answer for answer in found if answer is not None)
 
     def _load(self, source: ImageSource, index: int) -> dict[str, Any]:
         """Run the test pipeline on the image at place ``index`` of the question."""
@@ -190,11 +169,18 @@ class Predictor:
         data: dict[str, Any] = loaded
         return data
 
-    def _prediction(self, sample: Any) -> Prediction:
-        """Move a data sample's instances to numpy and give them their names."""
+    def _answer(self, sample: Any) -> Answer:
+        """Move what a data sample holds to numpy and give it its names."""
+        shown = self.vocabulary.labels
+        if self.is_segmentor:
+            own = getattr(self.model, 'background_index', None)
+            return Segmentation(
+                labels=sample.pred_sem_seg.data[0].cpu().numpy().astype(np.int64),
+                vocabulary=shown,
+                background=find_background(shown) if own is None else own,
+            )
         instances = sample.pred_instances.cpu().numpy()
         labels = instances.labels.astype(np.int64)
-        shown = self.vocabulary.labels
         masks = instances.masks.astype(bool) if 'masks' in instances else None
         return Prediction(
             boxes=instances.bboxes.astype(np.float32).reshape(-1, 4),
@@ -232,23 +218,22 @@ def _build_model(config: Config, checkpoint: str | os.PathLike[str]) -> nn.Modul
     model: nn.Module = MODELS.build(section)
     if not hasattr(model, 'set_vocabulary'):
         raise ValueError(f'{type(model).__name__} takes no vocabulary: its classes are fixed in its weights')
-    load_into(model, tensors, source=checkpoint)
+    load_complete(model, tensors, source=checkpoint)
     return model
 
 
 def _test_pipelines(config: Config) -> tuple[Compose, Compose]:
     """The config's test pipeline without annotations: for a path, and for a BGR array under ``img``."""
-    from mmdet.utils import get_test_pipeline_cfg
-
-    steps = [
-        step
-        for step in get_test_pipeline_cfg(config)
-        if step['type'].rpartition('.')[2] not in _ANNOTATION_LOADERS
-    ]
+    dataset = config.test_dataloader.dataset
+    while 'pipeline' not in dataset:
+        # Inside a wrapper; of several data sets the first one's.
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    steps = [step for step in dataset.pipeline if step['type'].rpartition('.')[2] not in _ANNOTATION_LOADERS]
     if not steps or not steps[0]['type'].rpartition('.')[2].startswith('LoadImage'):
         first = steps[0]['type'] if steps else 'nothing'
         raise ValueError(f'the test pipeline must begin with loading the image, it begins with {first}')
-    loader = {'type': 'mmdet.LoadImageFromNDArray', 'to_float32': steps[0].get('to_float32', False)}
+    scope = config.get('default_scope', 'mmdet')
+    loader = {'type': f'{scope}.LoadImageFromNDArray', 'to_float32': steps[0].get('to_float32', False)}
     return Compose(steps), Compose([loader, *steps[1:]])
 
 
@@ -268,11 +253,3 @@ def _bgr(pixels: Any, index: int) -> np.ndarray:
         shape = list(pixels.shape)
         raise ValueError(f'image {index}: expected RGB, uint8 [H, W, 3], got {pixels.dtype} {shape}')
     return np.ascontiguousarray(pixels[:, :, ::-1])
-
-
-def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed run lengths of a bool mask [H, W]."""
-    from pycocotools import mask as coco_mask
-
-    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {'size': [int(side) for side in encoded['size']], 'counts': encoded['counts'].decode('ascii')}

@@ -63,7 +63,7 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         """Predict in another way from now on."""
         options = dict(test_cfg)
         self.keep_scores = options.pop('keep_scores', False)
-        self.show_background = options.pop('background', True)
+        self.use_background = options.pop('background', True)
         self.inference = build_inference(options, self.align_corners)
 
     @property
@@ -74,7 +74,7 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
     @property
     def background_index(self) -> int | None:
         """The label of background in predictions: K, or None when every pixel gets a word."""
-        return len(self.vocabulary) if self.with_background and self.show_background else None
+        return len(self.vocabulary) if self.with_background and self.use_background else None
 
     @abstractmethod
     def score_maps(self, inputs: Tensor, context: Tensor | None = None) -> ScoreMaps:
@@ -143,7 +143,7 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         """Scores of images of one size, each at its original size."""
         context = self.image_context(images, members)
         maps = self.inference(self._pixel_scores, images, context, self._black())
-        if self.with_background and not self.show_background:
+        if self.with_background and not self.use_background:
             maps = ChannelScores(maps, maps.channels - 1)
         return [
             self._to_original(maps.images(index, index + 1), sample) for index, sample in enumerate(members)

@@ -3,8 +3,8 @@
 We write safetensors, and training checkpoints as mmengine does; we read those and foreign PyTorch files,
 weights-only.
 
-Reading order: load_tensors, load_into, load_complete, save_tensors (weights), save_checkpoint (a whole training state),
-patch_mmengine (all of mmengine's own loading and saving comes here).
+Reading order: load_tensors, load_into, load_complete, save_tensors (weights), save_checkpoint (a whole
+training state), patch_mmengine (all of mmengine's own loading and saving comes here).
 """
 
 import copy
@@ -173,8 +173,7 @@ def load_into(
     Raises:
         ValueError: strict and something does not fit, or nothing at all fits; the model is unchanged.
     """
-    if all(key.startswith('module.') for key in tensors):  # saved from a data-parallel wrapper
-        tensors = {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
+    tensors = _unwrapped(tensors)
     report = compare(module, tensors, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     if report.num_matched == 0 and tensors:
         raise ValueError(
@@ -188,6 +187,13 @@ def load_into(
     return report
 
 
+def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The names without the prefix that saving a data-parallel wrapper adds."""
+    if all(key.startswith('module.') for key in tensors):
+        return {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
+    return tensors
+
+
 def load_complete(
     module: nn.Module, tensors: Mapping[str, Tensor], source: PathLike = 'the checkpoint'
 ) -> LoadReport:
@@ -198,7 +204,7 @@ def load_complete(
     Raises:
         ValueError: a tensor is missing or has another shape; the model is unchanged.
     """
-    report = compare(module, tensors)
+    report = compare(module, _unwrapped(tensors))
     if report.missing or report.mismatched:
         raise ValueError(f'{source} is not a checkpoint of this {type(module).__name__}: {report}')
     load_into(module, tensors, strict=False, source=source)

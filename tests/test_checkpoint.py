@@ -26,6 +26,7 @@ from ovd.checkpoint import (
     LoadReport,
     UnsafeCheckpointError,
     compare,
+    load_complete,
     load_into,
     load_metadata,
     load_tensors,
@@ -526,6 +527,24 @@ def test_not_strict_loads_what_fits() -> None:
 def test_another_models_checkpoint_is_refused_even_if_not_strict() -> None:
     with pytest.raises(ValueError, match='belongs to another model: none of its 1 tensors fits Net'):
         load_into(Net(), {'decoder.weight': torch.ones(1)}, strict=False)
+
+
+def test_weights_to_answer_with_must_be_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is missing is an error, what is left over a warning; a data-parallel prefix is neither."""
+    source, target = Net(), Net()
+    tensors = {f'module.{key}': value for key, value in source.state_dict().items()}
+    assert load_complete(target, tensors).is_complete
+    assert torch.equal(target.linear.weight, source.linear.weight)
+    report = load_complete(target, Net().state_dict() | {'extra': torch.ones(1)}, 'weights.pth')
+    assert report.unexpected == ('extra',)
+    captured = capsys.readouterr()
+    assert 'Loaded weights.pth in part' in captured.err + captured.out
+    before = target.linear.weight.clone()
+    tensors = Net().state_dict()
+    del tensors['linear.bias']
+    with pytest.raises(ValueError, match=r'weights\.pth is not a checkpoint of this Net: .* 1 missing'):
+        load_complete(target, tensors, 'weights.pth')
+    assert torch.equal(target.linear.weight, before)
 
 
 def test_allowed_differences_are_not_reported() -> None:

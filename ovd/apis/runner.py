@@ -19,7 +19,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..checkpoint import compare, load_into, read_checkpoint
+from ..checkpoint import load_complete, load_into, read_checkpoint
 from ..hooks import find_latest
 
 CONSOLE_NOISE = (
@@ -128,15 +128,14 @@ class ToolRunner(Runner):
         if hasattr(model, 'rpn_head') and not any(key.startswith('rpn_head.') for key in tensors):
             # mmdet's two-stage detectors start from a proposal network of its own, which has this name there.
             tensors = {re.sub(r'^bbox_head\.', 'rpn_head.', key): value for key, value in tensors.items()}
-        report = compare(model, tensors)
-        is_start = self._train_loop is not None and not self._resume
-        if not is_start and (report.missing or report.mismatched):
-            raise ValueError(f'{filename} is not a checkpoint of this {type(model).__name__}: {report}')
-        load_into(model, tensors, strict=strict, source=filename)
+        if self._train_loop is not None and not self._resume:
+            report = load_into(model, tensors, strict=strict, source=filename)
+            if not report.is_complete:
+                self.logger.warning(f'Loaded {filename} in part: {report}')
+        else:
+            report = load_complete(model, tensors, source=filename)
         if report.is_complete:
             self.logger.info(f'Loaded {filename}: {report}')
-        else:
-            self.logger.warning(f'Loaded {filename} in part: {report}')
         self._has_loaded = True
         return checkpoint
 

@@ -189,7 +189,7 @@ class GroupViT(OpenVocabularySegmentor):
         """Scores of preprocessed images [B, 3, H, W] at their size."""
         size = (inputs.shape[2], inputs.shape[3])
         predictions = self.group_predictions(inputs)
-        return self.readout(predictions, size, context, background=self.show_background)
+        return self.readout(predictions, size, context, background=self.use_background)
 
     def group_predictions(self, inputs: Tensor) -> GroupPredictions:
         """Preprocessed images [B, 3, H, W] -> their groups in the joint space."""

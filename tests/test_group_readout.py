@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import shared_path
+from mmseg.structures import SegDataSample
 from torch import Tensor
 from torch.nn import functional as F
+from toy_groupvit import reference_config
 
+from ovd.checkpoint import load_into, load_tensors
 from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.conversion.groupvit import convert_groupvit
 from ovd.heads.grouping import GroupingOutput
 from ovd.heads.score_maps import argmax_labels, materialize
 from ovd.heads.thresholds import Thresholds
@@ -24,6 +28,7 @@ from ovd.models.group_readout import (
     compose_maps,
     group_labels,
 )
+from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 
 GOLDEN = 'goldens/groupvit/nvlabs_a_io.npz'
@@ -466,3 +471,57 @@ def test_golden_scores_of_the_recorded_image(tag: str, threshold: float | None) 
     clear = torch.from_numpy(arrays['seg.image.group_margin'])[0] > 1e-4
     assert (~clear).sum() <= 1
     assert torch.allclose(scores[..., clear], expected[..., clear], atol=1e-5)
+
+
+def golden_model(threshold: float | None, **test_cfg: Any) -> Any:
+    """The released model with the recorded class vectors."""
+    converted = convert_groupvit(load_tensors(shared_path('goldens/groupvit/nvlabs_a_state.safetensors')))
+    readout = {'type': 'ovd.ReferenceReadout', 'background': threshold}
+    model = MODELS.build(reference_config(readout=readout, test_cfg=test_cfg)).eval()
+    load_into(model, converted.tensors)
+    model.set_vocabulary(words(torch.from_numpy(load_golden()['class_embedding'])))
+    return model
+
+
+def sample_of(size: tuple[int, int]) -> SegDataSample:
+    return SegDataSample(metainfo={'ori_shape': size})
+
+
+TAGS = [('nobg', None), ('bg95', 0.95), ('bg35', 0.35)]
+
+
+@pytest.mark.parametrize(('tag', 'threshold'), TAGS)
+@torch.no_grad()
+def test_golden_segmentation_of_whole_images(tag: str, threshold: float | None) -> None:
+    arrays = load_golden()
+    model = golden_model(threshold)
+    for image in ('image', 'image_hi', 'image_odd', 'image_tall'):
+        inputs = torch.from_numpy(arrays[image])[:1]
+        sample = sample_of(tuple(inputs.shape[2:]))
+        scores = materialize(model.inference_scores(inputs, [sample])[0])
+        expected = torch.from_numpy(arrays[f'seg.{image}.{tag}.pred_logits'])
+        expected = expected if threshold is None else expected.roll(-1, dims=1)
+        clear = torch.from_numpy(arrays[f'seg.{image}.group_margin'])[0] > 1e-4
+        assert (~clear).sum() <= 1
+        assert torch.allclose(scores[..., clear], expected[..., clear], atol=1e-4)
+        labels = model.predict(inputs, [sample])[0].pred_sem_seg.data
+        assert torch.equal(labels[:, clear], expected.argmax(1)[:, clear])
+
+
+@pytest.mark.parametrize(('tag', 'threshold'), TAGS)
+@torch.no_grad()
+def test_golden_segmentation_in_windows(tag: str, threshold: float | None) -> None:
+    arrays = load_golden()
+    model = golden_model(threshold, mode='slide', crop_size=32, stride=16)
+    inputs = torch.from_numpy(arrays['image_slide'])
+    scores = materialize(model.inference_scores(inputs, [sample_of((48, 76))])[0])
+    expected = torch.from_numpy(arrays[f'seg.slide.{tag}.logits'])
+    expected = expected if threshold is None else expected.roll(-1, dims=1)
+    differs = (scores - expected).abs().amax(1)[0] > 1e-4
+    assert differs.sum() <= 2 * 8  # windows have at most two pixels between two groups
+
+    size = tuple(arrays['seg.slide.ori_shape'].tolist())
+    labels = model.predict(inputs, [sample_of(size)])[0].pred_sem_seg.data[0]
+    channels = torch.from_numpy(arrays[f'seg.slide.{tag}.pred'])[0].long()
+    theirs = channels if threshold is None else (channels - 1) % 8
+    assert (labels != theirs).sum() <= differs.sum()

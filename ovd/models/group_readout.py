@@ -209,9 +209,14 @@ class SoftReadout(GroupReadout):
         return scores
 
     def group_scores(
-        self, predictions: GroupPredictions, prior: Tensor | None = None
+        self, predictions: GroupPredictions, prior: Tensor | None = None, every_class: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """What thresholds apply to: scores of the classes [B, G, K] and of the background words [B, G, S]."""
+        """What thresholds apply to: scores of the classes [B, G, K] and of the background words [B, G, S].
+
+        Args:
+            predictions, prior: see ``forward``.
+            every_class: let every class be named, whatever ``class_topk`` says.
+        """
         words = self._words()
         classes = len(words)
         extra = None if self.background is None else self.background.embeddings
@@ -219,7 +224,7 @@ class SoftReadout(GroupReadout):
             predictions.group_embeddings, words if extra is None else torch.cat([words, extra])
         )
         possible = logits
-        if self.class_topk is not None:
+        if self.class_topk is not None and not every_class:
             prior = self.image_prior(predictions) if prior is None else prior
             absent = torch.zeros_like(logits[:, :1], dtype=torch.bool)
             absent[..., :classes] = _below_top(prior, self.class_topk)[:, None]

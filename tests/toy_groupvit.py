@@ -39,12 +39,12 @@ def toy_config(**changes: Any) -> dict[str, Any]:
 
 
 def toy_groupvit(**changes: Any) -> GroupViT:
-    """A toy with random weights, group tokens and assignments far enough from zero to tell groups apart."""
+    """A toy in evaluation whose tokens, mixes and assignments are large enough to tell groups apart."""
     torch.manual_seed(0)
     model = MODELS.build(toy_config(**changes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith('group_tokens') or 'merge.query' in name or 'merge.key' in name:
+            if any(part in name for part in ('group_tokens', 'mix.fc', 'merge.query', 'merge.key')):
                 torch.nn.init.normal_(parameter)
     return model.eval()
 

@@ -63,7 +63,7 @@ class GroupingTransformer(nn.Module):
         self.patch_embed = nn.Conv2d(3, dims[0], patch_size, patch_size)
         self.norm_patches = nn.LayerNorm(dims[0])
         self.positions = _make_positions(positions, self.grid, dims[0])
-        rates = torch.linspace(0, drop_path, sum(depths)).tolist()
+        rates = [drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))]
         self.stages = nn.ModuleList()
         for i, depth in enumerate(depths):
             first = sum(depths[:i])

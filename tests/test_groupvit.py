@@ -1,0 +1,521 @@
+"""GroupViT without reference values: what can be worked out by hand, and what must hold for any weights."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+from torch.nn import functional as F
+from toy_groupvit import WORDS, toy_batch, toy_config, toy_groupvit
+
+from ovd.checkpoint import load_into
+from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.heads.grouping import (
+    Assignment,
+    GroupingBlock,
+    GroupingOutput,
+    Merge,
+    gumbel_noise,
+    soft_assignment,
+    straight_through,
+)
+from ovd.models.group_encoder import resize_positions, sine_positions
+from ovd.models.groupvit import unit
+from ovd.registry import MODELS
+
+# Shifts of all logits of a softmax alike, and constants that the next layer or batch norm takes away.
+WITHOUT_GRADIENT = ('merge.query.bias', 'cross.key.bias', 'mix.fc2.bias', 'projection.fc1.bias')
+MORE_STAGES = {
+    'dims': (16, 24, 24, 32),
+    'depths': (1, 1, 1, 1),
+    'num_heads': (2, 3, 2, 4),
+    'num_group_tokens': (7, 5, 4, 0),
+    'num_output_groups': (14, 12, 9),
+}
+
+
+# --- grouping -------------------------------------------------------------------------------------------
+
+
+def identity(layer: nn.Linear) -> None:
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(len(layer.weight)))
+        layer.bias.zero_()
+
+
+def test_merge_averages_members_over_one_more_than_their_number() -> None:
+    merge = Merge(2, eps=1.0, assignment=Assignment()).eval()
+    for layer in (merge.query, merge.key, merge.value, merge.proj):
+        identity(layer)
+    groups = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]])
+    segments = torch.tensor([[[2.0, 1.0], [3.0, 0.0], [0.0, 4.0]]])
+    merged, soft, hard = merge(groups, segments)
+    assert hard[0].tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
+    expected = torch.tensor([[5 / 3, 1 / 3], [0.0, 2.0], [0.0, 0.0]])
+    torch.testing.assert_close(merged[0], expected)
+    logits = groups @ segments.transpose(1, 2) / math.sqrt(2)
+    torch.testing.assert_close(soft, logits.softmax(dim=1))
+
+
+def test_straight_through_is_one_hot_with_the_gradient_of_the_softmax() -> None:
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0]], requires_grad=True)
+    hard = straight_through(soft_assignment(logits))
+    assert hard.tolist() == [[0, 1], [1, 0]]
+    hard[0].sum().backward()
+    p = logits.detach().softmax(0)
+    slope = p[0] * p[1]
+    torch.testing.assert_close(logits.grad, torch.stack([slope, -slope]))
+
+
+def test_noise_only_in_training_and_only_where_it_is_wanted() -> None:
+    logits = torch.randn(2, 4, 50) / 10
+    for assignment, is_noisy in (
+        (Assignment(), True),
+        (Assignment(gumbel=False), False),
+        (Assignment(hard=False), False),
+    ):
+        used, soft = assignment(logits)
+        again, _ = assignment(logits)
+        assert torch.equal(used, again) is not is_noisy
+        torch.testing.assert_close(soft, logits.softmax(dim=1))
+        used, _ = assignment.eval()(logits)
+        expected = logits.softmax(1)
+        if assignment.hard:
+            expected = F.one_hot(logits.argmax(1), 4).transpose(1, 2).float()
+        torch.testing.assert_close(used, expected)
+
+
+def test_temperature_shapes_the_gradient_of_a_noisy_choice() -> None:
+    sharp, smooth = Assignment(tau=0.1), Assignment(tau=10.0)
+    slopes = []
+    for assignment in (sharp, smooth):
+        assignment.noise = torch.zeros_like  # type: ignore[method-assign]
+        logits = torch.tensor([[0.3], [0.0]], requires_grad=True)
+        used, _ = assignment(logits)
+        used[0].sum().backward()
+        slopes.append(logits.grad[0].item())
+        p = torch.sigmoid(torch.tensor(0.3 / assignment.tau)).item()
+        assert slopes[-1] == pytest.approx(p * (1 - p) / assignment.tau)
+    with pytest.raises(ValueError, match='tau of the assignment must be positive, got 0'):
+        Assignment(tau=0)
+
+
+def test_gumbel_noise_is_finite_float32_with_the_right_mean() -> None:
+    noise = gumbel_noise(torch.empty(200_000, dtype=torch.bfloat16))
+    assert noise.dtype == torch.float32
+    assert noise.isfinite().all()
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.02)
+    assert noise.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.02)
+
+
+def test_block_without_residual_keeps_only_the_members() -> None:
+    """An empty group of such a block does not depend on its token."""
+    block = GroupingBlock(8, 4, 3, 2, residual=False).eval()
+    block.merge.assignment = Assignment()
+    segments = torch.randn(1, 5, 8)
+    first, other = (block(segments, torch.randn(1, 4, 8)) for _ in range(2))
+    for result in (first, other):
+        empty = result.hard.sum(-1)[0] == 0
+        if empty.any():
+            bare = block.mlp(block.norm_merged(block.merge.proj.bias[None]))
+            torch.testing.assert_close(
+                result.segments[0, empty], (bare + block.merge.proj.bias).expand(int(empty.sum()), -1)
+            )
+
+
+# --- image encoder --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'stages',
+    [
+        {},
+        MORE_STAGES,
+        {
+            'dims': (16, 16),
+            'depths': (2, 2),
+            'num_heads': (2, 2),
+            'num_group_tokens': (12, 0),
+            'num_output_groups': (5,),
+        },
+    ],
+    ids=['two groupings', 'three groupings of several widths', 'one grouping'],
+)
+def test_shapes_of_any_number_of_stages(stages: dict[str, Any]) -> None:
+    model = toy_groupvit(image_encoder=stages)
+    output = model.encode_image(torch.randn(2, 3, 40, 27))
+    groups = stages.get('num_output_groups', (6, 3))
+    segments = (5 * 3, *groups)
+    assert output.grid == (5, 3)
+    assert output.features.shape == (2, groups[-1], stages.get('dims', (16, 16, 16))[-1])
+    torch.testing.assert_close(output.pooled, output.features.mean(1))
+    assert [tuple(maps.shape) for maps in output.soft] == [
+        (2, after, before) for before, after in zip(segments, groups)
+    ]
+    for soft, hard in zip(output.soft, output.hard):
+        torch.testing.assert_close(soft.sum(1), torch.ones_like(soft[:, 0]))
+        assert torch.equal(hard, F.one_hot(soft.argmax(1), soft.shape[1]).transpose(1, 2).float())
+
+
+def test_images_do_not_depend_on_their_neighbours() -> None:
+    model = toy_groupvit()
+    images, order = torch.randn(4, 3, 32, 32), torch.tensor([2, 0, 3, 1])
+    together, permuted = model.encode_image(images), model.encode_image(images[order])
+    torch.testing.assert_close(permuted.features, together.features[order], atol=1e-5, rtol=1e-4)
+    alone = model.encode_image(images[2:3])
+    torch.testing.assert_close(alone.pooled, together.pooled[2:3], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(alone.soft[1], together.soft[1][2:3], atol=1e-5, rtol=1e-4)
+
+
+def test_a_border_without_a_whole_patch_is_not_looked_at() -> None:
+    model = toy_groupvit()
+    images = torch.randn(1, 3, 37, 45)
+    changed = images.clone()
+    changed[:, :, 32:] = 9
+    changed[:, :, :, 40:] = -9
+    assert torch.equal(model.encode_image(images).features, model.encode_image(changed).features)
+    with pytest.raises(ValueError, match='7 x 40 pixels have no patch of 8'):
+        model.encode_image(torch.randn(1, 3, 7, 40))
+
+
+def test_sine_positions_count_down_the_columns() -> None:
+    table = sine_positions((3, 3), 8)[0]
+    quarter = torch.tensor([1.0, 10000.0**-0.5])
+    assert table.shape == (9, 8)
+    # Token 1 is the patch in row 0, column 1; the table gives it row 1, column 0.
+    expected = torch.cat([torch.zeros(2), torch.ones(2), quarter.sin(), quarter.cos()])
+    torch.testing.assert_close(table[1], expected)
+    torch.testing.assert_close(table[3], torch.cat([expected[4:], expected[:4]]))
+    model = toy_groupvit(image_encoder={'positions': 'fourier'})
+    assert not model.image_encoder.positions.requires_grad
+    torch.testing.assert_close(model.state_dict()['image_encoder.positions'], sine_positions((4, 4), 16))
+    with pytest.raises(ValueError, match='that 4 divides, got 6'):
+        sine_positions((2, 2), 6)
+
+
+def test_positions_of_another_grid_are_resized_on_loading() -> None:
+    small, large = toy_groupvit(), toy_groupvit(image_encoder={'image_size': (48, 24)})
+    table = small.image_encoder.positions.detach()
+    expected = F.interpolate(table[0].T.reshape(1, 16, 4, 4), size=(6, 3), mode='bicubic')
+    report = load_into(large, small.state_dict())
+    assert report.is_complete
+    torch.testing.assert_close(large.image_encoder.positions[0], expected[0].flatten(1).T)
+    images = torch.randn(1, 3, 48, 24)
+    torch.testing.assert_close(small.encode_image(images).pooled, large.encode_image(images).pooled)
+    with pytest.raises(ValueError, match='18 positions belongs to no square grid'):
+        small.load_state_dict(large.state_dict())
+    assert resize_positions(table, (4, 4), (4, 4)) is table
+
+
+def test_stochastic_depth_grows_over_the_blocks_and_sleeps_in_evaluation() -> None:
+    model = toy_groupvit(image_encoder={'drop_path': 0.3})
+    rates = [block.drop_path.drop_prob for stage in model.image_encoder.stages for block in stage.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.encode_image(images).pooled, model.encode_image(images).pooled)
+    torch.testing.assert_close(model.encode_image(images).pooled, toy_groupvit().encode_image(images).pooled)
+
+
+def test_initial_values() -> None:
+    model = MODELS.build(toy_config(multi_label={}))
+    first, second, _ = model.image_encoder.stages
+    assert first.group_tokens.std().item() == pytest.approx(0.02, rel=0.3)
+    assert not second.group_tokens.any()
+    assert model.image_encoder.positions.std().item() == pytest.approx(0.02, rel=0.3)
+    assert first.blocks[0].qkv.weight.std().item() == pytest.approx(0.02, rel=0.3)
+    assert not first.blocks[0].qkv.bias.any()
+    for scale in (model.logit_scale, model.multi_label_logit_scale):
+        assert scale.item() == pytest.approx(2.6593, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'depths': (1, 1)}, 'dims has 3, depths has 2'),
+        ({'num_output_groups': (6, 3, 3)}, 'num_output_groups has 3 entries'),
+        ({'num_group_tokens': (6, 3, 3)}, r'all of at least two stages but the last, got \(6, 3, 3\)'),
+        ({'num_heads': (2, 3, 2)}, '3 heads do not divide a width of 16'),
+        ({'positions': 'none'}, "positions 'none' are none of"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(toy_config(image_encoder=changes))
+
+
+def test_size_of_the_released_model() -> None:
+    with torch.device('meta'):
+        model = MODELS.build(
+            {
+                'type': 'ovd.GroupViT',
+                'image_encoder': {'type': 'ovd.GroupingTransformer'},
+                'text_encoder': {},
+                'multi_label': {},
+            }
+        )
+    counts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    expected = {
+        'image_encoder': 28.84,
+        'text_encoder': 22.15,
+        'image_projection': 2.63,
+        'text_projection': 2.11,
+    }
+    for name, millions in expected.items():
+        assert counts[name] == pytest.approx(millions, abs=0.006)
+
+
+# --- training -------------------------------------------------------------------------------------------
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack([value for name, value in losses.items() if 'loss' in name]).sum()
+
+
+@pytest.mark.parametrize('stages', [{}, MORE_STAGES], ids=['two groupings', 'three groupings'])
+def test_every_parameter_is_trained(stages: dict[str, Any]) -> None:
+    model = toy_groupvit(multi_label={}, image_encoder=stages).train()
+    total(model.loss(**toy_batch())).backward()
+    largest = {name: p.grad.abs().max().item() for name, p in model.named_parameters()}
+    for name, gradient in largest.items():
+        if name.endswith(WITHOUT_GRADIENT):
+            assert gradient < 0.01 * largest[name.replace('bias', 'weight')], name
+        else:
+            assert gradient > 1e-7, name
+
+
+def test_options_of_the_multi_label_loss_are_wired() -> None:
+    batch = toy_batch()
+    losses = {}
+    for name, options in {
+        'reference': {},
+        'masked': {'fillers': 'ignored'},
+        'shared': {'same_noun': 'positive'},
+        'paper': {'formula': 'log_of_sum'},
+        'half': {'weight': 0.5},
+    }.items():
+        torch.manual_seed(1)
+        losses[name] = toy_groupvit(multi_label=options).train().loss(**batch)
+        losses[name] = losses[name]['loss_multi_label'].item()
+    assert losses['half'] == pytest.approx(losses['reference'] / 2)
+    assert len(set(losses.values())) == len(losses)
+    shared = toy_groupvit(multi_label={'share_scale': True})
+    assert shared.multi_label_logit_scale is None
+    assert 'loss_multi_label' in shared.loss(**batch)
+    with pytest.raises(ValueError, match='token_ids hold the caption alone'):
+        toy_groupvit(multi_label={}).loss(**toy_batch(prompts=0))
+
+
+def test_captions_alone() -> None:
+    """Without the multi-label loss the prompts are not even read."""
+    losses = [toy_groupvit().loss(**toy_batch(prompts=prompts)) for prompts in (0, 2)]
+    assert set(losses[0]) == {'loss_caption', 'scale'} | {
+        f'{name}_{i}' for name in ('group_entropy', 'empty_groups') for i in range(2)
+    }
+    batch = toy_batch()
+    for sample in batch['data_samples']:
+        sample.token_ids[1:] = 5
+    torch.testing.assert_close(toy_groupvit().loss(**batch)['loss_caption'], losses[1]['loss_caption'])
+
+
+def test_equal_texts_are_encoded_once_and_no_longer_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_groupvit()
+    token_ids = torch.cat([sample.token_ids for sample in toy_batch()['data_samples']])
+    seen: list[torch.Size] = []
+    plain = model.text_projection(model.text_encoder(token_ids))
+    model.text_encoder.transformer.register_forward_pre_hook(lambda module, x: seen.append(x[0].shape))
+    torch.testing.assert_close(model.encode_text(token_ids), plain, atol=1e-5, rtol=1e-4)
+    assert seen[0][0] == len(token_ids) - 1  # the filler repeats its caption
+    assert seen[0][1] == int(token_ids.argmax(1).max()) + 1 < 20
+
+
+def test_scales_stay_below_their_bound() -> None:
+    model = toy_groupvit(multi_label={}, max_logit_scale=50.0).train()
+    with torch.no_grad():
+        model.logit_scale.fill_(9.0)
+        model.multi_label_logit_scale.fill_(9.0)
+    losses = model.loss(**toy_batch())
+    assert losses['scale'].item() == pytest.approx(50.0, rel=1e-5)
+    assert model.multi_label_logit_scale.exp().item() == pytest.approx(50.0, rel=1e-5)
+
+
+def test_monitors_by_hand() -> None:
+    model = toy_groupvit()
+    even, collapsed = torch.eye(4)[None], torch.zeros(1, 4, 4)
+    collapsed[:, 1] = 1
+    empty = torch.zeros(0)
+    figures = model.monitors(GroupingOutput(empty, empty, (), (even, collapsed), (2, 2)))
+    assert figures['group_entropy_0'].item() == pytest.approx(1.0)
+    assert figures['empty_groups_0'].item() == 0
+    assert figures['group_entropy_1'].item() == 0
+    assert figures['empty_groups_1'].item() == 0.75
+
+
+def test_bfloat16_keeps_assignments_and_losses_in_float32() -> None:
+    model = toy_groupvit(multi_label={}).train()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        batch = toy_batch()
+        output = model.encode_image(batch['inputs'])
+        losses = model.loss(**batch)
+    assert {maps.dtype for maps in (*output.soft, *output.hard)} == {torch.float32}
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
+    total(losses).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    with torch.no_grad():
+        exact = model.encode_image(batch['inputs'])
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            rounded = model.encode_image(batch['inputs'])
+    torch.testing.assert_close(rounded.soft[0], exact.soft[0], atol=0.1, rtol=0)
+
+
+def test_checkpointing_changes_memory_not_gradients() -> None:
+    gradients = []
+    for with_checkpoint in (False, True):
+        model = toy_groupvit(
+            image_encoder={'with_checkpoint': with_checkpoint, 'drop_path': 0.3},
+            text_encoder={'with_checkpoint': with_checkpoint},
+        ).train()
+        torch.manual_seed(5)
+        total(model.loss(**toy_batch())).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+# --- words ----------------------------------------------------------------------------------------------
+
+
+def test_class_vectors_average_the_prompts_as_they_are() -> None:
+    templates = ['a photo of a {}.', 'many {}']
+    model = toy_groupvit(text={'vocabulary': WORDS, 'templates': templates})
+    prompts = [template.format(word) for word in WORDS for template in templates]
+    raw = model.own_text.encode(prompts).unflatten(0, (3, 2))
+    torch.testing.assert_close(model.text_embeddings.embeddings, unit(raw.mean(1)))
+    each = toy_groupvit(text={'vocabulary': WORDS, 'templates': templates, 'normalize_each': True})
+    torch.testing.assert_close(each.text_embeddings.embeddings, unit(unit(raw).mean(1)))
+    assert not torch.allclose(each.text_embeddings.embeddings, model.text_embeddings.embeddings)
+
+
+def test_words_follow_the_weights() -> None:
+    model, other = toy_groupvit(), toy_groupvit()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.2)
+    model.set_vocabulary(['pony', 'boat'], 'the {}')
+    before = model.text_embeddings
+    assert model.text_embeddings is before
+    load_into(model, other.state_dict())
+    after = model.text_embeddings
+    assert after.encoder_fingerprint != before.encoder_fingerprint
+    assert after.vocabulary.names == ('pony', 'boat')
+    assert after.templates == ('the {}',)
+    other.set_vocabulary(['pony', 'boat'], 'the {}')
+    torch.testing.assert_close(after.embeddings, other.text_embeddings.embeddings)
+    torch.testing.assert_close(model.readout.text_embeddings, after.embeddings)
+    model.text_projection.fc2.bias.data.add_(1.0)  # behind torch's back, as averaged weights are swapped in
+    model.eval()
+    assert not torch.allclose(model.text_embeddings.embeddings, after.embeddings)
+
+
+def test_class_vectors_of_other_weights_are_refused(tmp_path: Path) -> None:
+    model, other = toy_groupvit(), toy_groupvit(text_encoder={'heads': 4})
+    file = tmp_path / 'words.vocab.safetensors'
+    model.text_embeddings.save(file)
+    model.set_vocabulary(TextEmbeddings.load(file))
+    from_file = toy_groupvit(text={'embeddings': str(file), 'vocabulary': None})
+    assert from_file.text_embeddings.vocabulary.names == tuple(WORDS)
+    with pytest.raises(ValueError, match='made with encoder'):
+        other.set_vocabulary(TextEmbeddings.load(file))
+    stale = toy_groupvit(text={'embeddings': str(file), 'vocabulary': None}, text_encoder={'heads': 4})
+    with pytest.raises(ValueError, match='made with encoder'):
+        _ = stale.text_embeddings
+    with pytest.raises(ValueError, match=r"text\.encoder 'x' has no use"):
+        toy_groupvit(text={'vocabulary': WORDS, 'encoder': 'x'})
+
+
+def test_encoding_words_leaves_the_training_state_alone() -> None:
+    model = toy_groupvit().train()
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    in_training = model.own_text.encode(['a cat', 'a dog'])
+    assert model.text_projection.training
+    assert model.text_projection.norm.training
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, statistics[name])
+    torch.testing.assert_close(in_training, model.eval().own_text.encode(['a cat', 'a dog']))
+    features, mask = model.own_text.encode_tokens(['a cat', 'a small dog'])
+    assert features.shape == (2, 5, 16)
+    assert mask.sum(1).tolist() == [4, 5]
+
+
+def test_a_model_without_words_takes_them_later() -> None:
+    model = toy_groupvit(text=None)
+    with pytest.raises(ValueError, match='has no words'):
+        _ = model.text_embeddings
+    model.set_vocabulary(['boat'])
+    assert model.vocabulary.names == ('boat',)
+    small = MODELS.build(toy_config(text_encoder={'vocab_size': 100}))
+    with pytest.raises(ValueError, match='knows 100 tokens, CLIP has 49408'):
+        _ = small.text_embeddings
+
+
+# --- predictions ----------------------------------------------------------------------------------------
+
+
+def samples(*shapes: tuple[int, int]) -> list[SegDataSample]:
+    return [SegDataSample(metainfo={'ori_shape': shape, 'img_shape': (32, 40)}) for shape in shapes]
+
+
+@torch.no_grad()
+def test_labels_and_groups_of_the_original_size() -> None:
+    model = toy_groupvit(test_cfg={'keep_groups': True}, size_divisor=None)
+    assert model.size_divisor == 8
+    inputs = torch.randn(2, 3, 30, 40)
+    results = model.predict(inputs, samples((30, 40), (15, 20)))
+    for result, size in zip(results, ((30, 40), (15, 20))):
+        assert result.pred_sem_seg.data.shape == (1, *size)
+        assert isinstance(result.pred_groups, PixelData)
+        assert result.pred_groups.data.dtype == torch.int64
+        assert 0 <= int(result.pred_groups.data.min()) <= int(result.pred_groups.data.max()) < 3
+    labels, groups = (results[0].get(name).data for name in ('pred_sem_seg', 'pred_groups'))
+    for group in groups.unique():  # all pixels of a group have its label
+        assert len(labels[groups == group].unique()) == 1
+
+
+@torch.no_grad()
+def test_permuting_the_words_permutes_the_labels() -> None:
+    model = toy_groupvit()
+    inputs = torch.randn(1, 3, 32, 40)
+    labels = model.predict(inputs, samples((32, 40)))[0].pred_sem_seg.data
+    model.set_vocabulary(WORDS[::-1])
+    swapped = model.predict(inputs, samples((32, 40)))[0].pred_sem_seg.data
+    assert torch.equal(swapped, 2 - labels)
+
+
+@torch.no_grad()
+def test_whole_image_context_is_made_at_the_side_that_the_readout_wants() -> None:
+    model = toy_groupvit(readout={'type': 'ovd.SoftReadout', 'presence_side': 24})
+    _ = model.text_embeddings
+    seen: list[tuple[int, ...]] = []
+    model.image_encoder.register_forward_pre_hook(lambda module, x: seen.append(tuple(x[0].shape)))
+    prior = model.image_context(torch.randn(2, 3, 32, 60))
+    assert seen == [(2, 3, 24, 48)]
+    assert prior is not None
+    torch.testing.assert_close(prior.sum(1), torch.ones(2))
+    assert toy_groupvit().image_context(torch.randn(2, 3, 32, 60)) is None
+
+
+@torch.no_grad()
+def test_samples_with_captions_get_embeddings_instead() -> None:
+    model = toy_groupvit()
+    batch = toy_batch()
+    results = model.predict(**batch)
+    output = model.encode_image(batch['inputs'])
+    captions = torch.stack([sample.token_ids[0] for sample in batch['data_samples']])
+    for i, result in enumerate(results):
+        torch.testing.assert_close(result.image_embeddings, unit(model.project_image(output.pooled))[i])
+        torch.testing.assert_close(result.text_embeddings, unit(model.encode_text(captions))[i])
+        assert 'pred_sem_seg' not in result

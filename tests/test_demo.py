@@ -14,9 +14,10 @@ import torch
 from helpers import ROOT, write_image
 from PIL import Image
 from toy_predictor import write_toy
+from toy_segmentor import write_toy_segmentor
 
 from ovd.apis.cli import run_tool
-from ovd.apis.predictor import Prediction
+from ovd.apis.predictions import Prediction, Segmentation
 
 
 @pytest.fixture(scope='module')
@@ -32,9 +33,15 @@ def demo() -> ModuleType:
 class Run:
     """Calls the demo with the toy model and keeps what it wrote."""
 
-    def __init__(self, demo: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(
+        self,
+        demo: ModuleType,
+        folder: Path,
+        capsys: pytest.CaptureFixture[str],
+        model: tuple[Path, Path] | None = None,
+    ) -> None:
         self.demo, self.folder, self.capsys = demo, folder, capsys
-        config, checkpoint = write_toy(folder)
+        config, checkpoint = write_toy(folder) if model is None else model
         self.out = folder / 'out'
         self.model = ['--config', str(config), '--checkpoint', str(checkpoint), '--device', 'cpu']
 
@@ -227,3 +234,92 @@ def test_booby_trapped_checkpoint_is_refused(run: Run) -> None:
     assert not payload.exists()
     torch.load(run.folder / 'trap.pth', weights_only=False)
     assert payload.exists()
+
+
+# ---- segmentors
+
+
+@pytest.fixture
+def segment(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(demo, tmp_path, capsys, write_toy_segmentor(tmp_path, background=0.5))
+
+
+def three_areas(path: Path) -> Path:
+    """Half red, a quarter green, a quarter grey."""
+    pixels = np.full((48, 64, 3), 120, np.uint8)
+    pixels[:, :32] = (255, 0, 0)
+    pixels[:24, 32:] = (0, 255, 0)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_segmentor_writes_picture_legend_and_json(segment: Run) -> None:
+    image = three_areas(segment.folder / 'photo.png')
+    code, lines, errors = segment(image, '--texts', 'green, red car, blue')
+    assert (code, errors) == (0, [])
+    assert lines == [
+        f'{image}: 2 words (red car 50 %, green 25 %), background 25 % -> {segment.out / "photo.png"}'
+    ]
+    content = json.loads((segment.out / 'photo.json').read_text())
+    assert content['vocabulary'] == ['green', 'red car', 'blue']
+    assert (content['height'], content['width'], content['background']) == (48, 64, 3)
+    assert 'score_threshold' not in content
+    assert [(s['name'], s['area']) for s in content['segments']] == [
+        ('red car', 48 * 32), ('green', 24 * 32), ('background', 24 * 32)
+    ]  # fmt: skip
+    picture = np.asarray(Image.open(segment.out / 'photo.png'))
+    assert picture.shape[1] == 640
+    assert picture.shape[0] > 480
+    assert tuple(picture[400, 500]) == (120,) * 3, 'background keeps its look'
+    assert tuple(picture[400, 100]) != (255, 0, 0)
+
+
+def test_background_on_off_and_named_by_the_user(segment: Run) -> None:
+    image = three_areas(segment.folder / 'a.png')
+    assert (
+        '2 words (red 75 %, green 25 %) ->'
+        in segment(image, '--texts', 'red, green', '--no-background')[1][0]
+    )
+    assert 'background 25 %' in segment(image, '--texts', 'red, green', '--background')[1][0]
+    own = segment(image, '--texts', 'red, green, other')[1][0]
+    assert '), background' not in own
+    content = json.loads((segment.out / 'a.json').read_text())
+    assert content['background'] == 2
+    assert 'background 25 %' in segment(image, '--texts', 'red, green, other', '--background')[1][0]
+
+
+def test_many_words_are_summed_up_in_the_line(demo: ModuleType) -> None:
+    found = Segmentation(np.arange(20).reshape(4, 5), tuple(f'w{index}' for index in range(20)))
+    assert demo.describe_areas(found).startswith('20 words (w0 5 %, w1 5 %')
+    assert demo.describe_areas(found).endswith('and 12 more)')
+    assert demo.describe_areas(Segmentation(np.zeros((2, 2), int), ('a',), 0)) == ('no word found, a 100 %')
+
+
+def test_several_images_are_counted_in_words(segment: Run) -> None:
+    images = [three_areas(segment.folder / f'{name}.png') for name in 'ab']
+    _, lines, _ = segment(*images, '--texts', 'red, green')
+    assert lines[-1].startswith('2 of 2 images, 4 words')
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        (['--score-thr', '0.5'], '--score-thr selects objects, ToySegmentor is a segmentor'),
+        (['--max-per-image', '3'], '--max-per-image selects objects'),
+    ],
+)
+def test_options_of_detectors_are_refused(segment: Run, option: list[str], message: str) -> None:
+    code, lines, errors = segment(three_areas(segment.folder / 'a.png'), '--texts', 'red', *option)
+    assert (code, lines, len(errors)) == (1, [], 1)
+    assert message in errors[0]
+
+
+def test_options_of_segmentors_are_refused(run: Run, demo: ModuleType) -> None:
+    image = red_image(run.folder / 'a.png')
+    code, _, errors = run(image, '--texts', 'red', '--no-background')
+    assert (code, len(errors)) == (1, 1)
+    assert 'are for segmentors, ToyDetector is a detector' in errors[0]
+    plain = Run(demo, run.folder, run.capsys, write_toy_segmentor(run.folder))
+    code, _, errors = plain(image, '--texts', 'red', '--background')
+    assert (code, len(errors)) == (1, 1)
+    assert 'ToySegmentor has no background of its own' in errors[0]

@@ -1,8 +1,9 @@
-"""Ask a model about images: for each one a picture with boxes, masks, names and scores, and a JSON file.
+"""Ask a model about images: for each one a picture and a JSON file.
 
     python tools/demo.py photo.jpg --texts "red star, heart, ring"
     python tools/demo.py photos/ "more/*.png" --texts words.txt --out outputs/photos
 
+A detector draws boxes, masks, names and scores; a segmentor gives every pixel a word, with a legend.
 Words are separated by commas, semicolons or full stops; a text or JSON file, or the name of a built-in
 vocabulary ('coco', 'lvis', ...) works too. Without --texts the vocabulary of the config is asked for.
 """
@@ -19,10 +20,12 @@ from typing import TYPE_CHECKING
 from ovd.apis.cli import KeyValue, one_line, run_tool
 
 if TYPE_CHECKING:
-    from ovd.apis.predictor import Prediction, Predictor
+    from ovd.apis.predictions import Prediction, Segmentation
+    from ovd.apis.predictor import Predictor
 
 DEFAULT_CONFIG = 'configs/vild_shapes.py'
 DEFAULT_CHECKPOINT = 'work_dirs/vild_shapes/latest.pth'
+DEFAULT_SCORE = 0.3
 IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 
@@ -35,8 +38,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--config', default=DEFAULT_CONFIG, help='default: %(default)s')
     parser.add_argument('--checkpoint', default=DEFAULT_CHECKPOINT, help='default: %(default)s')
     parser.add_argument('--out', type=Path, default=Path('outputs/demo'), help='folder; default: %(default)s')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score; default: %(default)s')
-    parser.add_argument('--max-per-image', type=int, help='show at most so many objects, the best ones')
+    parser.add_argument(
+        '--score-thr', type=float, help=f'detectors: lowest score of an object; default: {DEFAULT_SCORE}'
+    )
+    parser.add_argument('--max-per-image', type=int, help='detectors: show at most so many objects, the best')
+    parser.add_argument(
+        '--background',
+        action=argparse.BooleanOptionalAction,
+        help='segmentors with a background of their own: leave pixels that no word describes alone, or give '
+        "each its best word; default: the former, unless a word of the list is 'background' or 'other'",
+    )
     parser.add_argument('--device', help="'cpu', 'cuda', 'cuda:1'; default: the GPU if there is one")
     parser.add_argument(
         '--cfg-options',
@@ -52,7 +63,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    if not 0 <= args.score_thr <= 1:
+    if args.score_thr is not None and not 0 <= args.score_thr <= 1:
         raise ValueError(f'--score-thr must lie between 0 and 1, got {args.score_thr}')
     if args.max_per_image is not None and args.max_per_image < 1:
         raise ValueError(f'--max-per-image must be at least 1, got {args.max_per_image}')
@@ -69,7 +80,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = Predictor(load_config(args.config, args.cfg_options), args.checkpoint, args.device)
     if vocabulary is not None:
         predictor.set_vocabulary(vocabulary)
+    settle(predictor, args)
     return answer(predictor, paths, args)
+
+
+def settle(predictor: 'Predictor', args: argparse.Namespace) -> None:
+    """Fill in what was not said on the command line; refuse what does not go with the model.
+
+    Raises:
+        ValueError: an option of detectors with a segmentor, or the other way round.
+    """
+    from ovd.apis.predictions import find_background
+
+    kind = type(predictor.model).__name__
+    if not predictor.is_segmentor:
+        if args.background is not None:
+            raise ValueError(f'--background and --no-background are for segmentors, {kind} is a detector')
+        args.score_thr = DEFAULT_SCORE if args.score_thr is None else args.score_thr
+        return
+    for option, value in (('--score-thr', args.score_thr), ('--max-per-image', args.max_per_image)):
+        if value is not None:
+            raise ValueError(f'{option} selects objects, {kind} is a segmentor: it labels pixels')
+    if args.background is not None:
+        predictor.set_background(args.background)
+    elif predictor.with_background and find_background(predictor.vocabulary.labels) is not None:
+        predictor.set_background(False)
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -128,7 +163,7 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
 
     names = list(predictor.vocabulary.labels)
     colors = predictor.colors()
-    failed = objects = 0
+    failed = found = 0
     start = time.perf_counter()
     for path, stem in zip(paths, output_stems(paths, args.out)):
         try:
@@ -138,19 +173,22 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
             print(f'{path}: {one_line(error)}', file=sys.stderr)
             continue
         (prediction,) = predictor.predict(
-            image, score_threshold=args.score_thr, max_per_image=args.max_per_image
+            image, score_threshold=args.score_thr or 0.0, max_per_image=args.max_per_image
         )
         picture = args.out / f'{stem}.png'
         with atomic_path(picture) as temporary:
             Image.fromarray(prediction.draw(image, colors, args.font)).save(temporary, format='PNG')
-        header = {'image': str(path), 'vocabulary': names, 'score_threshold': args.score_thr}
+        header: dict[str, object] = {'image': str(path), 'vocabulary': names}
+        if not predictor.is_segmentor:
+            header['score_threshold'] = args.score_thr
         write_json(args.out / f'{stem}.json', header | prediction.to_dict())
-        objects += len(prediction)
-        print(f'{path}: {describe(prediction)} -> {picture}')
+        found += len(prediction)
+        text = describe_areas(prediction) if predictor.is_segmentor else describe(prediction)
+        print(f'{path}: {text} -> {picture}')
     done = len(paths) - failed
     if len(paths) > 1 or failed:
-        seconds = time.perf_counter() - start
-        print(f'{done} of {len(paths)} images, {objects} objects, {seconds:.1f} s; results in {args.out}')
+        seconds, what = time.perf_counter() - start, 'words' if predictor.is_segmentor else 'objects'
+        print(f'{done} of {len(paths)} images, {found} {what}, {seconds:.1f} s; results in {args.out}')
     return 1 if failed else 0
 
 
@@ -179,6 +217,19 @@ def describe(prediction: 'Prediction') -> str:
         for name, count in counts.items()
     )
     return f'{len(prediction)} object{"s" if len(prediction) > 1 else ""} ({listed})'
+
+
+def describe_areas(found: 'Segmentation', shown: int = 8) -> str:
+    """For example '2 words (sky 41 %, dog 7 %), background 52 %': shares of the image, the largest first."""
+    pixels = found.labels.size
+    listed = [f'{name} {100 * area / pixels:.0f} %' for name, area in found.areas.items()]
+    if len(listed) > shown:
+        listed = [*listed[:shown], f'and {len(listed) - shown} more']
+    count = f'{len(found)} word{"s" if len(found) != 1 else ""}'
+    text = f'{count} ({", ".join(listed)})' if listed else 'no word found'
+    if found.background_area:
+        text += f', {found.background_name} {100 * found.background_area / pixels:.0f} %'
+    return text
 
 
 if __name__ == '__main__':

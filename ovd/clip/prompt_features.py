@@ -1,0 +1,159 @@
+"""Prompts as features per token: encoded once, kept by content, never written to.
+
+Reading order: PromptFeatures and its batch, PromptEncoder.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..text.phrases import Prompt, class_prompt, clean_name, positive_map, split_caption, split_names
+from .bert import BertText, TokenFeatures, weights_state
+
+
+class PromptFeatures(NamedTuple):
+    """A prompt of L tokens that names C entities.
+
+    Attributes:
+        prompt: the text, its entities and their labels.
+        hidden, embedded: [L, W], see ``TokenFeatures``; nothing may write to them.
+        token_map: [C, L] bool, the tokens of each entity, at least one.
+    """
+
+    prompt: Prompt
+    hidden: Tensor
+    embedded: Tensor
+    token_map: Tensor
+
+
+class PromptBatch(NamedTuple):
+    """P prompts, padded to the longest.
+
+    Attributes:
+        features: of P texts.
+        token_maps: per prompt [C, L] bool, L as in the features.
+        labels: per prompt, the labels of its C entities.
+    """
+
+    features: TokenFeatures
+    token_maps: list[Tensor]
+    labels: list[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, prompts: Sequence[PromptFeatures]) -> 'PromptBatch':
+        """Pad and stack."""
+        length = max(len(prompt.hidden) for prompt in prompts)
+        device = prompts[0].hidden.device
+        sizes = torch.tensor([len(prompt.hidden) for prompt in prompts], device=device)
+        return cls(
+            TokenFeatures(
+                pad_sequence([prompt.hidden for prompt in prompts], batch_first=True),
+                pad_sequence([prompt.embedded for prompt in prompts], batch_first=True),
+                torch.arange(length, device=device) < sizes[:, None],
+            ),
+            [_widened(prompt.token_map, length) for prompt in prompts],
+            [prompt.prompt.labels for prompt in prompts],
+        )
+
+
+class PromptEncoder:
+    """Cuts words into prompts that fit an encoder, and keeps what the encoder makes of them.
+
+    A plain object on purpose: it owns no weights.
+
+    Args:
+        bert: the encoder; looked at on every call, so its weights may change.
+        capacity: prompts that are kept.
+        batch_size: prompts per forward of the encoder.
+    """
+
+    def __init__(self, bert: BertText, capacity: int = 512, batch_size: int = 16) -> None:
+        self.bert = bert
+        self._capacity = capacity
+        self._batch_size = batch_size
+        self._kept: dict[Prompt, PromptFeatures] = {}
+        self._state: tuple[tuple[int, int], ...] = ()
+
+    def name_prompts(
+        self, names: Sequence[str], per_prompt: int | None = None, final: str = ''
+    ) -> list[Prompt]:
+        """As many sentences as a list of class names needs, see ``split_names``."""
+        counts = self.bert.count_tokens([clean_name(name) for name in names])
+        special = 2 + bool(final.strip())
+        return [
+            class_prompt([names[index] for index in part], labels=part, final=final)
+            for part in split_names(counts, self.bert.max_tokens, per_prompt, special)
+        ]
+
+    def caption_prompts(self, prompt: Prompt) -> list[Prompt]:
+        """A caption, in windows if it is too long, see ``split_caption``."""
+        return split_caption(prompt, self.offsets(prompt.text), self.bert.max_tokens)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Characters of each token of a text of any length, special ones included."""
+        found = self.bert.tokenizer(text, return_offsets_mapping=True, verbose=False)
+        return [(start, end) for start, end in found['offset_mapping']]
+
+    def forget(self) -> None:
+        """Encode everything anew; needed after weights were written to behind autograd's back."""
+        self._kept.clear()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[Prompt]) -> list[PromptFeatures]:
+        """Features of prompts as in evaluation; those that are known cost nothing."""
+        state = weights_state(self.bert)
+        if state != self._state:
+            self._kept.clear()
+            self._state = state
+        found = {prompt: self._kept[prompt] for prompt in prompts if prompt in self._kept}
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+        was_training = self.bert.training
+        self.bert.eval()
+        try:
+            for start in range(0, len(new), self._batch_size):
+                part = new[start : start + self._batch_size]
+                found.update(zip(part, split_batch(self.bert, part)))
+        finally:
+            self.bert.train(was_training)
+        self._kept.update(found)
+        while len(self._kept) > self._capacity:
+            del self._kept[next(iter(self._kept))]
+        return [found[prompt] for prompt in prompts]
+
+
+def encode_batch(bert: BertText, prompts: Sequence[Prompt]) -> PromptBatch:
+    """P prompts with gradients, as training reads them.
+
+    Raises:
+        ValueError: a prompt that is too long, or an entity without tokens.
+    """
+    tokens = bert.tokenize([prompt.text for prompt in prompts])
+    maps = []
+    for prompt, offsets in zip(prompts, tokens.offsets):
+        token_map = torch.zeros(len(prompt), tokens.ids.shape[1], dtype=torch.bool)
+        for row, positions in enumerate(positive_map(prompt, offsets)):
+            token_map[row, positions] = True
+        maps.append(token_map.to(tokens.ids.device))
+    return PromptBatch(bert(tokens.ids, tokens.mask), maps, [prompt.labels for prompt in prompts])
+
+
+def split_batch(bert: BertText, prompts: Sequence[Prompt]) -> list[PromptFeatures]:
+    """P prompts without padding."""
+    batch = encode_batch(bert, prompts)
+    lengths = batch.features.mask.sum(1).tolist()
+    return [
+        PromptFeatures(
+            prompt,
+            batch.features.hidden[row, :length].float().clone(),
+            batch.features.embedded[row, :length].float().clone(),
+            batch.token_maps[row][:, :length].clone(),
+        )
+        for row, (prompt, length) in enumerate(zip(prompts, lengths))
+    ]
+
+
+def _widened(token_map: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(token_map, (0, length - token_map.shape[1]))

@@ -84,8 +84,8 @@ def test_other_checkpoints_are_refused() -> None:
         convert_lseg({'backbone.conv1.weight': torch.zeros(1)})
 
 
-# Parameters in millions, without CLIP, as counted on the released classes; what we prune is 1.18 M (the
-unused # residual unit), the ViT's final norm and its classifier of 1,000 classes.
+# Parameters in millions, without CLIP, as counted on the released classes, minus what we prune: 1.18 M of the
+# unused residual unit, the ViT's final norm and its classifier of 1,000 classes.
 @pytest.mark.parametrize(
     ('name', 'millions', 'shapes'),
     [

@@ -394,6 +394,19 @@ def test_a_config_that_cannot_be_tested_says_so(tmp_path: Path) -> None:
 # Smaller parts.
 
 
+def test_shuffling_the_text_needs_a_model_with_text(tmp_path: Path) -> None:
+    from ovd.apis.runner import prepare_testing
+
+    checkpoint = tmp_path / 'x.pth'
+    checkpoint.touch()
+    sections = {'test_dataloader': {}, 'test_cfg': {}, 'test_evaluator': {}}
+    config = Config({'model': {'type': 'ovd.LSeg', 'text': {'vocabulary': 'shapes'}}, **sections})
+    prepare_testing(config, checkpoint, shuffle_text=True)
+    assert config.model.text.shuffled is True
+    with pytest.raises(ValueError, match=r'--shuffle-text.*ToyLine.*takes no text'):
+        prepare_testing(Config({'model': {'type': 'ToyLine'}, **sections}), checkpoint, shuffle_text=True)
+
+
 def test_another_vocabulary_reaches_model_and_data(tmp_path: Path) -> None:
     (tmp_path / 'w.pth').touch()
     config = Config(

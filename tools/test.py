@@ -1,7 +1,8 @@
 """Evaluate a checkpoint and write the metrics with their protocol.
 
 python tools/test.py configs/vild_shapes.py work_dirs/vild_shapes/latest.pth [--out metrics.json]
-    [--vocabulary SPEC] [--work-dir DIR] [--cfg-options KEY=VALUE ...] [--launcher pytorch|slurm]
+    [--vocabulary SPEC] [--shuffle-text] [--work-dir DIR] [--cfg-options KEY=VALUE ...]
+    [--launcher pytorch|slurm]
 """
 
 import argparse
@@ -19,15 +20,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('checkpoint', help='a training checkpoint or a safetensors file')
     parser.add_argument('--out', help='where the metrics go; default metrics.json in the work directory')
     parser.add_argument('--vocabulary', help="classes to test with: a built-in set, a file, or 'a, b, c'")
+    parser.add_argument(
+        '--shuffle-text',
+        action='store_true',
+        help='a control: novel classes get the words of one another (all classes, where none is novel)',
+    )
     args = parser.parse_args(argv)
     config = read_config(args)
 
     from ovd.apis.runner import build_runner, evaluate, prepare_testing
     from ovd.files import write_json
 
-    prepare_testing(config, args.checkpoint, args.vocabulary)
+    prepare_testing(config, args.checkpoint, args.vocabulary, args.shuffle_text)
     runner = build_runner(config)
-    report = evaluate(runner, {'config': args.config, 'checkpoint': args.checkpoint})
+    protocol = {'config': args.config, 'checkpoint': args.checkpoint, 'shuffled_text': args.shuffle_text}
+    report = evaluate(runner, protocol)
     if runner.rank == 0:
         out = args.out or os.path.join(config.work_dir, 'metrics.json')
         write_json(out, report)

@@ -222,12 +222,16 @@ def _use_amp(config: Config) -> None:
 
 
 def prepare_testing(
-    config: Config, checkpoint: str | os.PathLike[str], vocabulary: str | None = None
+    config: Config,
+    checkpoint: str | os.PathLike[str],
+    vocabulary: str | None = None,
+    shuffle_text: bool = False,
 ) -> None:
     """Write the options of ``tools/test.py`` into ``config``; the training sections are dropped.
 
     Args:
         vocabulary: classes to test with instead of the config's; the model and the test data both get it.
+        shuffle_text: give the novel classes each other's vectors, as a control.
     """
     if not os.path.isfile(checkpoint):
         raise FileNotFoundError(f'checkpoint {checkpoint} does not exist')
@@ -239,13 +243,16 @@ def prepare_testing(
     for name in ('val_dataloader', 'val_cfg', 'val_evaluator'):
         config.pop(name, None)
     config.load_from, config.resume = str(checkpoint), False
+    text = config.model.get('text')
+    if text is None and (vocabulary is not None or shuffle_text):
+        option = '--shuffle-text' if vocabulary is None else '--vocabulary'
+        raise ValueError(f'{option}: the model {config.model.type!r} of this config takes no text')
     if vocabulary is not None:
-        text = config.model.get('text')
-        if text is None:
-            raise ValueError(f'--vocabulary: the model {config.model.type!r} of this config takes no text')
         text.pop('embeddings', None)
         text.vocabulary = vocabulary
         _set_vocabulary(config.test_dataloader.dataset, vocabulary)
+    if shuffle_text:
+        text.shuffled = True
 
 
 def _set_vocabulary(dataset: Any, vocabulary: str) -> None:

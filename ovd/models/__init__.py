@@ -1,6 +1,7 @@
 from . import (  # noqa: F401
     box_coder,
     clip,
+    clip_resnet,
     dpt,
     group_encoder,
     group_readout,

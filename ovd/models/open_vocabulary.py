@@ -4,6 +4,7 @@ Reading order: TextSource (where class vectors come from), OpenVocabularyModel (
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class TextSource:
         encoder: arguments of ``TextEncoder``, or a ready encoder whose weights may change.
         embeddings: a ``.vocab.safetensors`` file; serves the words it holds without a tower.
         normalize_each: see ``TextEmbeddings.build``.
+        shuffled: a control experiment, which tells what the words contribute: every novel class gets the
+            vectors of the next novel one (every class those of the next, where fewer than two are novel).
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class TextSource:
         encoder: Mapping[str, Any] | TextBackend | None = None,
         embeddings: str | Path | None = None,
         normalize_each: bool = True,
+        shuffled: bool = False,
     ) -> None:
         if encoder is None and embeddings is None:
             raise ValueError(
@@ -52,6 +56,7 @@ class TextSource:
         self._own: TextBackend | None = None if isinstance(encoder, Mapping) else encoder
         self._encoder: TextBackend | None = self._own
         self._normalize_each = normalize_each
+        self._shuffled = shuffled
         self._file: TextEmbeddings | None = None
         self._cache: dict[tuple[str, PromptSet, str], TextEmbeddings] = {}
 
@@ -86,7 +91,7 @@ class TextSource:
                 found = TextEmbeddings.build(
                     vocabulary, prompts, self.encoder, normalize_each=self._normalize_each
                 )
-            self._cache[key] = found
+            self._cache[key] = _exchanged(found) if self._shuffled else found
             while len(self._cache) > _KEPT:
                 del self._cache[next(iter(self._cache))]
         return self._cache[key]
@@ -187,6 +192,15 @@ class OpenVocabularyModel:
                 f'the class vectors come from encoder {text_embeddings.encoder_fingerprint}, '
                 f'this model works with encoder {known}'
             )
+
+
+def _exchanged(text_embeddings: TextEmbeddings) -> TextEmbeddings:
+    """The same words with the vectors of the novel classes moved on by one place, or of all classes."""
+    is_novel = torch.tensor(text_embeddings.vocabulary.is_novel)
+    moved = (is_novel if is_novel.sum() > 1 else torch.ones_like(is_novel)).nonzero()[:, 0]
+    embeddings = text_embeddings.embeddings.clone()
+    embeddings[moved] = text_embeddings.embeddings[moved.roll(-1)]
+    return replace(text_embeddings, embeddings=embeddings)
 
 
 def _some(names: Sequence[str], count: int = 5) -> str:

@@ -5,7 +5,9 @@
 nested bare names are no longer found.
 """
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -18,6 +20,10 @@ MODELS = Registry('model', parent=MMENGINE_MODELS, scope='ovd', locations=['ovd.
 TASK_UTILS = Registry('task util', parent=MMENGINE_TASK_UTILS, scope='ovd', locations=['ovd.models'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='ovd', locations=['ovd.datasets'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='ovd', locations=['ovd.datasets'])
+FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='ovd', locations=['ovd.datasets'])
+DATA_SAMPLERS = Registry(
+    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='ovd', locations=['ovd.datasets']
+)
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='ovd', locations=['ovd.evaluation'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='ovd', locations=['ovd.hooks'])
 OPTIM_WRAPPERS = Registry(

@@ -1,1 +1,12 @@
-from . import base_novel, caption_transforms, captions, image_text, images, segmentation, transforms  # noqa: F401
+from . import (  # noqa: F401
+    base_novel,
+    caption_shards,
+    caption_transforms,
+    captions,
+    few_shot,
+    few_shot_sets,
+    image_text,
+    images,
+    segmentation,
+    transforms,
+)

@@ -1,0 +1,131 @@
+"""Few-shot segmentation metrics: IoU of the asked class, by class, and foreground-background IoU."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
+
+from ovd.datasets.label_maps import IGNORE_INDEX
+from ovd.evaluation.segmentation import check_labels, label_map_of
+from ovd.files import write_json
+from ovd.registry import METRICS
+
+_LABELS = 2  # others, the class
+
+
+@METRICS.register_module()
+class FewShotMetric(BaseMetric):
+    """IoU over episodes of ``FewShotDataset``, by HSNet's rules.
+
+    Intersection and union are added up per class, for the class and for the rest of its images. Keys, after
+    the prefix ``few_shot/``, as fractions of one: ``mIoU``, the mean over the ``episode_classes`` of the data
+    set of I / max(U, 1) of the class (one that never comes counts as 0), and ``FB_IoU``, the mean over class
+    and rest of (sum of I over all classes) / (sum of U). Pixels whose truth is ignored are left out.
+
+    After ``evaluate``, the main process has ``report``: ``metrics``, ``per_class`` and ``protocol`` as JSON
+    values, written to ``out_file`` if there is one.
+
+    Args:
+        out_file: where the report goes.
+        protocol: entries to add to the report's protocol.
+        prefix: in front of every key, before a slash.
+        kwargs: see ``mmengine.evaluator.BaseMetric``.
+
+    Source: HSNet (Min et al., ICCV 2021), its evaluation and average meter.
+    """
+
+    def __init__(
+        self,
+        out_file: str | os.PathLike[str] | None = None,
+        protocol: Mapping[str, Any] | None = None,
+        prefix: str = 'few_shot',
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(prefix=prefix, **kwargs)
+        self.out_file = out_file
+        self.protocol = dict(protocol or {})
+        self.report: dict[str, Any] = {}
+
+    @property
+    def dataset_meta(self) -> dict[str, Any] | None:
+        """What the data set says of itself; checked when it is set, before hours of prediction."""
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, dataset_meta: dict[str, Any] | None) -> None:
+        if dataset_meta is not None:
+            for key in ('classes', 'episode_classes'):
+                if not dataset_meta.get(key):
+                    raise ValueError(f"FewShotMetric needs the {key!r} of a few-shot data set's metainfo")
+            names = list(dataset_meta['classes'])
+            self._classes = [names.index(name) for name in dataset_meta['episode_classes']]
+        self._dataset_meta = dataset_meta
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Count the pixels of a batch of episodes; labels are 1 on the class and 0 elsewhere."""
+        for sample in data_samples:
+            path = str(sample.get('img_path', 'an image without path'))
+            if sample.get('class_id') not in self._classes:
+                raise ValueError(
+                    f'{path}: class_id {sample.get("class_id")!r} is none of the classes asked for, '
+                    f'{self._classes} (PackSegInputs must pass class_id on)'
+                )
+            predicted = label_map_of(sample, 'pred_sem_seg', path)
+            truth = label_map_of(sample, 'gt_sem_seg', path)
+            if predicted.shape != truth.shape:
+                raise ValueError(
+                    f'{path}: predicted labels are {predicted.shape}, the true ones {truth.shape} (H, W)'
+                )
+            check_labels('predicted', predicted, _LABELS, path)
+            check_labels('true', truth, _LABELS, path)
+            predicted, truth = predicted[truth != IGNORE_INDEX], truth[truth != IGNORE_INDEX]
+            counts = [
+                (int(((predicted == label) & (truth == label)).sum()), int((predicted == label).sum()))
+                + (int((truth == label).sum()),)
+                for label in range(_LABELS)
+            ]
+            self.results.append([int(sample['class_id']), counts])
+
+    def compute_metrics(self, results: list[list[Any]]) -> dict[str, float]:
+        meta = self.dataset_meta or {}
+        names = list(meta['classes'])
+        intersection, union = (np.zeros((_LABELS, len(names)), np.int64) for _ in range(2))
+        episodes = np.zeros(len(names), np.int64)
+        for label, counts in results:
+            both, predicted, truth = np.array(counts).T
+            intersection[:, label] += both
+            union[:, label] += predicted + truth - both
+            episodes[label] += 1
+        iou = intersection / np.maximum(union, 1)
+        over_classes = intersection[:, self._classes].sum(1) / np.maximum(union[:, self._classes].sum(1), 1)
+        metrics = {'mIoU': float(iou[1, self._classes].mean()), 'FB_IoU': float(over_classes.mean())}
+        rows = [
+            {
+                'name': names[label],
+                'episodes': int(episodes[label]),
+                'IoU': float(iou[1, label]),
+                'IoU_others': float(iou[0, label]),
+            }
+            for label in self._classes
+        ]
+        self.report = {
+            'metrics': {f'{self.prefix}/{key}': value for key, value in metrics.items()},
+            'per_class': rows,
+            'protocol': {
+                'annotations': meta.get('ann_file'),
+                'fold': meta.get('fold'),
+                'episodes': len(results),
+                'classes': len(self._classes),
+                'classes_without_episode': int((episodes[self._classes] == 0).sum()),
+                'vocabulary_hash': meta.get('vocabulary_hash'),
+                **self.protocol,
+            },
+        }
+        if self.out_file is not None:
+            write_json(self.out_file, self.report)
+        table = ', '.join(f'{row["name"]} {100 * row["IoU"]:.1f}' for row in rows)
+        MMLogger.get_current_instance().info(f'IoU per class in %: {table}')
+        return metrics

@@ -190,10 +190,12 @@ class Tally:
         self.counts[kind] += 1
         total = sum(self.counts.values())
         if total == 10 ** (len(str(total)) - 1):
-            counts = ', '.join(f'{count} {kind}' for kind, count in self.counts.items())
             MMLogger.get_current_instance().warning(
-                f'{self.what} passed over by this loader so far: {counts}; the last: {message}'
+                f'{self.what} passed over by this loader so far: {self}; the last: {message}'
             )
+
+    def __str__(self) -> str:
+        return ', '.join(f'{count} {kind}' for kind, count in self.counts.items())
 
 
 def read_coco_captions(path: str) -> Iterator[Pair]:

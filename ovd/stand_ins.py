@@ -1,8 +1,8 @@
 """Inert stand-ins for the classes a checkpoint may mention besides tensors.
 
 While a file is read they take the place of mmengine's log history, of numpy's arrays, dtypes and scalars, of
-Lightning's callbacks and of a few builtins; they keep what the file says and run nothing. :func:`rebuild`
-makes the values from that afterwards.
+Lightning's callbacks, of OmegaConf's configurations and of a few builtins; they keep what the file says and
+run nothing. :func:`rebuild` makes the values from that afterwards.
 """
 
 import re
@@ -33,13 +33,32 @@ class StandIn:
 
 
 class _Unread(StandIn):
-    """A class whose objects hold nothing we want; Lightning names its callbacks by their class."""
+    """A class whose objects hold nothing we want: callbacks, configurations."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
 
     def value(self) -> None:
         return None
+
+
+class _TypeName(StandIn):
+    """A type that a file mentions, for example as the factory of a dictionary; its objects are refused."""
+
+    def value(self) -> Any:
+        raise UnpicklingError(f'Unsupported class {type(self).__module__}.{type(self).__name__}')
+
+
+class _DefaultDict(StandIn):
+    """``collections.defaultdict``, as a dictionary."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if self.state is None:
+            self.state = {}
+        self.state[key] = value
+
+    def value(self) -> dict[Any, Any]:
+        return rebuild(self.state or {})
 
 
 class _History(StandIn):
@@ -148,6 +167,21 @@ STAND_INS: list[Any] = [
             'callbacks.model_checkpoint.ModelCheckpoint',
             'utilities.parsing.AttributeDict',
         )
+    ),
+    *(
+        _stand_in(f'omegaconf.{name}', _Unread)
+        for name in (
+            'base.ContainerMetadata',
+            'base.Metadata',
+            'dictconfig.DictConfig',
+            'listconfig.ListConfig',
+            'nodes.AnyNode',
+        )
+    ),
+    _stand_in('collections.defaultdict', _DefaultDict),
+    *(
+        _stand_in(name, _TypeName)
+        for name in ('builtins.dict', 'builtins.list', 'builtins.int', 'typing.Any')
     ),
     slice,
 ]

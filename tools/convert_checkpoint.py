@@ -5,11 +5,17 @@
     python tools/convert_checkpoint.py --prompts iou_neg5_ens.pth detpro.vocab.safetensors --vocabulary lvis
     python tools/convert_checkpoint.py --from lseg demo_e200.ckpt lseg.safetensors \\
         --config configs/lseg_vitl16_ade20k.py
+    python tools/convert_checkpoint.py --from groupvit group_vit_gcc_yfcc_30e.pth groupvit.safetensors
+    python tools/convert_checkpoint.py --to transformers groupvit.safetensors exported/model.safetensors \\
+        --config configs/groupvit_vits16_gcc_yfcc.py
 
-Layouts: detpro (DetPro and ViLD*, mmdet 2.x), lseg (isl-org/lang-seg). The file is read weights-only. The
-copy of CLIP inside it is left out, and what its own code never uses; every key without a counterpart is
-listed. With --config the result is compared with that model, and refused if a weight is missing or of
-another shape.
+Layouts: detpro (DetPro and ViLD*, mmdet 2.x), lseg (isl-org/lang-seg), groupvit (NVlabs/GroupViT or
+transformers). The file is read weights-only. The copy of CLIP inside it is left out, and what its own code
+never uses; every key without a counterpart is listed. With --config the result is compared with that model,
+and refused if a weight is missing or of another shape.
+
+--to takes weights of ours back: 'nvlabs' writes a .pth file, 'transformers' a .safetensors file and, with
+--config, the config.json that belongs beside it.
 """
 
 import argparse
@@ -24,7 +30,10 @@ from ovd.apis.cli import run_tool
 LAYOUTS = {
     'detpro': ('DetPro', 'ovd.conversion.vild', 'convert_detpro'),
     'lseg': ('LSeg', 'ovd.conversion.lseg', 'convert_lseg'),
+    'groupvit': ('GroupViT', 'ovd.conversion.groupvit', 'convert_groupvit'),
 }
+# Layouts of GroupViT that can be written -> suffix of the file.
+EXPORTS = {'nvlabs': '.pth', 'transformers': '.safetensors'}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,15 +48,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--from', dest='layout', choices=list(LAYOUTS), default='detpro', help='layout of the checkpoint'
     )
+    parser.add_argument('--to', choices=list(EXPORTS), help='write GroupViT weights of ours in this layout')
     parser.add_argument('--config', help='model that the weights must fit')
     parser.add_argument('--prompts', action='store_true', help='convert a prompt file')
     parser.add_argument('--vocabulary', default='lvis', help='words of the prompt file, in its order')
     args = parser.parse_args(argv)
-    suffix = '.vocab.safetensors' if args.prompts else '.safetensors'
+    suffix = '.vocab.safetensors' if args.prompts else EXPORTS.get(args.to, '.safetensors')
     if not args.out.name.endswith(suffix):
         raise ValueError(f'{args.out} must end with {suffix}')
     if args.prompts:
         convert_prompts(args.source, args.out, args.vocabulary)
+    elif args.to:
+        export_weights(args.source, args.out, args.config, args.to)
     else:
         convert_weights(args.source, args.out, args.config, args.layout)
 
@@ -88,6 +100,28 @@ def convert_weights(source: Path, out: Path, config: str | None, layout: str) ->
     )
 
 
+def export_weights(source: Path, out: Path, config: str | None, layout: str) -> None:
+    """GroupViT weights of ours -> another layout, with a list of what was left out."""
+    from ovd.checkpoint import load_tensors, save_checkpoint, save_tensors
+    from ovd.config import load_config
+    from ovd.conversion.groupvit import export_groupvit, transformers_config
+    from ovd.files import write_json
+
+    tensors = load_tensors(source)
+    if config:
+        check(tensors, config)
+    exported = export_groupvit(tensors, layout)
+    for key in (*exported.stripped, *exported.unmatched):
+        print(f'no place in the layout of {layout}: {key}')
+    if layout == 'nvlabs':
+        save_checkpoint({'model': exported.tensors}, str(out))
+    else:
+        if config:
+            write_json(out.parent / 'config.json', transformers_config(load_config(config).model))
+        save_tensors(out, exported.tensors, {'format': 'pt'})
+    print(f'{out}: {len(exported.tensors)} tensors in the layout of {layout}')
+
+
 def check(tensors: dict, config_path: str) -> None:
     """Refuse weights that do not fill the config's model; list what it has no place for."""
     import mmdet.models  # noqa: F401
@@ -99,7 +133,8 @@ def check(tensors: dict, config_path: str) -> None:
 
     config = load_config(config_path)
     init_default_scope(config.get('default_scope', 'mmdet'))
-    config.model.backbone.init_cfg = None
+    if 'backbone' in config.model:
+        config.model.backbone.init_cfg = None
     report = compare(MODELS.build(config.model), tensors)
     for key in report.unexpected:
         print(f'not in {config_path}: {key}')

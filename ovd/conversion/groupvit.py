@@ -36,7 +36,7 @@ def convert_groupvit(tensors: Mapping[str, Tensor]) -> Converted:
             'not a GroupViT checkpoint: no key begins with img_encoder. (NVlabs) or vision_model. '
             f'(transformers); the first is {next(iter(tensors), None)!r}'
         )
-    ours, left = _renamed(tensors, [(nvlabs, ours) for ours, nvlabs in (*_NVLABS, *_NARROW, *_WIDE)])
+    ours, left = _renamed(tensors, [(nvlabs, ours) for ours, nvlabs in (*_NVLABS, *_WIDE, *_NARROW)])
     return Converted({key: _without_kernel(key, ours[key]) for key in ours}, stripped, unmatched + left)
 
 

@@ -3,7 +3,8 @@
     python tools/demo.py photo.jpg --texts "red star, heart, ring"
     python tools/demo.py photos/ "more/*.png" --texts words.txt --out outputs/photos
 
-A detector draws boxes, masks, names and scores; a segmentor gives every pixel a word, with a legend.
+A detector draws boxes, masks, names and scores; a segmentor gives every pixel a word, with a legend. Models
+that group pixels show the groups with --groups, one picture for each stage, <image>_groups_1.png and so on.
 Words are separated by commas, semicolons or full stops; a text or JSON file, or the name of a built-in
 vocabulary ('coco', 'lvis', ...) works too. Without --texts the vocabulary of the config is asked for.
 """
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING
 from ovd.apis.cli import KeyValue, one_line, run_tool
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ovd.apis.predictions import Prediction, Segmentation
     from ovd.apis.predictor import Predictor
 
@@ -47,6 +50,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help='segmentors with a background of their own: leave pixels that no word describes alone, or give '
         "each its best word; default: the former, unless a word of the list is 'background' or 'other'",
+    )
+    parser.add_argument(
+        '--groups', choices=('first', 'final', 'all'), help='draw the groups of GroupViT: of which stage'
     )
     parser.add_argument('--device', help="'cpu', 'cuda', 'cuda:1'; default: the GPU if there is one")
     parser.add_argument(
@@ -93,6 +99,8 @@ def settle(predictor: 'Predictor', args: argparse.Namespace) -> None:
     from ovd.apis.predictions import find_background
 
     kind = type(predictor.model).__name__
+    if args.groups is not None and not hasattr(predictor.model, 'group_predictions'):
+        raise ValueError(f'--groups is for models that group pixels, such as GroupViT; this is a {kind}')
     if not predictor.is_segmentor:
         if args.background is not None:
             raise ValueError(f'--background and --no-background are for segmentors, {kind} is a detector')
@@ -178,6 +186,8 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
         picture = args.out / f'{stem}.png'
         with atomic_path(picture) as temporary:
             Image.fromarray(prediction.draw(image, colors, args.font)).save(temporary, format='PNG')
+        if args.groups is not None:
+            draw_groups(predictor, image, stem, args)
         header: dict[str, object] = {'image': str(path), 'vocabulary': names}
         if not predictor.is_segmentor:
             header['score_threshold'] = args.score_thr
@@ -190,6 +200,20 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
         seconds, what = time.perf_counter() - start, 'words' if predictor.is_segmentor else 'objects'
         print(f'{done} of {len(paths)} images, {found} {what}, {seconds:.1f} s; results in {args.out}')
     return 1 if failed else 0
+
+
+def draw_groups(predictor: 'Predictor', image: 'np.ndarray', stem: str, args: argparse.Namespace) -> None:
+    """Write a picture of the groups of each stage that was asked for."""
+    from PIL import Image
+
+    from ovd.apis.draw_groups import find_groups
+    from ovd.files import atomic_path
+
+    stages = find_groups(predictor.model, *predictor.prepare(image))
+    chosen = {'first': stages[:1], 'final': stages[-1:], 'all': stages}[args.groups]
+    for groups in chosen:
+        with atomic_path(args.out / f'{stem}_groups_{groups.stage}.png') as temporary:
+            Image.fromarray(groups.draw(image, args.font)).save(temporary, format='PNG')
 
 
 def output_stems(paths: list[Path], folder: Path) -> list[str]:

@@ -145,6 +145,13 @@ class Predictor:
             for answer in self._stream(sources, batch_size)
         ]
 
+    def prepare(self, image: ImageSource) -> tuple[torch.Tensor, Any]:
+        """The preprocessed input [1, 3, H, W] that the model gets for an image, and its data sample."""
+        loaded = self._load(image, 0)
+        batch = {key: [loaded[key]] for key in ('inputs', 'data_samples')}
+        data = self.model.data_preprocessor(batch, False)
+        return data['inputs'], data['data_samples'][0]
+
     def _stream(self, sources: list[ImageSource], batch_size: int) -> Iterator[Answer]:
         """Answers in order, ``batch_size`` images in memory at a time."""
         for start in range(0, len(sources), batch_size):

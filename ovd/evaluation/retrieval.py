@@ -1,0 +1,137 @@
+"""Image-text retrieval: does an image find its caption, and a caption its image?"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.evaluator import BaseMetric
+from torch import Tensor
+
+from ovd.files import write_json
+from ovd.registry import METRICS
+
+_ROWS = 4096  # of a similarity matrix that are compared at a time
+
+
+@METRICS.register_module()
+class RetrievalMetric(BaseMetric):
+    """Recall at 1 in both directions, over the whole set and within batches as in training.
+
+    Samples give ``image_embeddings`` [D] and ``text_embeddings`` [D], unit length, and, if they have it, the
+    ``caption``: images with equal captions share one text, and each of them is right for it. Metrics, after
+    the prefix ``retrieval/``, in 0..1: ``image_to_text``, ``text_to_image`` and their mean ``R1``;
+    ``batch_image_to_text``, ``batch_text_to_image`` and ``batch_R1`` among every ``batch_size`` neighbours in
+    the order of the data set, whatever the loader's batches are. Chance is one in the number of candidates:
+    equal scores share a hit.
+
+    After ``evaluate``, the main process has ``report``: ``metrics`` and ``protocol`` as JSON values, written
+    to ``out_file`` if there is one.
+
+    Args:
+        batch_size: candidates within a batch; what is left over at the end is not scored in batches. A set
+            smaller than this is one batch.
+        out_file: where the report goes.
+        protocol: entries to add to the report's protocol.
+        kwargs: see ``mmengine.evaluator.BaseMetric``.
+    """
+
+    default_prefix = 'retrieval'
+
+    def __init__(
+        self,
+        batch_size: int = 256,
+        out_file: str | os.PathLike[str] | None = None,
+        protocol: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if batch_size < 2:
+            raise ValueError(f'batch_size of retrieval must be at least 2, got {batch_size}')
+        self.batch_size = batch_size
+        self.out_file = out_file
+        self.protocol = dict(protocol or {})
+        self.report: dict[str, Any] = {}
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Keep (image embedding, text embedding, caption) of each sample."""
+        for sample in data_samples:
+            absent = {'image_embeddings', 'text_embeddings'}.difference(sample)
+            if absent:
+                raise ValueError(
+                    f'RetrievalMetric needs {sorted(absent)[0]} of every sample: are the data packed by '
+                    'ovd.PackCaptions?'
+                )
+            embeddings = (sample[key].float().cpu() for key in ('image_embeddings', 'text_embeddings'))
+            self.results.append((*embeddings, sample.get('caption')))
+
+    def compute_metrics(self, results: list[tuple[Tensor, Tensor, str | None]]) -> dict[str, float]:
+        images, texts = (torch.stack([row[column] for row in results]) for column in (0, 1))
+        captions = [caption for _, _, caption in results]
+        size = min(self.batch_size, len(results))
+        parts = [slice(start, start + size) for start in range(0, len(results) - size + 1, size)]
+        batches = [recall_at_1(images[part], texts[part], captions[part]) for part in parts]
+        whole = recall_at_1(images, texts, captions)
+        within = torch.tensor(batches).mean(0).tolist()
+        metrics = {}
+        for prefix, values in (('', whole), ('batch_', within)):
+            metrics[f'{prefix}image_to_text'], metrics[f'{prefix}text_to_image'] = values
+            metrics[f'{prefix}R1'] = sum(values) / 2
+        meta = self.dataset_meta or {}
+        self.report = {
+            'metrics': metrics,
+            'protocol': {
+                'annotations': meta.get('ann_file'),
+                'images': len(results),
+                'different_captions': len(_distinct(captions)[0]),
+                'batch_size': size,
+                'batches': len(batches),
+                **self.protocol,
+            },
+        }
+        if self.out_file is not None:
+            write_json(self.out_file, self.report)
+        return metrics
+
+
+def recall_at_1(images: Tensor, texts: Tensor, captions: Sequence[str | None]) -> tuple[float, float]:
+    """Shares of images that find their text, and of texts that find one of their images.
+
+    Args:
+        images, texts: [N, D] each, unit length; row i of both belongs together.
+        captions: N; rows with equal ones have one text, the first of them. None is equal to nothing.
+    Returns:
+        (image to text, text to image); where several candidates score best, their share of right ones counts.
+    """
+    firsts, texts_of_images = _distinct(captions)
+    texts = texts[firsts]
+    of_images = torch.tensor(texts_of_images, device=texts.device)
+    of_texts = torch.arange(len(texts), device=texts.device)
+    return (
+        _mean_hits(images, texts, of_images, of_texts),
+        _mean_hits(texts, images, of_texts, of_images),
+    )
+
+
+def _distinct(captions: Sequence[str | None]) -> tuple[list[int], list[int]]:
+    """Rows where a caption occurs first, and for each row the place of its caption among those."""
+    places: dict[Any, int] = {}
+    firsts, rows = [], []
+    for row, caption in enumerate(captions):
+        key = (row,) if caption is None else caption
+        if key not in places:
+            places[key] = len(places)
+            firsts.append(row)
+        rows.append(places[key])
+    return firsts, rows
+
+
+def _mean_hits(queries: Tensor, candidates: Tensor, of_queries: Tensor, of_candidates: Tensor) -> float:
+    """Mean over queries of the share of right ones (same number) among their best candidates."""
+    hits = []
+    for rows, numbers in zip(queries.split(_ROWS), of_queries.split(_ROWS)):
+        scores = rows @ candidates.T
+        best = scores == scores.amax(1, keepdim=True)
+        right = best & (numbers[:, None] == of_candidates)
+        hits.append(right.sum(1) / best.sum(1))
+    return float(torch.cat(hits).mean())

@@ -1,0 +1,72 @@
+"""The memory benchmark measures a real answer; no size is asserted beyond what must hold on any machine."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from helpers import ROOT
+from toy_groupvit import toy_config
+from toy_lseg import model_config
+
+from ovd.apis.cli import run_tool
+
+needs_proc = pytest.mark.skipif(
+    not Path('/proc/self/clear_refs').exists(), reason='peaks are read from /proc'
+)
+
+
+@pytest.fixture
+def memory() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
+    try:
+        import memory
+
+        yield memory
+    finally:
+        sys.path.remove(str(ROOT / 'benchmarks'))
+
+
+@needs_proc
+@pytest.mark.parametrize('name', ['lseg', 'groupvit'])
+def test_an_answer_is_measured(memory: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    config: Any = dict(model_config()) if name == 'lseg' else toy_config()
+    config.pop('data_preprocessor', None)
+    monkeypatch.setitem(memory.MODELS, name, config)
+    found = memory.answer(name, 1000, 64, 'cpu')
+    assert found['peak'] >= found['idle'] > 0
+    assert found['seconds'] > 0
+
+
+@needs_proc
+def test_peaks_speak_of_what_came_after_the_reset(memory: ModuleType) -> None:
+    big = torch.ones(30 << 20)
+    del big
+    memory.reset_peak('cpu')
+    before = memory.peak_memory('cpu')
+    big = torch.ones(30 << 20)
+    assert memory.peak_memory('cpu') - before > 100 << 20
+    assert big.sum() > 0
+
+
+def test_figures_show_peaks_and_what_is_above_idle(memory: ModuleType) -> None:
+    few = {'words': 150, 'idle': 100 << 20, 'peak': 120 << 20, 'seconds': 1.0}
+    many = {'words': 10000, 'idle': 100 << 20, 'peak': 150 << 20, 'seconds': 2.0}
+    figure = memory.compare('lseg', 480, few, many)
+    assert figure.case == 'lseg, 480 x 480, 10,000 words against 150'
+    assert figure.ours == '150 MiB (50 above idle), 2 s'
+    assert (figure.value, figure.verdict) == (1.25, 'ok')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [(['lsegg'], "unknown model 'lsegg'"), (['--words', '0'], 'must be at least 1')],
+)
+def test_mistakes_are_named(
+    memory: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run_tool(memory.main, arguments) == 1
+    assert message in capsys.readouterr().err

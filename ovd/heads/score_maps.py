@@ -346,7 +346,7 @@ def count_windows(places: Sequence[tuple[int, int, int, int]], size: tuple[int, 
 
 
 @torch.no_grad()
-def argmax_labels(scores: ScoreMaps, max_elements: int = 1 << 22) -> Tensor:
+def argmax_labels(scores: ScoreMaps, max_elements: int = 1 << 20) -> Tensor:
     """The best class of every pixel; of equal scores the lowest index wins.
 
     Args:
@@ -373,7 +373,7 @@ def argmax_labels(scores: ScoreMaps, max_elements: int = 1 << 22) -> Tensor:
 
 
 @torch.no_grad()
-def materialize(scores: ScoreMaps, max_elements: int = 1 << 22) -> Tensor:
+def materialize(scores: ScoreMaps, max_elements: int = 1 << 20) -> Tensor:
     """The whole map [B, C, h, w], made chunk by chunk; it shares no memory with the sources."""
     whole = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
     for start, stop, channels in chunks(scores, max_elements):

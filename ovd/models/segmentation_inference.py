@@ -33,7 +33,7 @@ class Inference(ABC):
             are deferred, and what the network made of every window is kept instead.
     """
 
-    def __init__(self, max_elements: int = 1 << 22, eager_elements: int = 1 << 27) -> None:
+    def __init__(self, max_elements: int = 1 << 20, eager_elements: int = 1 << 27) -> None:
         if max_elements < 1 or eager_elements < 0:
             raise ValueError(
                 f'max_elements must be at least 1 and eager_elements at least 0, '

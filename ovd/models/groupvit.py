@@ -212,6 +212,7 @@ class GroupViT(OpenVocabularySegmentor):
         side = self.readout.presence_side
         if side is None:
             return None
+        self.text_embeddings  # noqa: B018  (made on first use)
         height, width = inputs.shape[2:]
         scale = side / min(height, width)
         size = tuple(self._whole_patches(scale * length) for length in (height, width))

@@ -1,0 +1,125 @@
+"""Tell mask quality from naming: what the groups of a GroupViT are worth, beside two baselines.
+
+    python tools/analyze_groups.py configs/groupvit_vits16_voc.py groupvit.safetensors [--out groups.json]
+
+One line each for the checkpoint, for the same model before training, and for a grid of as many rectangles as
+the model has groups. `mIoU` is with the model's own names; `oracle` gives each group the name that fits it
+best; `outlines` is that near outlines only; `classes` is the overlap of the best group with each class of an
+image, `objects` with each connected piece; `used` counts the groups that own a pixel. The groups are those of
+the whole image; `mIoU` follows the config's test_cfg.
+"""
+
+import argparse
+import copy
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ovd.apis.cli import add_config_arguments, read_config, run_tool
+
+COLUMNS = {
+    'mIoU': 'seg/mIoU',
+    'oracle': 'groups/{}oracle_mIoU',
+    'outlines': 'groups/{}oracle_boundary_mIoU',
+    'classes': 'groups/{}class_IoU',
+    'objects': 'groups/{}object_IoU',
+    'used': 'groups/{}used',
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, evaluate twice, write and print the comparison."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='a training checkpoint or a safetensors file')
+    parser.add_argument('--out', help='where the numbers go; default groups.json in the work directory')
+    parser.add_argument('--limit', type=int, help='number of images; default: all')
+    args = parser.parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f'--limit must be at least 1, got {args.limit}')
+    config = read_config(args)
+
+    from ovd.files import write_json
+
+    groups = prepare(config, args.limit)
+    protocol = {'config': args.config, 'checkpoint': args.checkpoint}
+    trained, rank = measure(config, args.checkpoint, protocol)
+    with tempfile.TemporaryDirectory() as folder:
+        untrained, _ = measure(config, write_untrained(config, Path(folder)), protocol)
+    if rank == 0:
+        reports = {'trained': trained, 'before training': untrained}
+        out = args.out or os.path.join(config.work_dir, 'groups.json')
+        write_json(out, reports)
+        print(f'{table(reports, groups)}\nwritten to {out}')
+
+
+def prepare(config: Any, limit: int | None) -> int:
+    """Let the config's test keep and measure groups; the number of groups."""
+    encoder = config.model.get('image_encoder', {})
+    if not encoder.get('num_output_groups'):
+        raise ValueError(f'the model {config.model.type!r} of this config has no groups')
+    groups = int(encoder['num_output_groups'][-1])
+    config.model.test_cfg = dict(config.model.get('test_cfg') or {}, keep_groups=True)
+    config.test_evaluator = [
+        {'type': 'ovd.SegmentationMetric'},
+        {'type': 'ovd.GroupingMetric', 'baseline_groups': groups},
+    ]
+    if limit is not None:
+        config.test_dataloader.dataset.indices = limit
+    return groups
+
+
+def measure(config: Any, checkpoint: str | Path, protocol: dict[str, str]) -> tuple[dict[str, Any], int]:
+    """Evaluate one checkpoint; its report and the rank of this process."""
+    from ovd.apis.runner import build_runner, evaluate, prepare_testing
+
+    config = copy.deepcopy(config)
+    prepare_testing(config, checkpoint)
+    runner = build_runner(config)
+    return evaluate(runner, protocol), runner.rank
+
+
+def write_untrained(config: Any, folder: Path) -> Path:
+    """The weights that training starts from."""
+    from mmengine.registry import DefaultScope
+    from mmengine.runner import set_random_seed
+
+    from ovd.checkpoint import save_tensors
+    from ovd.registry import MODELS
+
+    set_random_seed(config.get('randomness', {}).get('seed') or 0)
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmseg')):
+        model = MODELS.build(copy.deepcopy(config.model))
+        model.init_weights()
+    save_tensors(folder / 'untrained.safetensors', model.state_dict())
+    return folder / 'untrained.safetensors'
+
+
+def table(reports: dict[str, Any], groups: int) -> str:
+    """The comparison as text, in percent; groups as a number."""
+    rows = [(name, report['metrics'], '') for name, report in reports.items()]
+    rows.append((f'grid of {groups}', reports['trained']['metrics'], 'grid_'))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [' ' * width + ''.join(f'{column:>10}' for column in COLUMNS)]
+    for name, metrics, prefix in rows:
+        cells = [
+            '-' if prefix and '{}' not in key else cell(column, metrics.get(key.format(prefix)))
+            for column, key in COLUMNS.items()
+        ]
+        lines.append(f'{name:{width}}' + ''.join(f'{text:>10}' for text in cells))
+    return '\n'.join(lines)
+
+
+def cell(column: str, value: float | None) -> str:
+    if value is None:
+        return '-'
+    return f'{value:.1f}' if column == 'used' else f'{100 * value:.1f}'
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

@@ -66,7 +66,8 @@ class RetrievalMetric(BaseMetric):
             self.results.append((*embeddings, sample.get('caption')))
 
     def compute_metrics(self, results: list[tuple[Tensor, Tensor, str | None]]) -> dict[str, float]:
-        images, texts = (torch.stack([row[column] for row in results]) for column in (0, 1))
+        images = torch.stack([image for image, _, _ in results])
+        texts = torch.stack([text for _, text, _ in results])
         captions = [caption for _, _, caption in results]
         size = min(self.batch_size, len(results))
         parts = [slice(start, start + size) for start in range(0, len(results) - size + 1, size)]

@@ -69,7 +69,7 @@ def reference_config(**changes: Any) -> dict[str, Any]:
 
 
 def toy_batch(count: int = 4, prompts: int = 2, side: int = 32, seed: int = 0) -> dict[str, Any]:
-    """A training batch: noise, and texts of random tokens; the last prompt of the last image is a filler."""
+    """A training batch: noisy colours, texts of random tokens; the last prompt of the last image is a filler."""
     random = torch.Generator().manual_seed(seed)
     samples = []
     for index in range(count):
@@ -86,4 +86,8 @@ def toy_batch(count: int = 4, prompts: int = 2, side: int = 32, seed: int = 0) -
         sample = SegDataSample(metainfo={'ori_shape': (side, side), 'img_shape': (side, side)})
         sample.token_ids, sample.noun_ids, sample.noun_mask = token_ids, noun_ids, noun_ids >= 0
         samples.append(sample)
-    return {'inputs': torch.randn(count, 3, side, side, generator=random), 'data_samples': samples}
+    colors = 3 * torch.randn(count, 3, 1, 1, generator=random)
+    return {
+        'inputs': colors + torch.randn(count, 3, side, side, generator=random),
+        'data_samples': samples,
+    }

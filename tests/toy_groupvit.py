@@ -69,7 +69,7 @@ def reference_config(**changes: Any) -> dict[str, Any]:
 
 
 def toy_batch(count: int = 4, prompts: int = 2, side: int = 32, seed: int = 0) -> dict[str, Any]:
-    """A training batch: noisy colours, texts of random tokens; the last prompt of the last image is a filler."""
+    """A training batch: noisy colours, texts of random tokens; the last prompt of the last image a filler."""
     random = torch.Generator().manual_seed(seed)
     samples = []
     for index in range(count):

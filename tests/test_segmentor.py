@@ -243,3 +243,23 @@ def test_a_misspelled_option_is_refused_when_the_model_is_built() -> None:
 def test_labels_survive_numpy() -> None:
     (sample,) = toy().predict(torch.randn(1, 3, 4, 4))
     assert np.asarray(sample.pred_sem_seg.data).dtype == np.int64
+
+
+@torch.no_grad()
+def test_test_time_augmentation_of_the_host() -> None:
+    """mmseg averages probabilities of views; of a pixelwise model a mirrored view adds nothing."""
+    from mmseg.models import SegTTAModel
+
+    model = toy(['red', 'green', 'sky'], background=0.1, test_cfg={'keep_scores': True})
+    augmented = SegTTAModel(module=model)
+    image = torch.randint(0, 256, (3, 9, 11), dtype=torch.uint8)
+    views = [image, image.flip(2)]
+    meta = {'img_path': 'a.png', 'ori_shape': (18, 22)}
+    batch = [
+        [SegDataSample(metainfo={**meta, 'flip': flip, 'flip_direction': 'horizontal'})]
+        for flip in (False, True)
+    ]
+    (merged,) = augmented.test_step({'inputs': [[view] for view in views], 'data_samples': batch})
+    (single,) = model.test_step({'inputs': [image], 'data_samples': samples((18, 22))})
+    assert torch.equal(merged.pred_sem_seg.data.reshape(18, 22), single.pred_sem_seg.data[0])
+    assert model.out_channels == 4

@@ -128,18 +128,20 @@ class ResizedScores(ScoreMaps):
         self.source, self.align_corners = source, align_corners
         if self.dtype in (torch.float16, torch.bfloat16):
             self.dtype = torch.float32
-        self._rows = self._taps(source.height, self.height)
-        self._columns = self._taps(source.width, self.width)
+        rows, columns = self._taps(source.height, self.height), self._taps(source.width, self.width)
+        self._spans = torch.stack(rows[:2]).tolist()
+        self._rows = [part.to(self.device) for part in rows]
+        self._columns = [part.to(self.device) for part in columns]
 
     def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
-        upper, lower, weight = (part[start:stop] for part in self._rows)
-        first, last = int(upper[0]), int(lower[-1]) + 1
+        first, last = self._spans[0][start], self._spans[1][stop - 1] + 1
         if self.height == self.source.height:
             first, last = start, stop
         strip = self.source.rows(first, last, channels).to(self.dtype)
         if self.width != self.source.width:
             strip = _mix(strip, 3, *self._columns)
         if self.height != self.source.height:
+            upper, lower, weight = (part[start:stop] for part in self._rows)
             strip = _mix(strip, 2, upper - first, lower - first, weight)
         return strip
 
@@ -167,7 +169,6 @@ def _mix(strip: Tensor, axis: int, before: Tensor, after: Tensor, weight: Tensor
 
     Products and sum are separate operations: a fused one would round differently at the ends of a strip.
     """
-    before, after, weight = (part.to(strip.device) for part in (before, after, weight))
     weight = weight.view([-1 if dimension == axis else 1 for dimension in range(4)])
     mixed = strip.index_select(axis, before).mul_(1 - weight)
     return mixed.add_(strip.index_select(axis, after).mul_(weight))

@@ -76,6 +76,11 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         """The label of background in predictions: K, or None when every pixel gets a word."""
         return len(self.vocabulary) if self.with_background and self.use_background else None
 
+    @property
+    def out_channels(self) -> int:
+        """Number of labels; mmseg's test-time augmentation asks for it."""
+        return len(self.vocabulary) + (self.background_index is not None)
+
     @abstractmethod
     def score_maps(self, inputs: Tensor, context: Tensor | None = None) -> ScoreMaps:
         """Scores of preprocessed images.

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         )
     else:
         meta = batches.dataset.metainfo
-        if tuple(meta['classes']) != predictor.vocabulary.names:
+        if tuple(meta['classes']) != predictor.vocabulary.labels:
             raise ValueError(f'the data set of {args.data} and the model have different classes')
         found = calibrate(
             predictor.model,

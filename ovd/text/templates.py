@@ -179,5 +179,6 @@ TEMPLATES: dict[str, PromptSet] = {
         PromptSet('clip80', tuple(_clip80())),
         PromptSet('a', ('a {}',)),
         PromptSet('name', ('{}',)),
+        PromptSet('raw_name', ('{}',), 'raw'),
     )
 }

@@ -1,0 +1,148 @@
+"""Every LSeg config is read, says what it is, and its model trains a step and predicts at toy width."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+from toy_clip import RESNET, write_architecture
+from toy_lseg import batch, losses_of, predictions_of, vit, words
+
+from ovd.config import check_needs, load_config
+from ovd.registry import MODELS
+from ovd.text.vocabulary import Vocabulary
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+LSEG = sorted(path.stem for path in CONFIGS.glob('lseg_*.py'))
+PAIRS = [name for name in LSEG if name.endswith(('pascal5i', 'coco20i', 'fss1000'))]
+TRANSFER = [name for name in LSEG if '_to_' in name]
+
+
+def read(name: str) -> Config:
+    init_default_scope('mmseg')
+    return load_config(CONFIGS / f'{name}.py')
+
+
+def slim(model: ConfigDict, folder: Path) -> ConfigDict:
+    """The same wiring with thin layers; every option of the config stays."""
+    widths = (8, 12, 16, 24)
+    backbone, head = model.backbone, model.head
+    if backbone.type == 'ovd.DPTViT':
+        patch = int(backbone.vit.model.split('patch')[1].split('_')[0])
+        backbone.vit.options = vit(patch, 16, backbone.hooks[-1] + 1, 2)['options']
+        backbone.channels = widths
+    elif backbone.type == 'ovd.ResNetPyramid':
+        backbone.options = {'channels': (8, 8, 8, 8), 'layers': (1, 1, 1, 1)}
+        widths = (32,) * 4  # bottlenecks
+    elif backbone.type == 'ovd.ClipResNet':
+        widths = tuple(RESNET['width'] * factor for factor in (4, 8, 16, 32))
+        backbone.update(model=str(write_architecture(folder / 'clip.json')), pretrained='random:0')
+    if 'in_channels' in model.neck:
+        model.neck.update(in_channels=list(widths), out_channels=16)
+    if model.neck.get('norm_cfg'):
+        model.neck.norm_cfg = {'type': 'BN'}
+    head.update(in_channels=16, embed_dim=8)
+    return model
+
+
+def vocabulary_of(config: Config) -> Vocabulary:
+    """The words of a config; FSS-1000's come with its data."""
+    spec = config.model.text.vocabulary
+    if isinstance(spec, str) and spec.startswith('data/'):
+        return Vocabulary([f'thing {index}' for index in range(1000)])
+    return Vocabulary.parse(spec)
+
+
+@pytest.mark.parametrize('name', LSEG)
+def test_model_trains_a_step_and_predicts(name: str, tmp_path: Path) -> None:
+    config = read(name)
+    vocabulary = vocabulary_of(config)
+    config.model.pop('text')
+    model = MODELS.build(slim(config.model, tmp_path))
+    other = [] if model.pair_with is None else [model.pair_with]
+    model.set_vocabulary(words([*vocabulary.names, *other]))
+    classes = len(vocabulary) + model.with_background
+    data = batch(2, (64, 64), classes, pairs=bool(other))
+    loss = losses_of(model.train(), data)['loss_seg']
+    loss.backward()
+    assert loss.isfinite()
+    assert model.head.project.weight.grad.any()
+    assert bool(other) == (name in PAIRS)
+    if model.inference.__class__.__name__ == 'LSegMultiScale':
+        model.set_test_cfg({'mode': 'lseg', 'base_size': 70, 'crop_size': 64, 'scales': (0.5, 1.0)})
+    (found,) = predictions_of(model, batch(1, (50, 60), classes, pairs=bool(other)))
+    labels = found.pred_sem_seg.data
+    assert labels.shape == (1, 50, 60)
+    assert 0 <= labels.min() <= labels.max() < (2 if other else classes)
+
+
+@pytest.mark.parametrize('name', LSEG)
+def test_data_and_model_share_their_words_and_background(name: str) -> None:
+    config = read(name)
+    background = config.model.head.get('with_background', False)
+    for section in ('train', 'val', 'test'):
+        if name in TRANSFER and section != 'test':
+            continue
+        dataset = config[f'{section}_dataloader'].dataset
+        if 'fss1000' not in name:  # its words are the names of its folders
+            assert Vocabulary.parse(dataset.vocabulary) == vocabulary_of(config)
+        assert (dataset.get('background', 'none') == 'class') == background
+        assert [step.type for step in dataset.pipeline][1] == 'ovd.LoadSegmentation'
+
+
+@pytest.mark.parametrize('name', [name for name in LSEG if 'custom_keys' in str(read(name).optim_wrapper)])
+def test_decoder_and_head_learn_ten_times_faster_and_nothing_else(name: str, tmp_path: Path) -> None:
+    from mmengine.optim import build_optim_wrapper
+
+    config = read(name)
+    config.model.pop('text')
+    model = MODELS.build(slim(config.model, tmp_path))
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+    base = config.optim_wrapper.optimizer.lr
+    for parameter_name, parameter in model.named_parameters():
+        expected = base if parameter_name.startswith('backbone.') else 10 * base
+        assert rates[id(parameter)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('name', PAIRS)
+def test_a_fold_is_one_number(name: str) -> None:
+    config = read(name)
+    if 'fss1000' in name:
+        assert 'fold' not in config
+        return
+    datasets = [config[f'{section}_dataloader'].dataset for section in ('train', 'val', 'test')]
+    assert [dataset.fold for dataset in datasets] == [config.fold] * 3
+
+
+@pytest.mark.parametrize('name', LSEG)
+def test_missing_data_are_named_with_the_remedy(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    config = read(name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'data/.*(make_shapes|see data/README.md)'):
+        check_needs(config)
+
+
+@pytest.mark.parametrize('name', LSEG)
+def test_header_says_how_to_run_it(name: str) -> None:
+    header = (CONFIGS / f'{name}.py').read_text().split('"""')[1]
+    assert f'configs/{name}.py' in header
+    assert 'python tools/' in header or 'torchrun' in header
+
+
+def test_real_size_vit_keeps_the_published_sizes() -> None:
+    model = read('lseg_vitl16_ade20k').model
+    init_default_scope('mmseg')
+    with torch.device('meta'):
+        built = MODELS.build(model)
+        levels = built.backbone(torch.empty(1, 3, 480, 480))
+        features = built.neck(levels)
+    assert [tuple(level.shape[1:]) for level in levels] == [
+        (256, 120, 120),
+        (512, 60, 60),
+        (1024, 30, 30),
+        (1024, 15, 15),
+    ]
+    assert tuple(features.shape) == (1, 256, 240, 240)

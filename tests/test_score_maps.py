@@ -14,16 +14,13 @@ from ovd.heads.score_maps import (
     FlippedScores,
     ResizedScores,
     ScoreMaps,
-    ScoreSum,
-    StackedScores,
-    SummedScores,
     TensorScores,
-    WindowedScores,
     argmax_labels,
     chunks,
     materialize,
     resized,
 )
+from ovd.heads.score_sums import ScoreSum, SummedScores, WindowedScores
 
 
 class CountingScores(TensorScores):
@@ -148,14 +145,6 @@ def test_images_of_a_source_that_only_knows_rows() -> None:
     assert torch.equal(part.images(1, 2).rows(1, 2), scores[2:3, :, 1:2])
 
 
-def test_stacked_images_keep_their_order() -> None:
-    scores = torch.randn(5, 3, 4, 6)
-    stacked = StackedScores([TensorScores(scores[:2]), TensorScores(scores[2:3]), TensorScores(scores[3:])])
-    assert torch.equal(stacked.rows(1, 3, slice(0, 2)), scores[:, :2, 1:3])
-    for start, stop in itertools.combinations(range(6), 2):
-        assert torch.equal(stacked.images(start, stop).rows(0, 4), scores[start:stop])
-
-
 def test_dropping_the_background() -> None:
     scores = torch.randn(1, 4, 3, 3)
     kept = ChannelScores(TensorScores(scores), 3)
@@ -266,7 +255,7 @@ SMALL = TensorScores(torch.zeros(1, 2, 4, 4))
         (lambda: FlippedScores(SMALL, 'diagonal'), "'diagonal'"),
         (lambda: SummedScores([]), 'no score maps'),
         (lambda: SummedScores([SMALL, CutScores(SMALL, (2, 2))]), r'\(1, 2, 2, 2\) do not go with'),
-        (lambda: StackedScores([SMALL, ChannelScores(SMALL, 1)]), r'\(1, 1, 4, 4\) do not go with'),
+        (lambda: SummedScores([SMALL, ChannelScores(SMALL, 1)]), r'\(1, 1, 4, 4\) do not go with'),
         (lambda: WindowedScores([(SMALL, 2, 0)], (4, 4)), r'window of \(4, 4\) at \(2, 0\) leaves'),
         (lambda: WindowedScores([(SMALL, 0, 0)], (4, 5)), 'no window covers row 0, column 4'),
     ],

@@ -12,10 +12,10 @@ from ovd.heads.score_maps import (
     ResizedScores,
     ScoreMaps,
     TensorScores,
-    WindowedScores,
     argmax_labels,
     materialize,
 )
+from ovd.heads.score_sums import WindowedScores
 from ovd.models.segmentation_inference import (
     LSegMultiScale,
     MultiScale,

@@ -3,6 +3,7 @@ from . import (  # noqa: F401
     clip,
     clip_resnet,
     dpt,
+    glip,
     group_encoder,
     group_readout,
     groupvit,

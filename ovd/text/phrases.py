@@ -103,7 +103,7 @@ def caption_prompt(caption: str, spans: Any) -> Prompt:
     labelled = dict(spans) if isinstance(spans, Mapping) else dict(enumerate(spans))
     checked = [_checked_ranges(caption, label, ranges) for label, ranges in labelled.items()]
     names = tuple(' / '.join(caption[start:end] for start, end in ranges) for ranges in checked)
-    text = caption if caption.endswith('.') else caption + SEPARATOR
+    text = caption if caption.rstrip().endswith('.') else caption + SEPARATOR
     return Prompt(text, tuple(checked), names, tuple(int(label) for label in labelled))
 
 

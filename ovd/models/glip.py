@@ -1,0 +1,314 @@
+"""GLIP: a one-stage detector that grounds the words of a text, class lists and captions alike.
+
+Source: Li et al., "Grounded Language-Image Pre-training", CVPR 2022; microsoft/GLIP, and its port in mmdet.
+Reading order: GLIP (loss, predict, the questions it is asked); the head is in glip_head.py, the fusion of
+image and text in ovd.heads.fusion, prompts and their features in ovd.text.phrases and
+ovd.clip.prompt_features.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.detectors import BaseDetector
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ovd.clip.bert import BertText, TokenFeatures
+from ovd.clip.prompt_features import PromptBatch, PromptEncoder, PromptFeatures, encode_batch
+from ovd.heads.token_scores import AGGREGATIONS
+from ovd.registry import MODELS
+from ovd.text.nouns import NounExtractor
+from ovd.text.phrases import Prompt, caption_prompt
+from ovd.text.vocabulary import Vocabulary, VocabularySpec
+
+from .glip_head import RANKINGS, GLIPHead, Outputs, Truth
+
+_TEST_CFG: dict[str, Any] = {
+    'score_thr': 0.05,
+    'nms_pre': 1000,
+    'nms': {'type': 'nms', 'iou_threshold': 0.6},
+    'max_per_img': 100,
+    'max_per_prompt': None,
+    'ranking': 'centerness',
+    'aggregation': 'mean',
+    'pairs_per_forward': 8,
+}
+
+
+@MODELS.register_module()
+class GLIP(BaseDetector):
+    """Detector that reads an image together with a sentence.
+
+    What is looked for comes with each data sample, or is the model's vocabulary:
+
+    - ``text``, a string: a caption. Its phrases are ``tokens_positive``, per phrase (a list, or a mapping
+      from label) its character ranges; without them its nouns, or noun phrases, are found.
+    - ``text``, a list of names: classes of this image.
+    - nothing: the classes of the vocabulary, in as many sentences as they need.
+
+    Predicted labels, and those of ``gt_instances``, are places in that list; ``label_names`` of the
+    predictions are the user's own words.
+
+    Args:
+        backbone, neck: of mmdet.
+        bbox_head: arguments of ``GLIPHead``.
+        text: ``encoder``, arguments of ``BertText``; ``vocabulary``, any spelling of ``Vocabulary.parse``;
+            ``names_per_prompt``, cut class lists after every so many names (40 in published results on
+            LVIS), by default into the fewest sentences; ``final``, what ends a sentence of class names;
+            ``nouns``, arguments of ``NounExtractor`` for captions without phrases.
+        test_cfg: ``score_thr`` of the probability; ``nms_pre`` pairs of place and word per level and
+            sentence; ``nms``; ``max_per_img`` and, of each sentence, ``max_per_prompt`` boxes (None: all);
+            ``ranking`` of the pairs before suppression, 'centerness' (probability times centerness, as the
+            authors' code) or 'probability' (as mmdet's port); ``aggregation``, see ``class_scores``;
+            ``pairs_per_forward``, pairs of image and sentence at a time.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        bbox_head: Mapping[str, Any],
+        text: Mapping[str, Any],
+        neck: Mapping[str, Any] | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
+        data_preprocessor: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.backbone = MODELS.build(backbone)
+        if neck is not None:
+            self.neck = MODELS.build(neck)
+        self.text = BertText(**text['encoder'])
+        head = {'type': 'ovd.GLIPHead', 'text_channels': self.text.embed_dim, **bbox_head}
+        self.bbox_head: GLIPHead = MODELS.build(head)
+        unknown = set(text) - {'encoder', 'vocabulary', 'names_per_prompt', 'final', 'nouns'}
+        if unknown:
+            raise ValueError(f'unknown keys {sorted(unknown)} of text')
+        self.names_per_prompt: int | None = text.get('names_per_prompt')
+        self.final: str = text.get('final', '')
+        self.test_cfg = checked_test_cfg(test_cfg or {})
+        self._nouns_cfg = dict(text.get('nouns') or {})
+        self._nouns: NounExtractor | None = None
+        self._prompts = PromptEncoder(self.text)
+        self._vocabulary: Vocabulary | None = None
+        self._class_prompts: list[Prompt] = []
+        if text.get('vocabulary') is not None:
+            self.set_vocabulary(text['vocabulary'])
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words in use."""
+        if self._vocabulary is None:
+            raise ValueError('the model has no words: give text.vocabulary in the configuration, or set them')
+        return self._vocabulary
+
+    def set_vocabulary(self, vocabulary: VocabularySpec, templates: None = None) -> None:
+        """Answer with other words from now on; those asked for before cost no encoding.
+
+        Raises:
+            ValueError: bad words, see ``Vocabulary.parse``; a name without tokens, or longer than a prompt;
+                templates, which a sentence of names has no place for.
+        """
+        if templates is not None:
+            raise ValueError('GLIP reads class names in one sentence and takes no templates')
+        parsed = Vocabulary.parse(vocabulary)
+        self._class_prompts = self._name_prompts(parsed.names)
+        self._vocabulary = parsed
+
+    def train(self, mode: bool = True) -> 'GLIP':
+        """Forget encoded prompts too: hooks change weights behind autograd's back between the modes."""
+        self._prompts.forget()
+        super().train(mode)
+        return self
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """Images [B, 3, H, W] -> maps [B, C, h, w] of all levels."""
+        features: tuple[Tensor, ...] = self.backbone(batch_inputs)
+        return self.neck(features) if self.with_neck else features
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
+        """Losses of a batch, whose images may have class lists and captions side by side."""
+        text, maps = self._training_text(batch_data_samples)
+        truths = [self._truth(sample, *entry) for sample, entry in zip(batch_data_samples, maps)]
+        outputs = self.bbox_head(self.extract_feat(batch_inputs), text)
+        return self.bbox_head.loss(outputs, text.mask, truths)
+
+    def predict(
+        self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], rescale: bool = True
+    ) -> list[DetDataSample]:
+        """Detections of a batch; ``rescale`` puts them into the frame of the original images.
+
+        Each image is seen without the padding that its neighbours in the batch would need.
+        """
+        questions = [self._question(sample) for sample in batch_data_samples]
+        every = self._prompts.encode(list(dict.fromkeys(p for prompts, _ in questions for p in prompts)))
+        encoded = {state.prompt: state for state in every}
+        for size, rows in self._groups(batch_inputs, batch_data_samples).items():
+            pairs = [(row, encoded[prompt]) for row in range(len(rows)) for prompt in questions[rows[row]][0]]
+            samples = [batch_data_samples[row] for row in rows]
+            found = self._detect(batch_inputs[rows, :, : size[0], : size[1]], pairs, samples, rescale)
+            for row, sample, instances in zip(rows, samples, found):
+                names = questions[row][1]
+                instances.label_names = [names[label] for label in instances.labels.tolist()]
+                sample.pred_instances = instances
+        return batch_data_samples
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> Outputs:
+        """The head's raw outputs, for one sentence per image."""
+        text, _ = self._training_text(batch_data_samples)
+        return self.bbox_head(self.extract_feat(batch_inputs), text)
+
+    def _detect(
+        self,
+        inputs: Tensor,
+        pairs: Sequence[tuple[int, PromptFeatures]],
+        samples: Sequence[DetDataSample],
+        rescale: bool,
+    ) -> list[InstanceData]:
+        """Detections of images [B, 3, H, W], each read with its sentences."""
+        head, step = self.bbox_head, self.test_cfg['pairs_per_forward']
+        maps: Sequence[Tensor] = self.extract_feat(inputs)
+        if not head.is_fused:  # the tower sees no text: once per image is enough
+            maps, _ = head.tower(maps, _no_text(inputs))
+        found: list[list[InstanceData]] = [[] for _ in samples]
+        for start in range(0, len(pairs), step):
+            rows = [row for row, _ in pairs[start : start + step]]
+            batch = PromptBatch.of([state for _, state in pairs[start : start + step]])
+            chosen = [level[rows] for level in maps]
+            outputs = (
+                head(chosen, batch.features) if head.is_fused else head.align(chosen, batch.features.embedded)
+            )
+            metainfos = [samples[row].metainfo for row in rows]
+            instances = head.predict(
+                outputs, batch.token_maps, batch.labels, metainfos, self.test_cfg, rescale
+            )
+            for row, part in zip(rows, instances):
+                found[row].append(part)
+        return [_best(parts, self.test_cfg['max_per_img'], inputs) for parts in found]
+
+    def _groups(
+        self, batch_inputs: Tensor, samples: Sequence[DetDataSample]
+    ) -> dict[tuple[int, int], list[int]]:
+        """Images of a batch by their input size, (height, width) -> places in the batch."""
+        divisor = getattr(self.data_preprocessor, 'pad_size_divisor', 1)
+        full = batch_inputs.shape[-2:]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, sample in enumerate(samples):
+            height, width = (
+                min(-(-side // divisor) * divisor, limit) for side, limit in zip(sample.img_shape, full)
+            )
+            groups.setdefault((height, width), []).append(row)
+        return groups
+
+    def _name_prompts(self, names: Sequence[str]) -> list[Prompt]:
+        return self._prompts.name_prompts(names, self.names_per_prompt, self.final)
+
+    def _question(self, sample: DetDataSample) -> tuple[list[Prompt], Sequence[str] | dict[int, str]]:
+        """The sentences that an image is read with, and the user's word for each label."""
+        text = sample.get('text', None)
+        if text is None:
+            return self._vocabulary_prompts(), self.vocabulary.labels
+        if not isinstance(text, str):
+            return self._name_prompts(text), list(text)
+        spans = sample.get('tokens_positive', None)
+        if spans is None:
+            spans = [[[noun.start, noun.end]] for noun in self._noun_extractor().extract(text)]
+        prompt = caption_prompt(text, spans)
+        prompts = self._prompts.caption_prompts(prompt) if len(prompt) else []
+        return prompts, dict(zip(prompt.labels, prompt.names))
+
+    def _vocabulary_prompts(self) -> list[Prompt]:
+        self.vocabulary  # noqa: B018  (refuses to go on without words)
+        return self._class_prompts
+
+    def _noun_extractor(self) -> NounExtractor:
+        if self._nouns is None:
+            self._nouns = NounExtractor(**{'vocabulary': self._vocabulary, **self._nouns_cfg})
+        return self._nouns
+
+    def _training_text(
+        self, samples: Sequence[DetDataSample]
+    ) -> tuple[TokenFeatures, list[tuple[Prompt, Tensor]]]:
+        """Token features of each image's sentence, with gradients; and per image the sentence and its map."""
+        prompts = [self._training_prompt(sample) for sample in samples]
+        unique = list(dict.fromkeys(prompts))
+        batch = encode_batch(self.text, unique)
+        rows = [unique.index(prompt) for prompt in prompts]
+        text = TokenFeatures(*(part[rows] for part in batch.features))
+        return text, [(prompt, batch.token_maps[row]) for prompt, row in zip(prompts, rows)]
+
+    def _training_prompt(self, sample: DetDataSample) -> Prompt:
+        """The one sentence of an image in training."""
+        text = sample.get('text', None)
+        if isinstance(text, str):
+            return caption_prompt(text, sample.get('tokens_positive', None) or {})
+        prompts = self._vocabulary_prompts() if text is None else self._name_prompts(text)
+        if len(prompts) > 1:
+            raise ValueError(
+                f'the class names take {len(prompts)} sentences, training reads one: draw some of them for '
+                f"each image with dict(type='ovd.SampleClassNames')"
+            )
+        return prompts[0]
+
+    def _truth(self, sample: DetDataSample, prompt: Prompt, token_map: Tensor) -> Truth:
+        """Boxes of an image and the tokens of what they show."""
+        truth = sample.gt_instances
+        rows = {label: row for row, label in enumerate(prompt.labels)}
+        labels = truth.labels.tolist()
+        unknown = [label for label in labels if label not in rows]
+        if unknown:
+            raise ValueError(
+                f'a training box has label {unknown[0]}, the sentence has {sorted(rows)[:10]}: '
+                f'{prompt.text[:80]!r}'
+            )
+        if sample.get('text', None) is None:
+            self._check_base(labels)
+        boxes = truth.bboxes.to(torch.float32)
+        chosen = torch.tensor([rows[label] for label in labels], dtype=torch.long)
+        return Truth(boxes - boxes.new_tensor([0, 0, 1, 1]), token_map[chosen.to(token_map.device)])
+
+    def _check_base(self, labels: Sequence[int]) -> None:
+        """Refuse boxes of novel classes in training: they would leak the answer into the evaluation."""
+        leaked = sorted({label for label in labels if self.vocabulary.is_novel[label]})
+        if leaked:
+            names = ', '.join(repr(self.vocabulary.names[label]) for label in leaked)
+            raise ValueError(
+                f'training boxes of novel classes {names}: the novel classes would leak into training'
+            )
+
+
+def checked_test_cfg(test_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the predictions, completed; raises ValueError for unknown keys and values."""
+    unknown = set(test_cfg) - set(_TEST_CFG)
+    if unknown:
+        raise ValueError(f'unknown keys {sorted(unknown)} of test_cfg, expected some of {sorted(_TEST_CFG)}')
+    settings = _TEST_CFG | dict(test_cfg)
+    for key, known in (('ranking', RANKINGS), ('aggregation', AGGREGATIONS)):
+        if settings[key] not in known:
+            raise ValueError(f'test_cfg.{key} must be one of {list(known)}, got {settings[key]!r}')
+    if settings['pairs_per_forward'] < 1:
+        raise ValueError(f'test_cfg.pairs_per_forward must be positive, got {settings["pairs_per_forward"]}')
+    return settings
+
+
+def _no_text(inputs: Tensor) -> TokenFeatures:
+    """A text of no tokens for each image."""
+    nothing = inputs.new_zeros(len(inputs), 0, 1)
+    return TokenFeatures(nothing, nothing, nothing[..., 0].bool())
+
+
+def _best(parts: Sequence[InstanceData], limit: int | None, inputs: Tensor) -> InstanceData:
+    """The best boxes of several sentences about one image."""
+    if not parts:
+        return InstanceData(
+            bboxes=inputs.new_zeros(0, 4),
+            scores=inputs.new_zeros(0),
+            labels=torch.zeros(0, dtype=torch.long, device=inputs.device),
+        )
+    if len(parts) == 1:
+        return parts[0][:limit]
+    joined = InstanceData.cat(list(parts))
+    if limit is None:
+        return joined
+    return joined[joined.scores.argsort(descending=True, stable=True)[:limit]]

@@ -188,8 +188,9 @@ class TestPascal:
                 pascal(voc, **{name: value})
         with pytest.raises(ValueError, match="border must be one of 'ignore', 'others'"):
             pascal(voc, border='0')
-        with pytest.raises(ValueError, match='supports must not be negative'):
-            pascal(voc, supports=-1)
+        for wrong in ({'supports': -1}, {'min_pixels': 0}):
+            with pytest.raises(ValueError, match='supports must be 0 or more and min_pixels 1 or more'):
+                pascal(voc, **wrong)
 
 
 @pytest.fixture

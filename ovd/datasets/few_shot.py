@@ -45,7 +45,8 @@ class FewShotDataset(OpenVocabularySegDataset):
         unseen: what pixels of the fold's classes are in training: others (``'keep'``, as published), or
             ``'ignore'``d.
         supports: in training, images beside the query.
-        min_pixels: an image shows a class if its map has so many pixels of it, when lists are built.
+        min_pixels: an image shows a class if its map has so many pixels of it (1 or more), when lists are
+            built.
         kwargs: see :class:`OpenVocabularySegDataset`.
     """
 
@@ -69,8 +70,10 @@ class FewShotDataset(OpenVocabularySegDataset):
         check_option('unseen', unseen, ('keep', 'ignore'))
         if not 0 <= fold < self.num_folds:
             raise ValueError(f'fold must be 0 to {self.num_folds - 1}, got {fold}')
-        if supports < 0:
-            raise ValueError(f'supports must not be negative, got {supports}')
+        if supports < 0 or min_pixels < 1:
+            raise ValueError(
+                f'supports must be 0 or more and min_pixels 1 or more, got {supports} and {min_pixels}'
+            )
         if unknown := {'indices', 'filter_cfg', 'background'} & kwargs.keys():
             raise ValueError(f'{type(self).__name__} does not take {min(unknown)!r}')
         self.fold, self.lists, self.supports, self.min_pixels = fold, lists, supports, min_pixels
@@ -190,8 +193,8 @@ class Shown:
         if 'segments' in record:
             return sorted({self.table.labels[raw] for raw, _ in record['segments']})
         source = record['seg_map_path']
-        labels, counts = np.unique(self.table.apply(read_label_map(source), source), return_counts=True)
-        return [int(label) for label, count in zip(labels, counts) if count >= self.min_pixels]
+        labels = self.table.apply(read_label_map(source), source).ravel()
+        return np.flatnonzero(np.bincount(labels[labels >= 0]) >= self.min_pixels).tolist()
 
     def place(self, name: str, source: Path) -> int:
         """The place of an image by its name; folder and suffix do not matter."""

@@ -415,13 +415,15 @@ def test_a_bad_shard_ends_a_run_in_one_line(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.slow
 def test_two_processes_stream_without_repetition(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / 'data', shards=3, samples=8)
-    config = write_config(tmp_path, shards, workers=1)
+    config = write_config(tmp_path, shards, workers=1, hook="dict(type='ToyRecord')")
     launch = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
     run = tool_process(
         'train', config, '--work-dir', tmp_path / 'run', '--launcher', 'pytorch', launch=launch
     )
     assert run.returncode == 0, run.stderr
     assert (tmp_path / 'run' / 'iter_12.pth').exists()
+    seen = [(tmp_path / 'run' / f'seen_{rank}.txt').read_text().split() for rank in (0, 1)]
+    assert sorted(seen[0] + seen[1]) == sorted(numbered(24) * 2)  # 12 steps of 2 x 2 are two passes
     shutil.copytree(tmp_path / 'run', tmp_path / 'again')
     (tmp_path / 'again' / 'latest.pth').unlink()
     (tmp_path / 'again' / 'latest.pth').symlink_to('iter_6.pth')

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from helpers import write_image
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS
 from PIL import Image
 from torch import Tensor, nn
 
@@ -101,3 +102,12 @@ class ToyMatcher(BaseModel):
             sample.set_field(image, 'image_embeddings')
             sample.set_field(text, 'text_embeddings')
         return list(data_samples)
+
+
+@HOOKS.register_module()
+class ToyRecord(Hook):
+    """Writes the names of the samples that each process trains on to ``seen_<rank>.txt``."""
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        with (Path(runner.work_dir) / f'seen_{runner.rank}.txt').open('a') as file:
+            file.writelines(f'{sample.img_path.split("#")[1]}\n' for sample in data_batch['data_samples'])

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,21 @@ class ToolRunner(Runner):
             self.logger.info(f'Trained weights: {latest}')
         return model
 
+    def build_train_loop(self, loop: Any) -> Any:
+        return self._checked(super().build_train_loop(loop))
+
+    def build_val_loop(self, loop: Any) -> Any:
+        return self._checked(super().build_val_loop(loop))
+
+    def build_test_loop(self, loop: Any) -> Any:
+        return self._checked(super().build_test_loop(loop))
+
+    def _checked(self, loop: Any) -> Any:
+        """The loop, whose data must number the model's words alike."""
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        check_classes(model, getattr(loop.dataloader.dataset, 'metainfo', {}))
+        return loop
+
     def load_checkpoint(
         self,
         filename: str,
@@ -138,6 +154,34 @@ class ToolRunner(Runner):
             self.logger.info(f'Loaded {filename}: {report}')
         self._has_loaded = True
         return checkpoint
+
+
+def check_classes(model: nn.Module, metainfo: Mapping[str, Any]) -> None:
+    """Refuse data whose classes are other than the model's words, or in another order.
+
+    Labels are places in the vocabulary: each would be learned, or scored, as another word.
+
+    Raises:
+        ValueError: names the first class that differs.
+    """
+    from ..models.open_vocabulary import OpenVocabularyModel
+
+    classes = metainfo.get('classes')
+    if classes is None or not isinstance(model, OpenVocabularyModel):
+        return
+    try:
+        vocabulary = model.vocabulary
+    except ValueError:  # a model without words needs none to be trained
+        return
+    if tuple(classes) in (vocabulary.names, vocabulary.labels):
+        return
+    pairs = list(zip_longest(vocabulary.labels, classes))
+    first = next(index for index, (ours, theirs) in enumerate(pairs) if ours != theirs)
+    ours, theirs = pairs[first]
+    raise ValueError(
+        f'class {first} is {theirs!r} in the data ({len(classes)} classes) and {ours!r} in the model '
+        f'({len(vocabulary)}): data set and model must share one vocabulary'
+    )
 
 
 def _is_for_console(record: logging.LogRecord) -> bool:

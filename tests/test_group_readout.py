@@ -366,6 +366,47 @@ def test_words_for_background_win_where_they_fit_best() -> None:
     assert nothing_left.group_table(predictions).shape == (1, 3, 3)
 
 
+def test_a_learned_background_vector_competes_with_the_classes() -> None:
+    shares = torch.eye(3)[:, None]
+    cosines = torch.tensor([[0.8, 0.0, 0.1], [0.0, 0.7, 0.2], [0.1, 0.0, 0.9]])
+    predictions = from_tables(shares, cosines, torch.tensor([0.5, 0.4, 0.0]), 10.0)
+    readout = with_words(SoftReadout(background={'learned': True}), axes(3)[:2])
+    labels = argmax_labels(readout(predictions._replace(background=axes(3)[2]), (1, 3)))
+    assert labels[0, 0].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match='needs a model with a background vector'):
+        readout(predictions, (1, 3))
+
+
+def test_tokens_can_be_named_by_themselves() -> None:
+    predictions, text = toy(grid=(4, 5), classes=6, seed=7)
+    tokens = F.normalize(torch.randn(1, 20, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    given = predictions._replace(token_embeddings=tokens)
+    readout = with_words(SoftReadout(level='tokens', class_topk=None, unit_votes=False), text)
+    scores = (20 * tokens[0] @ text.T).softmax(-1).square()
+    assert torch.allclose(readout.group_table(given)[0], scores, atol=1e-6)
+    expected = F.interpolate(scores.T.reshape(1, 6, 4, 5), size=(9, 11), mode='bilinear')
+    assert torch.allclose(materialize(readout(given, (9, 11))), expected, atol=1e-6)
+    assert readout.owners(given, (8, 10), (8, 10))[0, ::2, ::2].flatten().tolist() == list(range(20))
+    assert readout.owners(given, (8, 10), (7, 9)).shape == (1, 7, 9)
+    with pytest.raises(ValueError, match='needs a model that gives embeddings of its tokens'):
+        readout(predictions, (9, 11))
+
+
+def test_shares_can_come_from_the_assignments_of_the_features() -> None:
+    predictions, text = toy(seed=6)
+    output = predictions.output
+    hard = tuple(
+        torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0) for soft in output.soft
+    )
+    given = predictions._replace(output=output._replace(hard=hard))
+    maps = compose_maps(given.output, assignment='hard')
+    assert set(maps.unique().tolist()) <= {0.0, 1.0}
+    readout = with_words(SoftReadout(assignment='hard'), text)
+    dense = torch.einsum('bghw,bgk->bkhw', maps, readout.group_table(given))
+    assert torch.allclose(materialize(readout(given, (4, 5))), dense)
+    assert torch.equal(readout.owners(given, (4, 5), (4, 5)), maps.argmax(1))
+
+
 def test_each_class_has_its_own_threshold(tmp_path: Any) -> None:
     shares = torch.eye(2)[:, None]
     predictions = from_tables(shares, torch.tensor([[0.4, 0.0], [0.0, 0.4]]), torch.zeros(2), 5.0)
@@ -388,6 +429,8 @@ def test_each_class_has_its_own_threshold(tmp_path: Any) -> None:
     [
         (lambda: SoftReadout(affinity='cosine'), "affinity 'cosine' is none of"),
         (lambda: SoftReadout(presence='batch'), "presence 'batch' is none of"),
+        (lambda: SoftReadout(assignment='both'), "assignment 'both' is none of 'soft', 'hard'"),
+        (lambda: SoftReadout(level='pixels'), "level 'pixels' is none of 'groups', 'tokens'"),
         (lambda: SoftReadout(class_topk=0), 'class_topk must be at least 1, got 0'),
         (lambda: ReferenceReadout(class_topk=0), 'class_topk must be at least 1, got 0'),
         (lambda: SoftReadout(background={}), 'background needs a threshold'),

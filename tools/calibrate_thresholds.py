@@ -96,8 +96,8 @@ def without_thresholds(config: Any) -> None:
     """Let the model leave no group to background for its score: that is what is looked for."""
     background = config.model.get('readout', {}).get('background')
     if isinstance(background, dict):
-        names = background.get('names')
-        config.model.readout.background = None if names is None else {'names': names}
+        rivals = {key: background[key] for key in ('names', 'learned') if background.get(key)}
+        config.model.readout.background = rivals or None
 
 
 def summary(found: Any, out: str) -> str:

@@ -22,7 +22,7 @@ from ovd.apis.threshold_fit import (
 from ovd.datasets.label_maps import IGNORE_INDEX
 from ovd.heads.score_maps import ScoreMaps, TensorScores
 from ovd.heads.thresholds import Thresholds
-from ovd.models.group_readout import SoftReadout, group_labels
+from ovd.models.group_readout import SoftReadout
 
 Batches = Iterable[Mapping[str, Any]]
 
@@ -136,7 +136,7 @@ def count_scores(
         best, label = scores.max(dim=-1)
         if others.shape[-1]:
             label = label.masked_fill(others.amax(dim=-1) > best, IGNORE_INDEX)
-        owner = group_labels(predictions.output, (padded.shape[2], padded.shape[3]), size).flatten(1)
+        owner = readout.owners(predictions, (padded.shape[2], padded.shape[3]), size).flatten(1)
         counted = truth != IGNORE_INDEX
         columns = (label.gather(1, owner), best.gather(1, owner), truth)
         pixels = [column[counted].cpu().numpy() for column in columns]

@@ -21,7 +21,7 @@ class GroupBackground(nn.Module):
     """Decide group by group; the decision is about the group's best class.
 
     A group is background when its best class scores strictly less than that class's threshold, or when one of
-    the background words scores higher than every class.
+    its rivals, the background words and the vector that the model learned, scores higher than every class.
 
     Args:
         threshold: one number for all classes.
@@ -29,6 +29,7 @@ class GroupBackground(nn.Module):
         kind, missing: which thresholds of the file, see ``Thresholds.values``.
         names: words for background (sky, wall, grass, ...), in any spelling of ``Vocabulary.parse``. They
             compete with the classes; those that are classes of the vocabulary in use are left out.
+        learned: the background vector of the model competes with the classes.
         keep_best: the group of an image (of a window, when the model slides one) that exceeds its threshold
             most, or misses it least, is never background for its threshold.
     """
@@ -40,16 +41,18 @@ class GroupBackground(nn.Module):
         kind: str = 'per_class',
         missing: str = 'refuse',
         names: Any = None,
+        learned: bool = False,
         keep_best: bool = False,
     ) -> None:
         super().__init__()
         if threshold is not None and thresholds is not None:
             raise ValueError(f'give threshold ({threshold}) or a file of thresholds ({thresholds}), not both')
-        if threshold is None and thresholds is None and names is None:
+        if threshold is None and thresholds is None and names is None and not learned:
             raise ValueError(
-                'background needs a threshold, a file of thresholds, or names of what is background'
+                'background needs a threshold, a file of thresholds, names of what is background, or '
+                'learned=True'
             )
-        self.kind, self.missing, self.keep_best = kind, missing, keep_best
+        self.kind, self.missing, self.keep_best, self.learned = kind, missing, keep_best, learned
         self._numbers = None if thresholds is None else Thresholds.load(thresholds)
         if threshold is not None:
             self._numbers, self.kind = Thresholds(threshold), 'overall'
@@ -82,12 +85,25 @@ class GroupBackground(nn.Module):
             raise ValueError(f'background words such as {names[0]!r} need a text tower, this model has none')
         self.embeddings = embed(Vocabulary(names)).embeddings.to(device)
 
+    def rivals(self, learned: Tensor | None) -> list[Tensor]:
+        """What competes with the classes, some of [S, D], unit length.
+
+        Args:
+            learned: the background vector of the model [D], if it has one.
+        """
+        found = [] if self.embeddings is None else [self.embeddings]
+        if self.learned:
+            if learned is None:
+                raise ValueError('background=dict(learned=True) needs a model with a background vector')
+            found.append(learned.float()[None])
+        return found
+
     def is_background(self, scores: Tensor, others: Tensor) -> Tensor:
         """Which groups are background.
 
         Args:
             scores: [B, G, K], of the classes.
-            others: [B, G, S], of the background words; S may be 0.
+            others: [B, G, S], of the rivals; S may be 0.
         Returns:
             bool [B, G].
         """

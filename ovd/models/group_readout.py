@@ -27,12 +27,17 @@ class GroupPredictions(NamedTuple):
         group_embeddings: [B, G, D], unit length.
         image_embeddings: [B, D], unit length.
         scale: 0-dim, the multiplier of cosines.
+        background: [D], unit length, what the model learned to be like no word; None if it did not.
+        token_embeddings: [B, L, D], unit length, of the places on ``output.grid``, row by row; None if the
+            model gives none.
     """
 
     output: GroupingOutput
     group_embeddings: Tensor
     image_embeddings: Tensor
     scale: Tensor
+    background: Tensor | None = None
+    token_embeddings: Tensor | None = None
 
 
 class GroupReadout(nn.Module):
@@ -82,8 +87,8 @@ class GroupReadout(nn.Module):
         Returns:
             maps of K classes (K + 1 with background) on a grid of ``size``.
         """
-        maps = compose_maps(predictions.output)
-        return GroupScores(maps, self.group_table(predictions, prior, background), size, self._is_one_hot)
+        table = self.group_table(predictions, prior, background)
+        return GroupScores(compose_maps(predictions.output), table, size, self._is_one_hot)
 
     def group_table(
         self, predictions: GroupPredictions, prior: Tensor | None = None, background: bool = True
@@ -159,6 +164,9 @@ class SoftReadout(GroupReadout):
         unit_votes: scale the scores of each group so that its best class, or background, has 1. Outlines
             between groups then lie where their shares are equal, whatever the confidence of their names.
         one_hot: give each pixel to its best group before scoring.
+        assignment: shares come from 'soft' assignments, or from the 'hard' ones that features come from.
+        level: what is named: 'groups', or 'tokens', each place of the encoder's grid by itself, where the
+            model gives embeddings of them.
         background: arguments of ``GroupBackground``; None: no background.
     """
 
@@ -170,18 +178,25 @@ class SoftReadout(GroupReadout):
         presence_side: int = 224,
         unit_votes: bool = True,
         one_hot: bool = False,
+        assignment: str = 'soft',
+        level: str = 'groups',
         background: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if affinity not in ('softmax', 'double_softmax'):
-            raise ValueError(f"affinity {affinity!r} is none of 'softmax', 'double_softmax'")
-        if presence not in ('image', 'window'):
-            raise ValueError(f"presence {presence!r} is none of 'image', 'window'")
+        for name, value, known in (
+            ('affinity', affinity, ('softmax', 'double_softmax')),
+            ('presence', presence, ('image', 'window')),
+            ('assignment', assignment, ('soft', 'hard')),
+            ('level', level, ('groups', 'tokens')),
+        ):
+            if value not in known:
+                raise ValueError(f'{name} {value!r} is none of {", ".join(map(repr, known))}')
         if class_topk is not None:
             _check_topk(class_topk)
             self.presence_side = presence_side if presence == 'image' else None
         self.affinity, self.class_topk = affinity, class_topk
         self.unit_votes, self._is_one_hot = unit_votes, one_hot
+        self.assignment, self.level = assignment, level
         self.background = None if background is None else GroupBackground(**background)
         self.with_background = background is not None
 
@@ -191,6 +206,33 @@ class SoftReadout(GroupReadout):
         super().use_text_embeddings(text, embed, device)
         if self.background is not None:
             self.background.use_text_embeddings(text, embed, torch.device(device))
+
+    def forward(
+        self,
+        predictions: GroupPredictions,
+        size: tuple[int, int],
+        prior: Tensor | None = None,
+        background: bool = True,
+    ) -> ScoreMaps:
+        output = predictions.output
+        table = self.group_table(predictions, prior, background)
+        if self.level == 'tokens':
+            maps = TensorScores(table.transpose(1, 2).unflatten(2, output.grid))
+            return resized(maps, size, align_corners=False)
+        return GroupScores(compose_maps(output, assignment=self.assignment), table, size, self._is_one_hot)
+
+    def owners(
+        self, predictions: GroupPredictions, input_size: tuple[int, int], image_size: tuple[int, int]
+    ) -> Tensor:
+        """Which row of ``group_table`` each pixel follows most, int64 [B, H, W] of ``image_size``."""
+        if self.level == 'groups':
+            return group_labels(predictions.output, input_size, image_size, assignment=self.assignment)
+        rows, columns = predictions.output.grid
+        device = predictions.group_embeddings.device
+        y = torch.arange(input_size[0], device=device)[: image_size[0]] * rows // input_size[0]
+        x = torch.arange(input_size[1], device=device)[: image_size[1]] * columns // input_size[1]
+        owners = y[:, None] * columns + x
+        return owners.expand(len(predictions.group_embeddings), *image_size)
 
     def group_table(
         self, predictions: GroupPredictions, prior: Tensor | None = None, background: bool = True
@@ -211,7 +253,7 @@ class SoftReadout(GroupReadout):
     def group_scores(
         self, predictions: GroupPredictions, prior: Tensor | None = None, every_class: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """What thresholds apply to: scores of the classes [B, G, K] and of the background words [B, G, S].
+        """What thresholds apply to: scores of the classes [B, G, K] and of what is background [B, G, S].
 
         Args:
             predictions, prior: see ``forward``.
@@ -219,10 +261,14 @@ class SoftReadout(GroupReadout):
         """
         words = self._words()
         classes = len(words)
-        extra = None if self.background is None else self.background.embeddings
-        logits = predictions.scale * _cosine(
-            predictions.group_embeddings, words if extra is None else torch.cat([words, extra])
-        )
+        if self.background is not None:
+            words = torch.cat([words, *self.background.rivals(predictions.background)])
+        embeddings = predictions.group_embeddings
+        if self.level == 'tokens':
+            if predictions.token_embeddings is None:
+                raise ValueError("level='tokens' needs a model that gives embeddings of its tokens")
+            embeddings = predictions.token_embeddings
+        logits = predictions.scale * _cosine(embeddings, words)
         possible = logits
         if self.class_topk is not None and not every_class:
             prior = self.image_prior(predictions) if prior is None else prior
@@ -235,21 +281,23 @@ class SoftReadout(GroupReadout):
         return scores[..., :classes], scores[..., classes:]
 
 
-def compose_maps(output: GroupingOutput, stages: int | None = None) -> Tensor:
-    """How each patch spreads over the groups of a stage: product of the soft assignments up to it.
+def compose_maps(output: GroupingOutput, stages: int | None = None, assignment: str = 'soft') -> Tensor:
+    """How each patch spreads over the groups of a stage: product of the assignments up to it.
 
     Args:
         output: of B images.
         stages: how many groupings, from the first; by default all, which gives the final groups.
+        assignment: 'soft', or 'hard' for the ones that the features were computed with.
     Returns:
         [B, G, h, w], sums to one over G.
     """
-    stages = len(output.soft) if stages is None else stages
-    if not 1 <= stages <= len(output.soft):
-        raise ValueError(f'stages must lie between 1 and {len(output.soft)}, got {stages}')
-    shares = output.soft[0]
-    for assignment in output.soft[1:stages]:
-        shares = assignment @ shares
+    assignments = output.soft if assignment == 'soft' else output.hard
+    stages = len(assignments) if stages is None else stages
+    if not 1 <= stages <= len(assignments):
+        raise ValueError(f'stages must lie between 1 and {len(assignments)}, got {stages}')
+    shares = assignments[0]
+    for further in assignments[1:stages]:
+        shares = further @ shares
     return shares.unflatten(-1, output.grid)
 
 
@@ -259,6 +307,7 @@ def group_labels(
     image_size: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     stages: int | None = None,
+    assignment: str = 'soft',
 ) -> Tensor:
     """The group with the largest share in each pixel, for drawing and for measuring groups without names.
 
@@ -267,12 +316,13 @@ def group_labels(
         input_size: (height, width) of what the encoder saw.
         image_size: that without padding at the right and the bottom, by default ``input_size``.
         size: of the result, for example of the original image; by default ``image_size``.
-        stages: see ``compose_maps``.
+        stages, assignment: see ``compose_maps``.
     Returns:
         int64 [B, H, W].
     """
     image_size = image_size or input_size
-    maps = resized(TensorScores(compose_maps(output, stages)), input_size, align_corners=False)
+    shares = TensorScores(compose_maps(output, stages, assignment))
+    maps = resized(shares, input_size, align_corners=False)
     if tuple(image_size) != tuple(input_size):
         maps = CutScores(maps, image_size)
     return argmax_labels(resized(maps, size or image_size, align_corners=False))

@@ -99,8 +99,8 @@ def test_learning_rate_is_that_of_the_released_schedule() -> None:
             scheduler.step()
         reference.step_update(step + 1)
     for step, (rate, expected) in enumerate(rates):
-        # During the warm-up the cosine is at work here already: 1.1 % at its end.
-        assert rate == pytest.approx(expected, rel=0.03 if step < warm + 2 else 2e-3), step
+        # During the warm-up the cosine is at work here already, and its steps are few.
+        assert rate == pytest.approx(expected, rel=0.03 if step < warm + 2 else 1e-3), step
     assert rates[0][0] == pytest.approx(4e-6)
     assert max(rate for rate, _ in rates) == pytest.approx(base, rel=0.02)
     assert rates[-1][0] == pytest.approx(4e-5, rel=0.01)

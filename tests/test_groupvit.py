@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ROOT
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from toy_groupvit import WORDS, toy_batch, toy_config, toy_groupvit
 
 from ovd.checkpoint import load_into
 from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.clip.text_encoder import TextEncoder
 from ovd.heads.grouping import (
     Assignment,
+    CosineMerge,
     GroupingBlock,
     GroupingOutput,
     Merge,
@@ -24,7 +27,8 @@ from ovd.heads.grouping import (
     straight_through,
 )
 from ovd.models.group_encoder import resize_positions, sine_positions
-from ovd.models.groupvit import unit
+from ovd.models.group_objectives import GroupBatch, unit
+from ovd.models.projection_head import JointBatchNorm
 from ovd.registry import MODELS
 
 # Shifts of all logits of a softmax alike, and constants that the next layer or batch norm takes away.
@@ -59,6 +63,29 @@ def test_merge_averages_members_over_one_more_than_their_number() -> None:
     torch.testing.assert_close(merged[0], expected)
     logits = groups @ segments.transpose(1, 2) / math.sqrt(2)
     torch.testing.assert_close(soft, logits.softmax(dim=1))
+
+
+def test_cosine_merge_averages_values_by_centred_angles() -> None:
+    merge = CosineMerge(2, scale=3.0, center=JointBatchNorm(2, affine=False))
+    for layer in (merge.query, merge.key):
+        identity(layer)
+    for norm in ('norm_groups', 'norm_keys'):
+        setattr(merge, norm, nn.Identity())
+    merge.assignment = Assignment(gumbel=False)
+    groups = torch.tensor([[[2.0, 0.0], [-1.0, 0.0]]])
+    keys = torch.tensor(
+        [[[9.0, 1.0], [11.0, 1.0], [13.0, 1.0], [15.0, 1.0]]]
+    )  # all of the first group's side
+    values = torch.tensor([[[1.0], [2.0], [4.0], [8.0]]])
+    means, soft, hard = merge(groups, keys, values)
+    assert hard[0].tolist() == [[0, 0, 1, 1], [1, 1, 0, 0]]
+    torch.testing.assert_close(means[0], torch.tensor([[12 / 3], [3 / 3]]))
+    torch.testing.assert_close(soft[0, 0], torch.sigmoid(torch.tensor([-6.0, -6.0, 6.0, 6.0])))
+    means.sum().backward()
+    assert merge.log_scale.grad is not None
+    plain = CosineMerge(2, scale=80.0, max_scale=50.0).eval()
+    assert plain(groups, keys, values)[0].shape == (1, 2, 1)
+    assert plain.max_log_scale == pytest.approx(math.log(50))
 
 
 def test_straight_through_is_one_hot_with_the_gradient_of_the_softmax() -> None:
@@ -260,9 +287,8 @@ def test_size_of_the_released_model() -> None:
     counts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
     expected = {
         'image_encoder': 28.84,
-        'text_encoder': 22.15,
+        'text_encoder': 22.15 + 2.11,
         'image_projection': 2.63,
-        'text_projection': 2.11,
     }
     for name, millions in expected.items():
         assert counts[name] == pytest.approx(millions, abs=0.006)
@@ -325,7 +351,7 @@ def test_equal_texts_are_encoded_once_and_no_longer_than_needed(monkeypatch: pyt
     model = toy_groupvit()
     token_ids = torch.cat([sample.token_ids for sample in toy_batch()['data_samples']])
     seen: list[torch.Size] = []
-    plain = model.text_projection(model.text_encoder(token_ids))
+    plain = model.text_encoder(token_ids)
     model.text_encoder.transformer.register_forward_pre_hook(lambda module, x: seen.append(x[0].shape))
     torch.testing.assert_close(model.encode_text(token_ids), plain, atol=1e-5, rtol=1e-4)
     assert seen[0][0] == len(token_ids) - 1  # the filler repeats its caption
@@ -416,7 +442,8 @@ def test_words_follow_the_weights() -> None:
     other.set_vocabulary(['pony', 'boat'], 'the {}')
     torch.testing.assert_close(after.embeddings, other.text_embeddings.embeddings)
     torch.testing.assert_close(model.readout.text_embeddings, after.embeddings)
-    model.text_projection.fc2.bias.data.add_(1.0)  # behind torch's back, as averaged weights are swapped in
+    # Behind torch's back, as averaged weights are swapped in.
+    model.text_encoder.text_projection.fc2.bias.data.add_(1.0)
     model.eval()
     assert not torch.allclose(model.text_embeddings.embeddings, after.embeddings)
 
@@ -441,8 +468,8 @@ def test_encoding_words_leaves_the_training_state_alone() -> None:
     model = toy_groupvit().train()
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
     in_training = model.own_text.encode(['a cat', 'a dog'])
-    assert model.text_projection.training
-    assert model.text_projection.norm.training
+    assert model.text_encoder.training
+    assert model.text_encoder.text_projection.norm.training
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, statistics[name])
     torch.testing.assert_close(in_training, model.eval().own_text.encode(['a cat', 'a dog']))
@@ -519,3 +546,67 @@ def test_samples_with_captions_get_embeddings_instead() -> None:
         torch.testing.assert_close(result.image_embeddings, unit(model.project_image(output.pooled))[i])
         torch.testing.assert_close(result.text_embeddings, unit(model.encode_text(captions))[i])
         assert 'pred_sem_seg' not in result
+
+
+# --- parts that can be exchanged --------------------------------------------------------------------------
+
+
+@MODELS.register_module()
+class ToyPooling(nn.Module):
+    """The first group stands for the image."""
+
+    def forward(self, batch: GroupBatch) -> Tensor:
+        return batch.group_embeddings[:, 0]
+
+
+@MODELS.register_module()
+class ToyObjective(nn.Module):
+    """Groups should be unlike the background, and the captions unlike each other."""
+
+    def forward(self, batch: GroupBatch) -> dict[str, Tensor]:
+        assert batch.background is not None
+        assert batch.text_embeddings is not None
+        assert batch.text_embeddings.shape == (len(batch.samples), 3, 8)
+        return {'loss_toy': (batch.group_embeddings @ batch.background).mean() * batch.scale}
+
+
+def test_pooling_objectives_and_projection_are_parts() -> None:
+    model = toy_groupvit(
+        multi_label={},
+        image_projection={'type': 'ovd.NormProjection', 'hidden_dim': 12},
+        background=True,
+        pooling={'type': 'ovd.ToyPooling'},
+        objectives=[{'type': 'ovd.ToyObjective'}],
+        caption_weight=0.5,
+    ).train()
+    batch = toy_batch()
+    losses = model.loss(**batch)
+    assert {'loss_caption', 'loss_multi_label', 'loss_toy'} <= set(losses)
+    total(losses).backward()
+    assert model.background.grad is not None
+    assert model.background.grad.any()
+    predictions = model.eval().group_predictions(batch['inputs'])
+    torch.testing.assert_close(predictions.image_embeddings, predictions.group_embeddings[:, 0])
+    torch.testing.assert_close(predictions.background, unit(model.background))
+    alone = model.group_predictions(batch['inputs'][1:2])
+    torch.testing.assert_close(alone.group_embeddings, predictions.group_embeddings[1:2], atol=1e-5, rtol=0)
+
+
+def test_text_tower_of_a_clip() -> None:
+    """Words have the vectors that the CLIP gives them; frozen, they stay."""
+    folder = ROOT / 'ovd' / 'assets' / 'clip_tiny_shapes'
+    options = {'text': {'vocabulary': WORDS, 'normalize_each': True}}
+    config = toy_config(**options) | {'text_encoder': {'clip': str(folder), 'frozen': True}}
+    model = MODELS.build(config).train()
+    expected = TextEmbeddings.build(WORDS, 'a photo of a {}.', TextEncoder(folder))
+    torch.testing.assert_close(model.text_embeddings.embeddings, expected.embeddings)
+    assert model.embed_dim == expected.embed_dim
+    assert not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
+    length = len(model.text_encoder.positional_embedding)
+    batch = toy_batch(prompts=0)
+    for sample in batch['data_samples']:
+        sample.token_ids = F.pad(sample.token_ids, (0, length - 20))
+    total(model.loss(**batch)).backward()
+    assert model.image_projection.fc2.weight.grad.any()
+    tuned = MODELS.build(config | {'text_encoder': {'clip': str(folder)}})
+    assert all(parameter.requires_grad for parameter in tuned.text_encoder.parameters())

@@ -252,7 +252,7 @@ def joint_batch() -> dict[str, Tensor]:
 def backward(batch: dict[str, Tensor], share: slice, world: int) -> dict[str, Tensor]:
     """Losses of a share of the batch through the projection heads, and averaged gradients of all leaves."""
     torch.manual_seed(7)
-    heads = torch.nn.ModuleList(ProjectionHead(WIDTH, 8, 4) for _ in range(2))
+    heads = torch.nn.ModuleList(ProjectionHead(WIDTH, 4, 8) for _ in range(2))
     leaves = {name: batch[name][share].clone().requires_grad_() for name in ('images', 'texts', 'prompts')}
     nouns = batch['nouns'][share]
     images = F.normalize(heads[0](leaves['images']), dim=-1)
@@ -313,6 +313,6 @@ def test_batch_norm_equals_that_of_torch_in_one_process() -> None:
 
 
 def test_projection_head_takes_any_number_of_axes() -> None:
-    head = ProjectionHead(6, 8, 4).eval()
+    head = ProjectionHead(6, 4, 8).eval()
     features = torch.randn(2, 3, 6)
     torch.testing.assert_close(head(features)[1, 2], head(features[1, 2:])[0])

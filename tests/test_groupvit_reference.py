@@ -15,7 +15,8 @@ from toy_groupvit import reference_config
 from ovd.checkpoint import load_into, load_tensors
 from ovd.conversion.groupvit import convert_groupvit, export_groupvit
 from ovd.heads.grouping import soft_assignment, straight_through
-from ovd.models.groupvit import GroupViT, unit
+from ovd.models.group_objectives import unit
+from ovd.models.groupvit import GroupViT
 from ovd.registry import MODELS
 
 FOLDER = 'goldens/groupvit/'
@@ -201,13 +202,13 @@ def test_layout_of_transformers() -> None:
     close(output.pooled, golden['vision_pooled'])
     for stage in range(2):
         close(output.soft[stage], golden[f'attentions{stage}'])
-    images, texts = model.image_embeddings(output), unit(model.encode_text(golden['input_ids']))
+    images, texts = model.group_batch(output).image_embeddings, unit(model.encode_text(golden['input_ids']))
     close(images, golden['image_embeds'])
     close(texts, golden['text_embeds'])
     scale = model.logit_scale.exp()
     close(scale * images @ texts.T, golden['logits_per_image'], 1e-3)
     # Their maps have the scale twice, and the soft assignments all the way.
-    groups = scale * (scale * model.group_embeddings(output) @ texts.T)
+    groups = scale * (scale * model.group_batch(output).group_embeddings @ texts.T)
     shares = (output.soft[1] @ output.soft[0]).unflatten(-1, output.grid)
     maps = F.interpolate(shares, size=golden['pixel_values'].shape[-2:], mode='bilinear')
     close(torch.einsum('bgk,bghw->bkhw', groups, maps), golden['segmentation_logits'], 1e-2)

@@ -172,8 +172,15 @@ class TokenTower(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """[T, L] -> [T, D]."""
+        return self.project(self.pool(token_ids))
+
+    def pool(self, token_ids: Tensor) -> Tensor:
+        """[T, L] -> [T, W], the token that stands for the text."""
         features = self.token_features(token_ids)
-        pooled = features[torch.arange(len(features), device=features.device), self._pooled_at(token_ids)]
+        return features[torch.arange(len(features), device=features.device), self._pooled_at(token_ids)]
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """[T, W] -> [T, D]."""
         if isinstance(self.text_projection, nn.Module):
             return self.text_projection(pooled)
         return pooled if self.text_projection is None else pooled @ self.text_projection

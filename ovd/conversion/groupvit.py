@@ -131,11 +131,13 @@ def transformers_config(model: Mapping[str, Any]) -> dict[str, Any]:
 
 Rows = Iterable[tuple[str, str]]
 
+_TEXT_PARTS = ('token_embedding.{leaf}', 'positional_embedding', 'transformer.{rest}', 'ln_final.{leaf}')
+
 # Ours and NVlabs'. {i} and {b} are numbers, {leaf} is a last name, {rest} anything.
 _NVLABS = [
     ('logit_scale', 'logit_scale'),
     ('multi_label_logit_scale', 'multi_label_logit_scale'),
-    ('text_encoder.{rest}', 'text_encoder.{rest}'),
+    *((f'text_encoder.{part}', f'text_encoder.{part}') for part in _TEXT_PARTS),
     ('image_encoder.positions', 'img_encoder.pos_embed'),
     ('image_encoder.patch_embed.{leaf}', 'img_encoder.patch_embed.proj.{leaf}'),
     ('image_encoder.norm_patches.{leaf}', 'img_encoder.patch_embed.norm.{leaf}'),
@@ -169,7 +171,7 @@ _NVLABS = [
     ),
     *(
         (f'{ours}_projection.{part}.{{leaf}}', f'{theirs}_projector.{name}.{{leaf}}')
-        for ours, theirs in (('image', 'img'), ('text', 'text'))
+        for ours, theirs in (('image', 'img'), ('text_encoder.text', 'text'))
         for part, name in (('fc1', 'linear_hidden.0'), ('norm', 'linear_hidden.1'), ('fc2', 'linear_out'))
     ),
 ]
@@ -286,7 +288,7 @@ def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _without_kernel(key: str, tensor: Tensor) -> Tensor:
     """A 1 x 1 convolution of a projection head as a linear layer."""
-    return tensor.squeeze(-1) if re.fullmatch(r'\w+_projection\.fc\d\.weight', key) else tensor
+    return tensor.squeeze(-1) if re.fullmatch(r'\S+_projection\.fc\d\.weight', key) else tensor
 
 
 def _with_kernel(key: str, tensor: Tensor) -> Tensor:

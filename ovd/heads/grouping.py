@@ -6,6 +6,7 @@ Reading order: GroupingOutput, the assignment (Assignment and its three function
 parts, GroupProjector.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ class GroupingOutput(NamedTuple):
         hard: as ``soft``, what the features were computed with: columns are one-hot unless the assignment
             is a soft one; in training with noise.
         grid: (h, w) of the patches.
+        tokens: [B, h * w, C], features of the patches that may be read like groups; None when the encoder
+            has no such features.
     """
 
     features: Tensor
@@ -31,6 +34,7 @@ class GroupingOutput(NamedTuple):
     soft: tuple[Tensor, ...]
     hard: tuple[Tensor, ...]
     grid: tuple[int, int]
+    tokens: Tensor | None = None
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
@@ -187,8 +191,61 @@ class Merge(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             logits = query.float() @ key.float().transpose(-2, -1) * query.shape[-1] ** -0.5
             hard, soft = self.assignment(logits)
-            weights = hard / (hard.sum(-1, keepdim=True) + self.eps)
-        return self.proj(weights.to(key.dtype) @ self.value(segments)), soft, hard
+        return self.proj(average(hard, self.value(segments), self.eps)), soft, hard
+
+
+class CosineMerge(nn.Module):
+    """As ``Merge``, by the angle between groups and keys, and averaging values that are not the keys.
+
+    Cosines of features that share a large common part are all alike, and one group takes every segment;
+    ``center`` removes that part.
+
+    Args:
+        dim: C.
+        scale: initial multiplier of the cosines; learned.
+        max_scale: its upper bound.
+        center: module from rows [N, C] of projected keys to centred ones, such as a batch norm; by default
+            they stay.
+        eps: see ``GroupingBlock``.
+        assignment: how segments choose, by default hard with Gumbel noise in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        scale: float = 10.0,
+        max_scale: float = 50.0,
+        center: nn.Module | None = None,
+        eps: float = 1.0,
+        assignment: Assignment | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm_groups = nn.LayerNorm(dim)
+        self.norm_keys = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.center = center
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        self.max_log_scale = math.log(max_scale)
+        self.eps = eps
+        self.assignment = assignment or Assignment()
+
+    def forward(self, groups: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """groups [B, S2, C], keys [B, L, C], values [B, L, V] -> means [B, S2, V], soft, hard [B, S2, L]."""
+        query, key = self.query(self.norm_groups(groups)), self.key(self.norm_keys(keys))
+        if self.center is not None:
+            key = self.center(key.flatten(0, 1)).unflatten(0, key.shape[:2])
+        with torch.autocast(query.device.type, enabled=False):
+            query, key = F.normalize(query.float(), dim=-1), F.normalize(key.float(), dim=-1)
+            scale = self.log_scale.float().clamp(max=self.max_log_scale).exp()
+            hard, soft = self.assignment(scale * query @ key.transpose(-2, -1))
+        return average(hard, values, self.eps), soft, hard
+
+
+def average(assignment: Tensor, values: Tensor, eps: float) -> Tensor:
+    """Sum of each group's members over their number plus eps: [B, S2, L] and [B, L, C] -> [B, S2, C]."""
+    weights = assignment / (assignment.sum(-1, keepdim=True) + eps)
+    return weights.to(values.dtype) @ values
 
 
 class CrossAttentionBlock(nn.Module):

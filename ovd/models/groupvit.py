@@ -17,6 +17,7 @@ from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd.clip.loading import build_clip
 from ovd.clip.text_embeddings import TextEmbeddings
 from ovd.clip.text_encoder import TokenTower
 from ovd.heads.grouping import GroupingOutput
@@ -24,6 +25,7 @@ from ovd.heads.score_maps import ScoreMaps
 from ovd.losses.contrastive import MultiLabelLoss, caption_loss
 from ovd.registry import MODELS
 
+from .group_objectives import GroupBatch, unit
 from .group_readout import GroupPredictions, group_labels
 from .own_text import OwnTextEncoder
 from .projection_head import ProjectionHead
@@ -32,21 +34,29 @@ from .segmentor import OpenVocabularySegmentor
 
 @MODELS.register_module()
 class GroupViT(OpenVocabularySegmentor):
-    """Image encoder with grouping and text encoder, trained from scratch to agree on image-caption pairs.
+    """Image encoder with grouping and text encoder, trained to agree on image-caption pairs.
 
     The words of ``text`` are encoded by the model itself, anew whenever its weights have changed.
 
     Args:
         image_encoder: a module that turns images into a ``GroupingOutput``, with ``dim``, its width, and
             ``patch_size``.
-        text_encoder: ``width``, ``heads``, ``layers``, ``context_length``, ``vocab_size``, ``mlp_ratio`` of
-            CLIP's text transformer, and ``with_checkpoint`` to save memory in training.
-        embed_dim: D of the joint space.
-        hidden_dim: of the two projection heads.
+        text_encoder: arguments of ``build_text_transformer`` to start from scratch, or of
+            ``build_clip_text`` to start from a CLIP, whose joint space is then that of the model.
+        embed_dim: D of the joint space; of no use with a CLIP.
+        hidden_dim: of the projection heads.
+        image_projection: a module from features [..., C] to the joint space; it is built with ``dim`` and
+            ``embed_dim`` besides. By default a ``ProjectionHead`` of ``hidden_dim``.
         temperature: its inverse is the initial multiplier of cosines.
         max_logit_scale: upper bound of that multiplier.
+        caption_weight: of the loss between images and captions.
         multi_label: arguments of ``MultiLabelLoss``, and ``share_scale`` to have no multiplier of its own;
-            None trains on captions alone.
+            None leaves it out.
+        background: learn a vector [D] for what no word describes; pooling, objectives and the readout may
+            use it.
+        pooling: a module from a ``GroupBatch``, whose image embeddings are those of the mean of the groups,
+            to better ones [B, D]; by default they stay.
+        objectives: modules from a ``GroupBatch`` to further losses.
         readout: from groups to pixels, see ``ovd/models/group_readout.py``.
         size_divisor: images are padded on the right and below to a multiple of it; by default the patch
             size. With 1 the border that fills no patch is not looked at, as in the released evaluation.
@@ -63,9 +73,14 @@ class GroupViT(OpenVocabularySegmentor):
         text_encoder: Mapping[str, Any],
         embed_dim: int = 256,
         hidden_dim: int = 4096,
+        image_projection: Mapping[str, Any] | None = None,
         temperature: float = 0.07,
         max_logit_scale: float = 100.0,
+        caption_weight: float = 1.0,
         multi_label: Mapping[str, Any] | None = None,
+        background: bool = False,
+        pooling: Mapping[str, Any] | None = None,
+        objectives: Sequence[Mapping[str, Any]] = (),
         readout: Mapping[str, Any] | None = None,
         size_divisor: int | None = None,
         text: Mapping[str, Any] | None = None,
@@ -75,18 +90,24 @@ class GroupViT(OpenVocabularySegmentor):
             raise ValueError(
                 f'GroupViT encodes its words itself; text.encoder {text["encoder"]!r} has no use'
             )
-        self_encoder = OwnTextEncoder(self)
+        own_text = OwnTextEncoder(self)
         defaults = {'templates': 'a photo of a {}.', 'normalize_each': False}
-        super().__init__(text={**defaults, **(text or {}), 'encoder': self_encoder}, **kwargs)
-        self.own_text = self_encoder
+        super().__init__(text={**defaults, **(text or {}), 'encoder': own_text}, **kwargs)
+        self.own_text = own_text
         self.image_encoder = MODELS.build(image_encoder)
-        self.text_encoder, self.text_settings = build_text_transformer(**text_encoder)
-        self.image_projection = ProjectionHead(self.image_encoder.dim, hidden_dim, embed_dim)
-        self.text_projection = ProjectionHead(self.text_encoder.width, hidden_dim, embed_dim)
+        if 'clip' in text_encoder:
+            self.text_encoder, self.text_settings, embed_dim = build_clip_text(**text_encoder)
+        else:
+            self.text_encoder, self.text_settings = build_text_transformer(**text_encoder)
+            width = self.text_encoder.ln_final.normalized_shape[0]
+            self.text_encoder.text_projection = ProjectionHead(width, embed_dim, hidden_dim)
         self.embed_dim = embed_dim
+        head = {'type': 'ovd.ProjectionHead', 'hidden_dim': hidden_dim, **(image_projection or {})}
+        self.image_projection = MODELS.build({**head, 'dim': self.image_encoder.dim, 'embed_dim': embed_dim})
         self.size_divisor = size_divisor or self.image_encoder.patch_size
         self.max_logit_scale = math.log(max_logit_scale)
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.caption_weight = caption_weight
         self.multi_label_loss: MultiLabelLoss | None = None
         self.multi_label_logit_scale: nn.Parameter | None = None
         if multi_label is not None:
@@ -94,6 +115,9 @@ class GroupViT(OpenVocabularySegmentor):
             if not options.pop('share_scale', False):
                 self.multi_label_logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
             self.multi_label_loss = MultiLabelLoss(**options)
+        self.background = nn.Parameter(0.1 * torch.randn(embed_dim)) if background else None
+        self.pooling = None if pooling is None else MODELS.build(pooling)
+        self.objectives = nn.ModuleList(MODELS.build(objective) for objective in objectives)
         self.readout = MODELS.build(readout or {'type': 'ovd.SoftReadout'})
         self._templates: Any = None
 
@@ -113,19 +137,8 @@ class GroupViT(OpenVocabularySegmentor):
         Equal texts go through the transformer once, and none of them longer than the longest; both is exact.
         """
         distinct, rows = token_ids.unique(dim=0, return_inverse=True)
-        tower = TokenTower(self.text_encoder)
-        distinct = distinct[:, : int(tower.needed_lengths(distinct).max())]
-        return self.text_projection(tower(distinct)[rows])
-
-    def text_tower(self) -> TokenTower:
-        """The whole way of a text into the joint space."""
-        tower = TokenTower(self.text_encoder)
-        tower.text_projection = self.text_projection
-        return tower
-
-    def text_modules(self) -> dict[str, nn.Module]:
-        """What the class vectors depend on."""
-        return {'encoder': self.text_encoder, 'projection': self.text_projection}
+        distinct = distinct[:, : int(self.text_encoder.needed_lengths(distinct).max())]
+        return self.text_encoder.project(self.text_encoder.pool(distinct)[rows])
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -148,18 +161,25 @@ class GroupViT(OpenVocabularySegmentor):
         elif token_ids.shape[1] < 2:
             raise ValueError('the multi-label loss needs prompts of nouns; token_ids hold the caption alone')
         output = self.encode_image(inputs)
-        images = unit(self.project_image(output.pooled))
         texts = unit(self.encode_text(token_ids.flatten(0, 1))).unflatten(0, token_ids.shape[:2])
-        losses = {'loss_caption': caption_loss(images, texts[:, 0], self.logit_scale)}
+        batch = self.group_batch(output)._replace(text_embeddings=texts, samples=data_samples)
+        images = batch.image_embeddings
+        losses = {'loss_caption': self.caption_weight * caption_loss(images, texts[:, 0], self.logit_scale)}
         if self.multi_label_loss is not None:
             scale = self.logit_scale if self.multi_label_logit_scale is None else self.multi_label_logit_scale
-            losses['loss_multi_label'] = self.multi_label_loss(
-                images,
-                texts[:, 1:],
-                scale,
-                *(stacked(data_samples, name) for name in ('noun_mask', 'noun_ids')),
-            )
+            nouns = (stacked(data_samples, name) for name in ('noun_mask', 'noun_ids'))
+            losses['loss_multi_label'] = self.multi_label_loss(images, texts[:, 1:], scale, *nouns)
+        for objective in self.objectives:
+            losses.update(objective(batch))
         return losses | self.monitors(output)
+
+    def group_batch(self, output: GroupingOutput) -> GroupBatch:
+        """Images in the joint space, with what objectives and the pooling may look at besides."""
+        scale = self.logit_scale.clamp(max=self.max_logit_scale).exp()
+        background = None if self.background is None else unit(self.background)
+        images = unit(self.project_image(output.pooled))
+        batch = GroupBatch(output, images, self.project_image, scale, background)
+        return batch if self.pooling is None else batch._replace(image_embeddings=self.pooling(batch))
 
     @torch.no_grad()
     def monitors(self, output: GroupingOutput) -> dict[str, Tensor]:
@@ -193,17 +213,15 @@ class GroupViT(OpenVocabularySegmentor):
 
     def group_predictions(self, inputs: Tensor) -> GroupPredictions:
         """Preprocessed images [B, 3, H, W] -> their groups in the joint space."""
-        output = self.encode_image(inputs)
-        scale = self.logit_scale.clamp(max=self.max_logit_scale).exp()
-        return GroupPredictions(output, self.group_embeddings(output), self.image_embeddings(output), scale)
-
-    def group_embeddings(self, output: GroupingOutput) -> Tensor:
-        """Groups in the joint space [B, G, D], unit length."""
-        return unit(self.project_image(output.features))
-
-    def image_embeddings(self, output: GroupingOutput) -> Tensor:
-        """Images in the joint space [B, D], unit length."""
-        return unit(self.project_image(output.pooled))
+        batch = self.group_batch(self.encode_image(inputs))
+        return GroupPredictions(
+            batch.output,
+            batch.group_embeddings,
+            batch.image_embeddings,
+            batch.scale,
+            batch.background,
+            batch.token_embeddings,
+        )
 
     def image_context(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None
@@ -232,7 +250,7 @@ class GroupViT(OpenVocabularySegmentor):
         """
         if not data_samples or 'token_ids' not in data_samples[0]:
             return super().predict(inputs, data_samples)
-        images = self.image_embeddings(self.encode_image(inputs))
+        images = self.group_batch(self.encode_image(inputs)).image_embeddings
         texts = unit(self.encode_text(torch.stack([sample.token_ids[0] for sample in data_samples])))
         for sample, image, text in zip(data_samples, images, texts):
             sample.set_field(image, 'image_embeddings')
@@ -309,9 +327,13 @@ def build_text_transformer(
     vocab_size: int = 49408,
     mlp_ratio: float = 4.0,
     with_checkpoint: bool = False,
-) -> tuple[TextTransformer, dict[str, Any]]:
-    """CLIP's text transformer without a projection, and what its weights do not tell of it."""
-    tower = TextTransformer(
+) -> tuple[TokenTower, dict[str, Any]]:
+    """CLIP's text transformer without a projection, and what its weights do not tell of it.
+
+    Args:
+        with_checkpoint: in training, compute the blocks again in the backward pass to save memory.
+    """
+    transformer = TextTransformer(
         context_length=context_length,
         vocab_size=vocab_size,
         width=width,
@@ -321,13 +343,23 @@ def build_text_transformer(
         output_dim=0,
         act_layer=QuickGELU,
     )
-    tower.set_grad_checkpointing(with_checkpoint)
-    return tower, {'heads': heads, 'activation': 'quick_gelu'}
+    transformer.set_grad_checkpointing(with_checkpoint)
+    return TokenTower(transformer), {'heads': heads, 'activation': 'quick_gelu'}
 
 
-def unit(vectors: Tensor) -> Tensor:
-    """Vectors [..., D] at unit length, float32."""
-    return F.normalize(vectors.float(), dim=-1)
+def build_clip_text(
+    clip: str, pretrained: str | None = None, frozen: bool = False
+) -> tuple[TokenTower, dict[str, Any], int]:
+    """The text tower of a CLIP with its projection, what its weights do not tell of it, and D.
+
+    Args:
+        clip, pretrained: ``model`` and ``pretrained`` of ``build_clip``.
+        frozen: do not train it.
+    """
+    loaded = build_clip(clip, pretrained)
+    tower = TokenTower(getattr(loaded.model, 'text', loaded.model))
+    tower.requires_grad_(not frozen)
+    return tower, {'text_cfg': loaded.config['model_cfg']['text_cfg']}, loaded.embed_dim
 
 
 def stacked(data_samples: Sequence[SegDataSample], name: str) -> Tensor | None:

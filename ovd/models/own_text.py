@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovd.clip.text_encoder import TokenTower, TowerEncoder
 from ovd.files import sha256_json, sha256_tensors
@@ -18,19 +18,15 @@ class HasTextTower(Protocol):
 
     Attributes:
         embed_dim: D.
-        text_settings: what shapes do not tell of the tower; part of the fingerprint.
+        text_encoder: token_ids [T, L] -> [T, D].
+        text_settings: what the shapes of its weights do not tell; part of the fingerprint.
         text_changes: a number that moves on whenever the weights may have changed behind torch's back.
     """
 
     embed_dim: int
+    text_encoder: TokenTower
     text_settings: dict[str, Any]
     text_changes: int
-
-    def text_modules(self) -> dict[str, nn.Module]:
-        """The modules that a text goes through."""
-
-    def text_tower(self) -> TokenTower:
-        """token_ids [T, L] -> [T, D], with the weights of the model."""
 
 
 class OwnTextEncoder:
@@ -55,9 +51,8 @@ class OwnTextEncoder:
     def fingerprint(self) -> str:
         """16 hexadecimal digits; hashed anew only after the weights may have changed."""
         tensors = {
-            f'{part}.{name}': tensor
-            for part, module in self._model.text_modules().items()
-            for name, tensor in module.state_dict().items()
+            name: tensor
+            for name, tensor in self._model.text_encoder.state_dict().items()
             if not name.endswith('num_batches_tracked')
         }
         state = (self._model.text_changes, tuple(map(_version, tensors.values())))
@@ -78,19 +73,16 @@ class OwnTextEncoder:
 
     @contextmanager
     def _evaluating(self) -> Iterator[TowerEncoder]:
-        tower = self._model.text_tower()
+        tower = self._model.text_encoder
         context_length, vocab_size = len(tower.positional_embedding), tower.token_embedding.num_embeddings
         tokenizer = _tokenizer(context_length)
         if tokenizer.vocab_size > vocab_size:
             raise ValueError(
                 f'the text encoder knows {vocab_size} tokens, CLIP has {tokenizer.vocab_size} of them'
             )
-        training = [module for part in self._model.text_modules().values() for module in part.modules()]
-        training = [module for module in training if module.training]
-        for module in training:
-            module.training = False
+        training = [module for module in tower.modules() if module.training]
         try:
-            yield TowerEncoder(tower, tokenizer, '', self.embed_dim, context_length)
+            yield TowerEncoder(tower.eval(), tokenizer, '', self.embed_dim, context_length)
         finally:
             for module in training:
                 module.training = True

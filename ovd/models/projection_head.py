@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from ovd.heads.grouping import Mlp
 from ovd.losses.gather import sum_over_processes, world_size
+from ovd.registry import MODELS
 
 
 class JointBatchNorm(nn.BatchNorm1d):
@@ -31,21 +33,23 @@ class JointBatchNorm(nn.BatchNorm1d):
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
-            return centered * (variance + self.eps).rsqrt() * self.weight + self.bias
+            normalized = centered * (variance + self.eps).rsqrt()
+            return normalized * self.weight + self.bias if self.affine else normalized
 
 
+@MODELS.register_module()
 class ProjectionHead(nn.Module):
     """Linear, batch norm, ReLU, linear; the vectors that come out are not normalised.
 
     Args:
         dim: C of the features.
-        hidden_dim: width of the normalised layer.
         embed_dim: D of the joint space.
+        hidden_dim: width of the normalised layer.
 
     Source: Xu et al., GroupViT, CVPR 2022, Sec. 4.1.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, embed_dim: int) -> None:
+    def __init__(self, dim: int, embed_dim: int, hidden_dim: int = 4096) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.norm = JointBatchNorm(hidden_dim)
@@ -55,3 +59,21 @@ class ProjectionHead(nn.Module):
         """[..., C] -> [..., D]; in training the statistics are those of all the rows together."""
         rows = self.norm(self.fc1(features.flatten(0, -2)))
         return self.fc2(rows.relu()).unflatten(0, features.shape[:-1])
+
+
+@MODELS.register_module()
+class NormProjection(nn.Module):
+    """Layer norm, linear, GELU, linear; groups and images are treated alike, whatever is in the batch.
+
+    Args:
+        dim, embed_dim, hidden_dim: see ``ProjectionHead``.
+    """
+
+    def __init__(self, dim: int, embed_dim: int, hidden_dim: int = 4096) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, hidden_dim, embed_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., C] -> [..., D], not normalised."""
+        return self.mlp(self.norm(features))

@@ -242,7 +242,7 @@ def test_prompts_are_nouns_in_templates_and_the_caption_fills_up() -> None:
         texts = [decode(row) for row in results['token_ids']]
         assert texts[0] == texts[3] == 'a dog and a red star'
         assert results['noun_mask'].tolist() == [True, True, False]
-        ids = {'dog': noun_id('dog'), 'red star': noun_id('RED star')}
+        ids = {'dog': noun_id('dog'), 'red star': noun_id('red star')}
         nouns = ['dog' if 'dog' in text else 'red star' for text in texts[1:3]]
         assert sorted(nouns) == ['dog', 'red star']
         assert results['noun_ids'].tolist() == [ids[nouns[0]], ids[nouns[1]], -1]
@@ -262,6 +262,22 @@ def test_nouns_are_drawn_without_replacement_and_repeated_ones_stay() -> None:
         assert all(texts.count(name) <= limit for name, limit in (('dog', 2), ('cat', 1), ('tree', 1)))
     results = prompts.transform({'caption': 'dog dog'})
     assert [decode(row) for row in results['token_ids']] == ['dog dog', 'dog', 'dog', 'dog dog']
+
+
+def test_nouns_of_all_captions_each_once(tmp_path: Path) -> None:
+    options = write_coco(tmp_path, [['Two dogs', 'a dog under a tree', 'a pet']])
+    words = {**NOUNS, 'vocabulary': [['dog', 'pet'], ['cat'], ['tree']]}
+    prompts = CaptionPrompts(4, templates=['{}'], nouns=words, nouns_of='all_captions', repeats=False)
+    results = build(tmp_path, options, pipeline=[prompts], test_mode=True)[0]
+    assert results['caption'] == 'Two dogs'
+    assert {decode(row) for row in results['token_ids'][1:3]} == {'dogs', 'tree'}
+    assert set(results['noun_ids'].tolist()) == {noun_id('dog'), noun_id('tree'), -1}
+    every = CaptionPrompts(4, templates=['{}'], nouns=words, nouns_of='all_captions')
+    results = every.transform(results)
+    assert sorted(decode(row) for row in results['token_ids'][1:]) == ['dog', 'dogs', 'pet', 'tree']
+    assert len(set(results['noun_ids'].tolist())) == 2
+    with pytest.raises(ValueError, match="nouns_of must be one of 'caption', 'all_captions', got 'image'"):
+        CaptionPrompts(1, nouns=words, nouns_of='image')
 
 
 def test_without_prompts_the_caption_stands_alone() -> None:

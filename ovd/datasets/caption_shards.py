@@ -162,6 +162,7 @@ class CaptionShards(IterableDataset):
             'img': np.ascontiguousarray(image[..., ::-1]),
             'img_path': pair.name,
             'caption': pair.caption,
+            'captions': [pair.caption],
             'img_shape': image.shape[:2],
             'ori_shape': image.shape[:2],
         }

@@ -19,6 +19,7 @@ from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from ovd.datasets.annotations import check_option
 from ovd.registry import TRANSFORMS
 from ovd.text.nouns import NounExtractor
 from ovd.text.templates import PromptSet, Templates, expand, get_templates
@@ -99,15 +100,17 @@ class CaptionPrompts(BaseTransform):
 
     Adds ``token_ids``, int64 [1 + K, L], the caption first, with K = count and L = context_length;
     ``noun_mask``, bool [K], False where a caption with fewer nouns stands in for a prompt; and ``noun_ids``,
-    int64 [K], equal for equal nouns (whatever their case) and -1 for fillers.
+    int64 [K], equal for equal nouns (classes of the vocabulary, or words in whatever case), -1 for fillers.
 
-    Up to K of the caption's nouns are drawn without replacement (a noun that occurs twice can be drawn
-    twice), each put into a template of its own. A text of more than L tokens is cut and its end token kept.
+    Up to K nouns are drawn without replacement, each put into a template of its own. A text of more than L
+    tokens is cut and its end token kept.
 
     Args:
         count: K.
         templates: see ``ovd.text.templates.get_templates``.
         nouns: arguments of ``NounExtractor``; not needed when count is 0.
+        nouns_of: 'caption', the one that is trained on, or 'all_captions' of the image.
+        repeats: whether a noun that occurs twice can be drawn twice.
         context_length: L, start and end token included.
 
     Source: Xu et al., CVPR 2022, Sec. 3.3; filling up with the caption and the mixture of nouns and verbs as
@@ -119,13 +122,18 @@ class CaptionPrompts(BaseTransform):
         count: int = 3,
         templates: Templates = 'clip80',
         nouns: Mapping[str, Any] | None = None,
+        nouns_of: str = 'caption',
+        repeats: bool = True,
         context_length: int = 77,
     ) -> None:
         if count < 0:
             raise ValueError(f'count of noun prompts must not be negative, got {count}')
         if context_length < 3:
             raise ValueError(f'context_length must be at least 3, got {context_length}')
+        check_option('nouns_of', nouns_of, ('caption', 'all_captions'))
         self.count = count
+        self.nouns_of = nouns_of
+        self.repeats = repeats
         prompts = get_templates(templates)
         self.templates = [PromptSet('custom', (text,), prompts.spelling) for text in prompts.templates]
         self.extractor = NounExtractor(**(nouns or {})) if count else None
@@ -133,12 +141,15 @@ class CaptionPrompts(BaseTransform):
         self._said_truncation = False
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        nouns = self._draw_nouns(results['caption'])
-        prompts = [expand(noun, self.templates[np.random.randint(len(self.templates))])[0] for noun in nouns]  # noqa: NPY002
+        caption = results['caption']
+        nouns = self._draw_nouns([caption] if self.nouns_of == 'caption' else results['captions'])
+        drawn = np.random.randint(len(self.templates), size=len(nouns))  # noqa: NPY002
+        prompts = [expand(text, self.templates[index])[0] for (text, _), index in zip(nouns, drawn)]
         fillers = self.count - len(nouns)
-        results['token_ids'] = self.tokenize([results['caption'], *prompts, *[results['caption']] * fillers])
+        results['token_ids'] = self.tokenize([caption, *prompts, *[caption] * fillers])
         results['noun_mask'] = torch.tensor([True] * len(nouns) + [False] * fillers, dtype=torch.bool)
-        results['noun_ids'] = torch.tensor([*map(noun_id, nouns), *[-1] * fillers], dtype=torch.int64)
+        ids = [noun_id(key) for _, key in nouns]
+        results['noun_ids'] = torch.tensor(ids + [-1] * fillers, dtype=torch.int64)
         return results
 
     def tokenize(self, texts: list[str]) -> Tensor:
@@ -157,17 +168,20 @@ class CaptionPrompts(BaseTransform):
                 )
         return token_ids
 
-    def _draw_nouns(self, caption: str) -> list[str]:
+    def _draw_nouns(self, captions: Sequence[str]) -> list[tuple[str, str]]:
+        """(text, what equal nouns have in common) of up to K nouns."""
         if self.extractor is None:
             return []
-        nouns = self.extractor.extract(caption)
-        chosen = np.random.permutation(len(nouns))[: self.count]  # noqa: NPY002
-        return [nouns[index].text for index in chosen]
+        nouns = [noun for caption in captions for noun in self.extractor.extract(caption)]
+        pairs = [(noun.text, self.extractor.key(noun)) for noun in nouns]
+        if not self.repeats:
+            pairs = list({key: (text, key) for text, key in reversed(pairs)}.values())
+        return [pairs[index] for index in np.random.permutation(len(pairs))[: self.count]]  # noqa: NPY002
 
 
 def noun_id(noun: str) -> int:
     """A number for a noun, the same in every process; below 2^56."""
-    return int.from_bytes(hashlib.blake2b(noun.casefold().encode(), digest_size=7).digest(), 'big')
+    return int.from_bytes(hashlib.blake2b(noun.encode(), digest_size=7).digest(), 'big')
 
 
 @TRANSFORMS.register_module()

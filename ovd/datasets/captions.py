@@ -38,7 +38,7 @@ class Pair(NamedTuple):
 
 @DATASETS.register_module()
 class CaptionDataset(BaseDataset):
-    """Image-caption pairs; an item goes through the pipeline with ``img_path``, ``img_id`` and ``caption``.
+    """Image-caption pairs; the pipeline gets ``img_path``, ``img_id``, ``caption``, and all ``captions``.
 
     Lines or annotations of one image belong together. ``metainfo`` has ``ann_file`` and ``pairs``.
 
@@ -103,7 +103,7 @@ class CaptionDataset(BaseDataset):
     def prepare_data(self, idx: int) -> Any:
         """Choose a caption and run the pipeline; None, which draws another item, for a broken image."""
         info = self.get_data_info(idx)
-        texts = info.pop('captions')
+        texts = info['captions']
         draws = self.captions == 'draw' and len(texts) > 1
         info['caption'] = texts[np.random.randint(len(texts)) if draws else 0]  # noqa: NPY002
         if self.broken_images == 'refuse' or self.test_mode:

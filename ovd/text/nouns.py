@@ -108,6 +108,12 @@ class NounExtractor:
             spans = [(token.start, token.end) for token in tokens if token.tag in self.tags]
         return [Noun(caption[start:end], start, end) for start, end in spans]
 
+    def key(self, noun: Noun) -> str:
+        """What is equal for equal nouns: the class in the vocabulary, else the noun in small letters."""
+        if self._names is not None and noun.label is not None:
+            return self._names.vocabulary.names[noun.label]
+        return noun.text.casefold()
+
     def _choose(
         self, backend: str, vocabulary: 'VocabularySpec | None', spacy_model: str
     ) -> tuple[str, Tagger | None]:
@@ -211,6 +217,7 @@ class NameMatcher:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
         self._labels: dict[tuple[str, ...], int] = {}
         names = list(enumerate(vocabulary.names))
         synonyms = [(label, text) for label, group in enumerate(vocabulary.synonyms) for text in group]

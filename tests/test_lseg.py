@@ -197,6 +197,20 @@ def test_unseen_classes_with_background_keep_it_last() -> None:
     torch.testing.assert_close(model.loss(inputs, samples)['loss_seg'], expected)
 
 
+def test_background_pixels_can_weigh_less() -> None:
+    model = segmentor({'with_background': True}, background_weight=0.25).eval()
+    inputs, samples = preprocessed(model, batch(classes=len(NAMES) + 1))
+    logits = F.interpolate(materialize(model.score_maps(inputs)), SIZE, mode='bilinear', align_corners=True)
+    labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
+    weight = torch.tensor([1.0] * len(NAMES) + [0.25])
+    expected = F.cross_entropy(logits, labels, weight, ignore_index=-1)
+    torch.testing.assert_close(model.loss(inputs, samples)['loss_seg'], expected)
+    with pytest.raises(ValueError, match='background_weight must be positive'):
+        segmentor(background_weight=0)
+    with pytest.raises(ValueError, match="loss_size 'low'"):
+        segmentor(loss_size='low')
+
+
 @pytest.mark.parametrize('size', [(64, 96), (50, 75), (33, 64)])
 def test_padding_to_the_divisor_is_cut_from_loss_and_prediction(size: tuple[int, int]) -> None:
     model = segmentor().eval()

@@ -205,8 +205,8 @@ class TextLayer(nn.Module):
         attended = self.dropout(self.attention_out(self._attend(text, text_mask)))
         text = self.norm_attention(text + attended)
         expanded = F.gelu(self.expand(text).clamp(-LIMIT, LIMIT)).clamp(-LIMIT, LIMIT)
-        added = (self.dropout(self.contract(expanded)) + text).clamp(-LIMIT, LIMIT)
-        return self.norm_out(added).clamp(-LIMIT, LIMIT)
+        added = self.dropout(self.contract(expanded)).clamp(-LIMIT, LIMIT)
+        return self.norm_out(text + added).clamp(-LIMIT, LIMIT)
 
     def _attend(self, text: Tensor, text_mask: Tensor) -> Tensor:
         query, key, value = (

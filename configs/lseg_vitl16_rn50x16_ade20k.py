@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 8 tools/train.py configs/lseg_vitl16_rn50x16_ade20k.py --launcher pytorch
     python tools/test.py configs/lseg_vitl16_rn50x16_ade20k.py CHECKPOINT
 
-The text tower alone differs from lseg_vitl16_ade20k.py: a joint space of width 768. Recipe and memory as there.
+The text tower alone differs from lseg_vitl16_ade20k.py: joint width 768. Recipe and memory as there.
 Published: 82.78 pixAcc, 47.25 mIoU (recalled). Not yet trained by us.
 """
 

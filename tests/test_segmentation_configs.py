@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, write_coco, write_image
+from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
+from toy_lseg import losses_of, segmentor
+from toy_lseg import words as word_vectors
 
 from ovd.config import check_needs, load_config
 from ovd.registry import DATASETS, METRICS
@@ -186,6 +189,31 @@ def test_episodes(base: str) -> None:
     metric.process({}, [{**data, 'class_id': sample.class_id}])
     classes = len(dataset.metainfo['episode_classes'])
     assert metric.evaluate(1) == pytest.approx({'few_shot/mIoU': 1 / classes, 'few_shot/FB_IoU': 1})
+
+
+def test_lseg_trains_on_episodes_and_is_scored_on_them() -> None:
+    write_voc_episodes()
+    config = load_config(BASES / 'pascal5i.py')
+    for loader in (config.train_dataloader, config.test_dataloader):
+        loader |= {'num_workers': 0, 'persistent_workers': False}
+        next(step for step in loader.dataset.pipeline if step.type == 'ovd.SquareResize').size = 64
+    config.test_dataloader.dataset.num_episodes = 4
+    names = Vocabulary.parse('fewshot_pascal').names
+    model = segmentor(text=word_vectors([*names, 'others']), pair_with='others')
+    data: Any = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
+    losses = losses_of(model, data)
+    assert torch.isfinite(losses['loss_seg'])
+    tests = Runner.build_dataloader(config.test_dataloader, seed=0)
+    evaluator = Evaluator([METRICS.build(config.test_evaluator)])
+    evaluator.dataset_meta = tests.dataset.metainfo
+    model.eval()
+    for each in tests:
+        with torch.no_grad():
+            evaluator.process(model.test_step(each), each)
+    metrics = evaluator.evaluate(len(tests.dataset))
+    assert set(metrics) == {'few_shot/mIoU', 'few_shot/FB_IoU'}
+    report = evaluator.metrics[0].report
+    assert [row['episodes'] for row in report['per_class']] == [4, 0, 0, 0, 0]
 
 
 def test_seven_data_sets() -> None:

@@ -586,16 +586,6 @@ class TestPipelines:
         assert (padded['gt_seg_map'][:, 60:] == -1).all()
         assert (padded['gt_seg_map'][:40, :60] == before['gt_seg_map']).all()
 
-    def test_the_crop_limit_counts_no_ignored_pixels(self) -> None:
-        """Without ignore_index=-1 a picture of ignored pixels would look like a varied one."""
-        sample = self.sample(np.int16)
-        sample['gt_seg_map'][:] = -1
-        sample['gt_seg_map'][:, 30:] = 3
-        crop = TRANSFORMS.build(
-            {'type': 'RandomCrop', 'crop_size': (8, 8), 'ignore_index': -1, 'cat_max_ratio': 0.75}
-        )
-        assert crop(sample)['gt_seg_map'].shape == (8, 8)
-
     def test_the_training_pipeline_of_the_paper_to_a_batch(self, tmp_path: Path) -> None:
         for stem, shape in (('a', (30, 60)), ('b', (64, 32))):
             write_pair(tmp_path, stem, np.resize(RAW, shape))

@@ -90,7 +90,8 @@ def test_train_then_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     report = json.loads(out.read_text())
     assert report['metrics']['toy/error'] > 0
     assert report['metrics']['toy/undefined'] is None
-    assert report['protocol'] == {'config': str(config), 'checkpoint': str(latest)}
+    called = {'config': str(config), 'checkpoint': str(latest), 'shuffled_text': False}
+    assert report['protocol'] == called
 
 
 def test_results_go_to_the_work_directory_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from helpers import write_image
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
+from PIL import Image
 from toy_clip import RESNET, write_architecture
 from toy_lseg import batch, losses_of, predictions_of, vit, words
 
+from ovd.apis.runner import build_runner
 from ovd.config import check_needs, load_config
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
@@ -116,6 +120,45 @@ def test_a_fold_is_one_number(name: str) -> None:
         return
     datasets = [config[f'{section}_dataloader'].dataset for section in ('train', 'val', 'test')]
     assert [dataset.fold for dataset in datasets] == [config.fold] * 3
+
+
+def write_voc(folder: Path, labels: list[tuple[int, int]]) -> None:
+    """Pictures with two classes each, in the layout of PASCAL VOC 2012."""
+    stems = [f'2007_{index}' for index in range(len(labels))]
+    for index, (stem, (first, second)) in enumerate(zip(stems, labels)):
+        write_image(folder / f'JPEGImages/{stem}.jpg', 60, 80, index)
+        ids = np.zeros((60, 80), np.uint8)
+        ids[5:50, 5:35], ids[5:50, 40:70], ids[50:52] = first, second, 255
+        for maps in ('SegmentationClassAug', 'SegmentationClass'):
+            (folder / maps).mkdir(exist_ok=True)
+            Image.fromarray(ids).save(folder / maps / f'{stem}.png')
+    (folder / 'ImageSets/Segmentation').mkdir(parents=True)
+    for part in ('trainaug', 'val'):
+        (folder / f'ImageSets/Segmentation/{part}.txt').write_text('\n'.join(stems))
+
+
+def test_a_zero_shot_leaf_trains_and_tests_on_its_data(tmp_path: Path, monkeypatch: Any) -> None:
+    config = read('lseg_r101_pascal5i')
+    monkeypatch.chdir(tmp_path)
+    write_voc(tmp_path / config.data_root, [(1, 6), (2, 6), (3, 7), (4, 7), (5, 8), (8, 1)])
+    tower = str(write_architecture(tmp_path / 'words.json', embed_dim=8))
+    slim(config.model, tmp_path)
+    config.model.text.encoder = {'model': tower, 'pretrained': 'random:0'}
+    config.model.backbone.init_cfg = None
+    config.train_dataloader.batch_size = 2
+    for section in ('train', 'val', 'test'):
+        loader = config[f'{section}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        next(step for step in loader.dataset.pipeline if step.type == 'ovd.SquareResize').size = 64
+        if section != 'train':
+            loader.dataset.num_episodes = 4
+    config.train_cfg.update(max_iters=2, val_interval=2)
+    config.work_dir = str(tmp_path / 'work')
+    runner = build_runner(config)
+    runner.train()
+    metrics = runner.test()
+    assert 0 <= metrics['few_shot/mIoU'] <= 1
+    assert 0 < metrics['few_shot/FB_IoU'] <= 1
 
 
 @pytest.mark.parametrize('name', LSEG)

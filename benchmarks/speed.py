@@ -25,6 +25,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from groupvit_peer import measure_groupvit
 from PIL import Image
 from timing import CLOCKS, Figure, compare, interleave, paired_ratio, table, written
 
@@ -441,6 +442,7 @@ CASES: dict[str, Case] = {
     'switch': measure_switch,
     'caching': measure_caching,
     'store': measure_store,
+    'groupvit': measure_groupvit,
 }
 
 if __name__ == '__main__':

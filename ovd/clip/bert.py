@@ -85,7 +85,7 @@ class BertText(nn.Module):
         super().__init__()
         transformers = _transformers()
         self.folder = _folder(os.fspath(model), pretrained)
-        self.tokenizer = _tokenizer(transformers, self.folder)
+        self.tokenizer = load_tokenizer(self.folder)
         settings = transformers.BertConfig.from_pretrained(str(self.folder), **(config or {}))
         if settings.model_type != 'bert':
             raise ValueError(f'{self.folder / _CONFIG} describes a {settings.model_type!r}, expected a BERT')
@@ -263,9 +263,15 @@ def _download(repository: str, pretrained: bool) -> Path:
     return Path(listed)
 
 
-def _tokenizer(transformers: Any, folder: Path) -> Any:
+def load_tokenizer(folder: PathLike) -> Any:
+    """The tokenizer in a local folder, which tells the characters of its tokens.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: see ``BertText``.
+    """
+    folder = _folder(os.fspath(folder), False)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, use_fast=True
         )
     except (OSError, ValueError, KeyError) as error:

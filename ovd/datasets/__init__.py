@@ -5,6 +5,7 @@ from . import (  # noqa: F401
     captions,
     few_shot,
     few_shot_sets,
+    grounding,
     image_text,
     images,
     segmentation,

@@ -1,0 +1,281 @@
+"""Grounding data: captions with boxes per phrase, and class lists drawn for each image.
+
+Reading order: GroundingDataset (ODVG files), SampleClassNames (class lists in training).
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.dataset import BaseDataset
+from mmengine.logging import MMLogger
+
+from ovd.clip.bert import load_tokenizer
+from ovd.datasets.annotations import check_option
+from ovd.datasets.images import find_missing
+from ovd.registry import DATASETS, TRANSFORMS
+from ovd.text.phrases import caption_prompt, class_prompt, clean_name
+from ovd.text.vocabulary import Vocabulary
+
+_MIN_SIDE = 1.0  # pixels; thinner boxes are left out, as by mmdet
+
+
+@DATASETS.register_module()
+class GroundingDataset(BaseDataset):
+    """ODVG lines, one JSON object each: captions with phrases, or, with a label map, detection.
+
+    A caption gives ``text``, ``tokens_positive`` (label -> character ranges) and boxes whose labels are
+    places in its list of regions; regions without a box that is left have no entry. Detection gives boxes
+    whose labels index the vocabulary. ``img_id`` is the number of the line, from 0.
+
+    Args:
+        label_map: JSON file {"0": "person", ...}; makes this detection data.
+        vocabulary: of detection data, any spelling of ``Vocabulary.parse``; by default the label map's names.
+        bad_regions: 'refuse' or 'drop' boxes outside their image and ranges that do not fit their caption.
+        missing_images: 'refuse', or leave it 'unchecked'.
+        kwargs: see ``mmengine.dataset.BaseDataset``; ``data_prefix`` has the key ``img``.
+    Raises:
+        ValueError: a line that is no JSON object or lacks its mode, a bad region; the message has the line.
+
+    Source of the format: open-mmlab/mmdetection: configs/mm_grounding_dino.
+    """
+
+    METAINFO: dict[str, Any] = {}
+
+    def __init__(
+        self,
+        *args: Any,
+        label_map: str | os.PathLike[str] | None = None,
+        vocabulary: Any = None,
+        bad_regions: str = 'refuse',
+        missing_images: str = 'refuse',
+        **kwargs: Any,
+    ) -> None:
+        check_option('bad_regions', bad_regions, ('refuse', 'drop'))
+        check_option('missing_images', missing_images, ('refuse', 'unchecked'))
+        if vocabulary is not None and label_map is None:
+            raise ValueError('a vocabulary belongs to detection data: give their label_map too')
+        self.label_map = label_map
+        self.vocabulary = None if vocabulary is None else Vocabulary.parse(vocabulary)
+        self.bad_regions = bad_regions
+        self.missing_images = missing_images
+        super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        file = Path(self.ann_file)
+        if not file.is_file():
+            raise FileNotFoundError(f'annotation file {file} does not exist')
+        labels = self._read_label_map()
+        left_out: Counter[str] = Counter()
+        data_list = []
+        with file.open(encoding='utf-8') as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    record = _read_line(line, file, number)
+                    where = f'{file}, line {number}'
+                    info = {
+                        'img_path': os.path.join(self.data_prefix.get('img', ''), record['filename']),
+                        'img_id': len(data_list),
+                        'height': record['height'],
+                        'width': record['width'],
+                    }
+                    if labels is None:
+                        info |= self._caption(record, where, left_out)
+                    else:
+                        info |= self._detection(record, where, labels, left_out)
+                    data_list.append(info)
+        if self.missing_images == 'refuse':
+            missing = find_missing([info['img_path'] for info in data_list])
+            if missing:
+                raise FileNotFoundError(
+                    f'{file}: {len(missing)} images are not on disk, the first is {missing[0]}'
+                )
+        if left_out:
+            counts = ', '.join(f'{count} {what}' for what, count in left_out.items())
+            MMLogger.get_current_instance().info(f'{file}: left out {counts}')
+        return data_list
+
+    def _read_label_map(self) -> list[int] | None:
+        """Label in the vocabulary of each label of the file; None for captions."""
+        if self.label_map is None:
+            return None
+        content = json.loads(Path(self.label_map).read_text(encoding='utf-8'))
+        if not isinstance(content, dict) or sorted(content) != sorted(map(str, range(len(content)))):
+            raise ValueError(f'{self.label_map}: expected {{"0": name, "1": name, ...}} without gaps')
+        names = [content[str(label)] for label in range(len(content))]
+        if self.vocabulary is None:
+            self.vocabulary = Vocabulary(names)
+        known = {name: label for label, name in enumerate(self.vocabulary.names)}
+        unknown = [name for name in names if name.strip() not in known]
+        if unknown:
+            raise ValueError(f'{self.label_map}: the vocabulary has no class {unknown[0]!r}')
+        self._metainfo.update(classes=self.vocabulary.labels)
+        return [known[name.strip()] for name in names]
+
+    def _caption(self, record: Mapping[str, Any], where: str, left_out: Counter[str]) -> dict[str, Any]:
+        if 'grounding' not in record:
+            raise ValueError(
+                f"{where} has no 'grounding'; detection data need label_map=, a file of their names"
+            )
+        caption, instances, spans = record['grounding']['caption'], [], {}
+        for label, region in enumerate(record['grounding'].get('regions') or []):
+            boxes = np.asarray(region['bbox'], dtype=np.float64).reshape(-1, 4).tolist()
+            try:
+                prompt = caption_prompt(caption, {label: region.get('tokens_positive')})
+            except ValueError as error:
+                self._refuse(f'{where}: {error}')
+                left_out['phrases with bad ranges'] += 1
+                continue
+            kept = self._boxes(boxes, label, record, where, left_out)
+            if kept:
+                spans[label] = [list(span) for span in prompt.spans[0]]
+                instances += kept
+        return {'text': caption, 'tokens_positive': spans, 'instances': instances}
+
+    def _detection(
+        self, record: Mapping[str, Any], where: str, labels: Sequence[int], left_out: Counter[str]
+    ) -> dict[str, Any]:
+        if 'grounding' in record:
+            raise ValueError(f"{where} has 'grounding', but the data set is detection: it has a label_map")
+        instances = []
+        for instance in (record.get('detection') or {}).get('instances', []):
+            if not 0 <= instance['label'] < len(labels):
+                raise ValueError(f'{where}: label {instance["label"]} is not in {self.label_map}')
+            instances += self._boxes([instance['bbox']], labels[instance['label']], record, where, left_out)
+        return {'instances': instances}
+
+    def _boxes(
+        self,
+        boxes: Sequence[Sequence[float]],
+        label: int,
+        record: Mapping[str, Any],
+        where: str,
+        left_out: Counter[str],
+    ) -> list[dict[str, Any]]:
+        """The boxes that can be trained on; not clipped."""
+        kept = []
+        for x1, y1, x2, y2 in boxes:
+            inside_width = min(x2, record['width']) - max(x1, 0)
+            inside_height = min(y2, record['height']) - max(y1, 0)
+            if not (inside_width > 0 and inside_height > 0):
+                self._refuse(
+                    f'{where}: box {[x1, y1, x2, y2]} is not in the image of '
+                    f'{record["width"]} x {record["height"]} pixels'
+                )
+                left_out['boxes outside their image'] += 1
+            elif x2 - x1 < _MIN_SIDE or y2 - y1 < _MIN_SIDE:
+                left_out['boxes under one pixel'] += 1
+            else:
+                kept.append({'bbox': [x1, y1, x2, y2], 'bbox_label': label, 'ignore_flag': 0})
+        return kept
+
+    def _refuse(self, message: str) -> None:
+        if self.bad_regions == 'refuse':
+            raise ValueError(f"{message} (bad_regions='drop' leaves such regions out)")
+
+
+@TRANSFORMS.register_module()
+class SampleClassNames(BaseTransform):
+    """Write the sentence of class names that an image is trained with: its own, and some that are not there.
+
+    Sets ``text`` and ``tokens_positive``, and turns the labels of boxes into places in the sentence. Boxes of
+    classes that do not fit the sentence are left out. Novel classes are never drawn.
+
+    Args:
+        vocabulary: of the labels, any spelling of ``Vocabulary.parse``.
+        tokenizer: folder of the text encoder, whose tokens are counted.
+        max_names: so many names are drawn from the vocabulary, before those of the image are removed.
+        full_prob: how often exactly ``max_names`` are drawn; otherwise 1 to ``max_names``, all equally often.
+        max_tokens: longest sentence, special tokens included.
+        shuffle: names in random order; otherwise in the order of the vocabulary.
+        final: what ends the sentence.
+
+    Source: Li et al., CVPR 2022, Appendix (released code): 85 names, half of the time.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Any,
+        tokenizer: str | os.PathLike[str],
+        max_names: int = 85,
+        full_prob: float = 0.5,
+        max_tokens: int = 256,
+        shuffle: bool = True,
+        final: str = '',
+    ) -> None:
+        if max_names < 1:
+            raise ValueError(f'max_names must be at least 1, got {max_names}')
+        self.vocabulary = Vocabulary.parse(vocabulary)
+        names = [clean_name(name) for name in self.vocabulary.names]
+        self.tokenizer = load_tokenizer(tokenizer)
+        counts = self.tokenizer(names, add_special_tokens=False, verbose=False)['input_ids']
+        # Each name is followed by a separator, the last one by what ends the sentence.
+        self._costs = [len(ids) + 1 for ids in counts]
+        self._drawn = np.flatnonzero(~np.array(self.vocabulary.is_novel))
+        self.budget = max_tokens - 2
+        longest = int(np.argmax(self._costs))
+        if self._costs[longest] > self.budget:
+            raise ValueError(f'class {names[longest]!r} does not fit a sentence of {max_tokens} tokens')
+        self.max_names = max_names
+        self.full_prob = full_prob
+        self.shuffle = shuffle
+        self.final = final
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        labels = np.asarray(results['gt_bboxes_labels'], dtype=np.int64)
+        positives = np.random.permutation(np.unique(labels))  # noqa: NPY002  (seeded by the loader)
+        chosen, left = self._fitting(positives, self.budget)
+        chosen += self._fitting(self._negatives(positives), left)[0]
+        order = np.random.permutation(chosen).tolist() if self.shuffle else sorted(chosen)  # noqa: NPY002
+        prompt = class_prompt([self.vocabulary.names[label] for label in order], final=self.final)
+        place = {label: index for index, label in enumerate(order)}
+        kept = np.array([label in place for label in labels.tolist()], dtype=bool)
+        for key in ('gt_bboxes', 'gt_ignore_flags', 'gt_masks'):
+            if key in results:
+                results[key] = results[key][kept]
+        results['gt_bboxes_labels'] = np.array(
+            [place[label] for label in labels[kept].tolist()], dtype=np.int64
+        )
+        results['text'] = prompt.text
+        results['tokens_positive'] = {
+            label: [list(span) for span in spans] for label, spans in zip(prompt.labels, prompt.spans)
+        }
+        return results
+
+    def _negatives(self, positives: np.ndarray) -> np.ndarray:
+        """Labels that the image does not have, in random order."""
+        count = self.max_names
+        if np.random.random() >= self.full_prob:  # noqa: NPY002
+            count = int(np.random.randint(1, self.max_names + 1))  # noqa: NPY002
+        drawn = np.random.permutation(self._drawn)[:count]  # noqa: NPY002
+        return drawn[~np.isin(drawn, positives)]
+
+    def _fitting(self, labels: np.ndarray, budget: int) -> tuple[list[int], int]:
+        """The first of the labels that fit, and the tokens that are left."""
+        chosen = []
+        for label in labels.tolist():
+            if self._costs[label] <= budget:
+                chosen.append(label)
+                budget -= self._costs[label]
+        return chosen, budget
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({len(self.vocabulary)} classes, max_names={self.max_names})'
+
+
+def _read_line(line: str, file: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{file}, line {number} is not JSON: {error}') from None
+    if not isinstance(record, dict):
+        raise ValueError(f'{file}, line {number} is {record!r:.40}, expected an object')
+    missing = [key for key in ('filename', 'height', 'width') if key not in record]
+    if missing:
+        raise ValueError(f'{file}, line {number} has no {missing[0]!r}')
+    return record

@@ -1,0 +1,233 @@
+"""Grounding data: ODVG files, their errors, sentences of class names for training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import shared_path, write_image
+from mmdet.utils import register_all_modules
+from toy_bert import write_bert
+
+from ovd.datasets.grounding import GroundingDataset, SampleClassNames
+from ovd.registry import DATASETS
+
+pytest.importorskip('transformers')
+
+CAPTION = 'a red star above a big ring'
+LINE = {
+    'filename': 'a.png',
+    'height': 64,
+    'width': 96,
+    'grounding': {
+        'caption': CAPTION,
+        'regions': [
+            {'phrase': 'a red star', 'tokens_positive': [[0, 10]], 'bbox': [8, 8, 40, 40]},
+            {
+                'phrase': 'a big ring',
+                'tokens_positive': [[17, 27]],
+                'bbox': [[50, 10, 90, 60], [0, 50, 20, 64]],
+            },
+        ],
+    },
+}
+
+
+def write_lines(folder: Path, lines: list[Any]) -> Path:
+    write_image(folder / 'a.png', 64, 96)
+    path = folder / 'lines.jsonl'
+    path.write_text('\n'.join(line if isinstance(line, str) else json.dumps(line) for line in lines) + '\n')
+    return path
+
+
+def changed(**region: Any) -> dict[str, Any]:
+    """The line with another first region."""
+    line = json.loads(json.dumps(LINE))
+    line['grounding']['regions'][0] |= region
+    return line  # type: ignore[no-any-return]
+
+
+def read(folder: Path, lines: list[Any], **options: Any) -> GroundingDataset:
+    return GroundingDataset(
+        ann_file=str(write_lines(folder, lines)), data_prefix={'img': str(folder)}, **options
+    )
+
+
+def test_captions_with_phrases(tmp_path: Path) -> None:
+    dataset = read(tmp_path, [LINE, '', LINE])
+    assert len(dataset) == 2
+    info = dataset.get_data_info(1)
+    assert info['text'] == CAPTION
+    assert info['tokens_positive'] == {0: [[0, 10]], 1: [[17, 27]]}
+    assert [instance['bbox_label'] for instance in info['instances']] == [0, 1, 1]
+    assert info['img_id'] == 1
+
+
+def test_a_pipeline_makes_training_samples(tmp_path: Path) -> None:
+    register_all_modules(init_default_scope=True)
+    dataset = DATASETS.build(
+        {
+            'type': 'ovd.GroundingDataset',
+            'ann_file': str(write_lines(tmp_path, [LINE])),
+            'data_prefix': {'img': str(tmp_path)},
+            'pipeline': [
+                {'type': 'ovd.LoadImage'},
+                {'type': 'mmdet.LoadAnnotations', 'with_bbox': True},
+                {'type': 'mmdet.PackDetInputs', 'meta_keys': ('img_shape', 'text', 'tokens_positive')},
+            ],
+        }
+    )
+    sample = dataset[0]['data_samples']
+    assert sample.text == CAPTION
+    assert sample.tokens_positive == {0: [[0, 10]], 1: [[17, 27]]}
+    assert sample.gt_instances.labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('{"filename": ', 'line 2 is not JSON'),
+        ('[1]', r'line 2 is \[1\], expected an object'),
+        ({'filename': 'a.png', 'height': 1}, "line 2 has no 'width'"),
+        ({'filename': 'a.png', 'height': 64, 'width': 96}, "line 2 has no 'grounding'; .* label_map"),
+        (changed(tokens_positive=-1), 'line 2: .*expected a list of .* got -1'),
+        (changed(tokens_positive=[[0, 99]]), r'line 2: .*\[0, 99\) are not in the caption of 27'),
+        (changed(tokens_positive=[[0, 9]]), "line 2: .*'a red sta' .* splits a word"),
+        (changed(bbox=[100, 8, 120, 40]), r'line 2: box \[100.0, .* not in the image of 96 x 64'),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, line: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, [LINE, line])
+
+
+def test_bad_regions_can_be_left_out(tmp_path: Path) -> None:
+    lines = [
+        changed(tokens_positive=[[0, 9]]),
+        changed(bbox=[[100, 8, 120, 40]]),
+        changed(bbox=[1, 1, 1.5, 9]),
+    ]
+    dataset = read(tmp_path, lines, bad_regions='drop')
+    for info in dataset:
+        assert info['tokens_positive'] == {1: [[17, 27]]}
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r'lines.jsonl: 1 images are not on disk, .*b\.png'):
+        read(tmp_path, [LINE | {'filename': 'b.png'}])
+    assert len(read(tmp_path, [LINE | {'filename': 'b.png'}], missing_images='unchecked')) == 1
+    with pytest.raises(FileNotFoundError, match=r'annotation file .*none\.jsonl does not exist'):
+        GroundingDataset(ann_file=str(tmp_path / 'none.jsonl'))
+
+
+def detection(label: int) -> dict[str, Any]:
+    instance = {'bbox': [8, 8, 40, 40], 'label': label, 'category': '?'}
+    return {'filename': 'a.png', 'height': 64, 'width': 96, 'detection': {'instances': [instance]}}
+
+
+def test_detection_lines_use_the_labels_of_the_vocabulary(tmp_path: Path) -> None:
+    path = tmp_path / 'map.json'
+    path.write_text(json.dumps({'0': 'ring', '1': 'dog'}))
+    bare = {'filename': 'a.png', 'height': 64, 'width': 96}
+    dataset = read(tmp_path, [detection(1), bare], label_map=path, vocabulary=['cat', 'dog', 'ring'])
+    assert dataset.get_data_info(0)['instances'][0]['bbox_label'] == 1
+    assert dataset.get_data_info(1)['instances'] == []
+    assert dataset.metainfo['classes'] == ('cat', 'dog', 'ring')
+    assert read(tmp_path, [detection(1)], label_map=path).metainfo['classes'] == ('ring', 'dog')
+    with pytest.raises(ValueError, match='line 1: label 7 is not in'):
+        read(tmp_path, [detection(7)], label_map=path)
+    with pytest.raises(ValueError, match="the vocabulary has no class 'ring'"):
+        read(tmp_path, [detection(1)], label_map=path, vocabulary=['cat', 'dog'])
+    with pytest.raises(ValueError, match="line 1 has 'grounding', but the data set is detection"):
+        read(tmp_path, [LINE], label_map=path)
+    path.write_text(json.dumps({'1': 'ring'}))
+    with pytest.raises(ValueError, match='without gaps'):
+        read(tmp_path, [detection(1)], label_map=path)
+    with pytest.raises(ValueError, match='give their label_map too'):
+        read(tmp_path, [detection(1)], vocabulary=['cat'])
+
+
+def test_the_stored_lines_are_read_as_by_the_reference(tmp_path: Path) -> None:
+    content = json.loads(shared_path('goldens/glip/odvg_cases.json').read_text())
+    (tmp_path / 'map.json').write_text(json.dumps(content['label_map']))
+    for mode, options in (('od', {'label_map': tmp_path / 'map.json'}), ('vg', {})):
+        path = tmp_path / f'{mode}.jsonl'
+        path.write_text('\n'.join(json.dumps(line) for line in content[f'{mode}_input']))
+        dataset = GroundingDataset(
+            ann_file=str(path),
+            data_prefix={'img': 'img'},
+            bad_regions='drop',
+            missing_images='unchecked',
+            **options,
+        )
+        assert len(dataset) == len(content[f'{mode}_parsed'])
+        for info, expected in zip(dataset, content[f'{mode}_parsed']):
+            assert (info['img_path'], info['height']) == (expected['img_path'], expected['height'])
+            assert info['instances'] == expected['instances']
+            if mode == 'vg':
+                phrases = expected['phrases']
+                assert info['text'] == expected['text']
+                assert info['tokens_positive'] == {
+                    int(label): phrase['tokens_positive'] for label, phrase in phrases.items()
+                }
+
+
+def boxes(labels: list[int]) -> dict[str, Any]:
+    return {
+        'gt_bboxes': np.arange(4.0 * len(labels)).reshape(-1, 4),
+        'gt_bboxes_labels': np.array(labels, dtype=np.int64),
+        'gt_ignore_flags': np.zeros(len(labels), dtype=bool),
+    }
+
+
+def test_sentences_of_names(tmp_path: Path) -> None:
+    names = [f'class {number}' for number in range(120)]
+    transform = SampleClassNames(names, write_bert(tmp_path))
+    np.random.seed(0)  # noqa: NPY002
+    counts, first = [], set()
+    for _ in range(60):
+        results = transform(boxes([3, 3, 50, 119, 7]))
+        spans = results['tokens_positive']
+        found = [results['text'][s:e] for ((s, e),) in spans.values()]
+        assert [found[label] for label in results['gt_bboxes_labels']] == [
+            names[n] for n in (3, 3, 50, 119, 7)
+        ]
+        assert len(set(found)) == len(found)
+        assert list(spans) == list(range(len(found)))
+        tokens = len(transform.tokenizer(results['text'])['input_ids'])
+        assert tokens <= 256
+        counts.append(len(found))
+        first.add(found[0])
+    # The budget of tokens ends the sentence where the 85 names do not fit.
+    assert min(counts) < 30
+    assert max(counts) > 50
+    assert len(first) > 20
+
+
+def test_fixed_order_and_novel_names(tmp_path: Path) -> None:
+    vocabulary = {'names': ['dog', 'cat', 'bird', 'ring'], 'novel': ['cat']}
+    transform = SampleClassNames(vocabulary, write_bert(tmp_path), full_prob=1.0, shuffle=False)
+    assert transform(boxes([3]))['text'] == 'dog. bird. ring'
+    assert transform(boxes([]))['tokens_positive'] == {0: [[0, 3]], 1: [[5, 9]], 2: [[11, 15]]}
+    ended = SampleClassNames(vocabulary, tmp_path, full_prob=1.0, shuffle=False, final='. ')
+    assert ended(boxes([0]))['text'] == 'dog. bird. ring. '
+
+
+def test_boxes_of_names_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    names = ['dog', 'big red dog', 'cat', 'bird']
+    transform = SampleClassNames(names, write_bert(tmp_path), max_tokens=8)
+    np.random.seed(1)  # noqa: NPY002
+    kept = set()
+    for _ in range(20):
+        results = transform(boxes([0, 1, 2, 3]))
+        assert (
+            len(results['gt_bboxes']) == len(results['gt_bboxes_labels']) == len(results['gt_ignore_flags'])
+        )
+        assert len(transform.tokenizer(results['text'])['input_ids']) <= 8
+        kept.add(len(results['gt_bboxes']))
+    assert kept == {2, 3}
+    with pytest.raises(ValueError, match="class 'big red dog' does not fit a sentence of 5 tokens"):
+        SampleClassNames(names, tmp_path, max_tokens=5)
+    with pytest.raises(ValueError, match='max_names must be at least 1, got 0'):
+        SampleClassNames(names, tmp_path, max_names=0)

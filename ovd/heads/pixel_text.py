@@ -185,8 +185,11 @@ class PixelTextScores(ScoreMaps):
         self.pixel_embeddings, self.class_embeddings = pixel_embeddings, class_embeddings
         self.scale, self.regularization, self.half = scale, regularization, half
         self.max_elements = max_elements
-        self._pixels = (pixel_embeddings.half() * torch.tensor(scale)) if half else pixel_embeddings
-        self._classes = class_embeddings.half() if half else class_embeddings * scale
+        if half:  # products of float16 numbers are exact in float32, in which a GPU adds them up
+            self._pixels = (pixel_embeddings.half() * torch.tensor(scale)).float()
+            self._classes = class_embeddings.half().float()
+        else:
+            self._pixels, self._classes = pixel_embeddings, class_embeddings * scale
         self._peaks: dict[int, Tensor] = {}
 
     def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
@@ -228,7 +231,8 @@ class PixelTextScores(ScoreMaps):
         pixels = self._pixels[:, :, start:stop].flatten(2)
         classes = self._classes[..., channels, :].expand(self.batch, -1, -1)
         with torch.autocast(self.device.type, enabled=False):
-            logits = torch.bmm(classes, pixels).float()
+            logits = torch.bmm(classes, pixels)
+        logits = logits.half().float() if self.half else logits
         return logits.unflatten(2, (stop - start, self.width))
 
     def _peak(self, index: int) -> Tensor:

@@ -1,5 +1,6 @@
 """GroupViT without reference values: what can be worked out by hand, and what must hold for any weights."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from ovd.heads.grouping import (
     CosineMerge,
     GroupingBlock,
     GroupingOutput,
+    GroupProjector,
     Merge,
     gumbel_noise,
     soft_assignment,
     straight_through,
 )
-from ovd.models.group_encoder import resize_positions, sine_positions
+from ovd.models.group_encoder import Block, resize_positions, sine_positions
 from ovd.models.group_objectives import GroupBatch, unit
 from ovd.models.projection_head import JointBatchNorm
 from ovd.registry import MODELS
@@ -137,6 +139,72 @@ def test_gumbel_noise_is_finite_float32_with_the_right_mean() -> None:
     assert noise.isfinite().all()
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.02)
     assert noise.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.02)
+
+
+def plain_grouping(block: GroupingBlock, x: Tensor, g: Tensor) -> Tensor:
+    """The grouping block step by step, one image and one head at a time; hard assignment, no noise."""
+    x, g = block.norm_segments(x), block.norm_tokens(g)
+    q = block.mix.fc2(F.gelu(block.mix.fc1(g.T))).T
+    q = block.norm_mixed(q)
+    cross, width = block.cross, x.shape[-1] // block.cross.num_heads
+    query, key, value = cross.query(q), cross.key(x), cross.value(x)
+    seen = []
+    for head in range(cross.num_heads):
+        part = slice(head * width, (head + 1) * width)
+        attention = (query[:, part] @ key[:, part].T / width**0.5).softmax(dim=1)
+        seen.append(attention @ value[:, part])
+    q = q + cross.proj(torch.cat(seen, dim=1))
+    q = cross.norm(q + cross.mlp.fc2(F.gelu(cross.mlp.fc1(cross.norm_mlp(q)))))
+    logits = block.merge.query(q) @ block.merge.key(x).T / x.shape[-1] ** 0.5
+    soft = logits.softmax(dim=0)
+    hard = F.one_hot(soft.argmax(dim=0), len(q)).T + soft - soft.detach()
+    values = block.merge.value(x)
+    means = torch.stack([(row[:, None] * values).sum(0) / (row.sum() + 1) for row in hard])
+    n = block.merge.proj(means) + q
+    short = n if isinstance(block.reduction, nn.Identity) else block.reduction[1](block.reduction[0](n))
+    return short + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm_merged(n))))
+
+
+@pytest.mark.parametrize('out_dim', [12, 20], ids=['one width', 'growing width'])
+def test_grouping_block_equals_a_plain_one(out_dim: int) -> None:
+    block = GroupingBlock(12, 7, 5, 3, out_dim=out_dim).eval()
+    segments, tokens = torch.randn(2, 9, 12), torch.randn(2, 7, 12)
+    ours = block(segments, tokens).segments
+    theirs = torch.stack([plain_grouping(block, x, g) for x, g in zip(segments, tokens)])
+    assert ours.shape == (2, 5, out_dim)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(x.square().sum(), list(block.parameters())) for x in (ours, theirs)]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_transformer_block_equals_that_of_torch() -> None:
+    ours = Block(12, 3, 2.0)
+    theirs = nn.TransformerEncoderLayer(12, 3, 24, 0.0, 'gelu', batch_first=True, norm_first=True)
+    names = {
+        'norm1': ours.norm1,
+        'norm2': ours.norm2,
+        'linear1': ours.mlp.fc1,
+        'linear2': ours.mlp.fc2,
+        'self_attn.out_proj': ours.proj,
+    }
+    state = {
+        f'{name}.{key}': value for name, part in names.items() for key, value in part.state_dict().items()
+    }
+    state |= {'self_attn.in_proj_weight': ours.qkv.weight, 'self_attn.in_proj_bias': ours.qkv.bias}
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 9, 12)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+def test_projector_between_widths_is_a_token_mix_then_a_linear_layer() -> None:
+    projector = GroupProjector(12, 7, 4, 20)
+    tokens = torch.randn(2, 7, 12)
+    mixed = projector.mix.fc2(F.gelu(projector.mix.fc1(projector.norm(tokens).transpose(1, 2)))).transpose(
+        1, 2
+    )
+    expected = F.linear(projector.widen[0](mixed), projector.widen[1].weight)
+    assert expected.shape == (2, 4, 20)
+    torch.testing.assert_close(projector(tokens), expected)
 
 
 def test_block_without_residual_keeps_only_the_members() -> None:
@@ -446,6 +514,22 @@ def test_words_follow_the_weights() -> None:
     model.text_encoder.text_projection.fc2.bias.data.add_(1.0)
     model.eval()
     assert not torch.allclose(model.text_embeddings.embeddings, after.embeddings)
+
+
+def test_a_copy_has_words_of_its_own() -> None:
+    """Averaging of weights copies the whole model."""
+    model = toy_groupvit()
+    before = model.text_embeddings
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(1.3)
+    assert copied.own_text.fingerprint != model.own_text.fingerprint == before.encoder_fingerprint
+    assert not torch.allclose(copied.text_embeddings.embeddings, before.embeddings)
+    assert model.text_embeddings is before
+    large = toy_groupvit(image_encoder={'image_size': 48})
+    copied.load_state_dict(large.state_dict())
+    assert copied.image_encoder.positions.shape == (1, 16, 16)
 
 
 def test_class_vectors_of_other_weights_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What is asked of groups beyond agreeing with captions: the seam for further losses and for pooling."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 from mmseg.structures import SegDataSample
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 from ovd.heads.grouping import GroupingOutput
 
 
-class GroupBatch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class GroupBatch:
     """What a grouping model knows of B images, and in training of their texts.
 
     Attributes:
@@ -31,12 +33,12 @@ class GroupBatch(NamedTuple):
     text_embeddings: Tensor | None = None
     samples: Sequence[SegDataSample] = ()
 
-    @property
+    @cached_property
     def group_embeddings(self) -> Tensor:
         """Groups in the joint space [B, G, D], unit length."""
         return unit(self.project(self.output.features))
 
-    @property
+    @cached_property
     def token_embeddings(self) -> Tensor | None:
         """Tokens in the joint space [B, L, D], unit length; None when the encoder gives none."""
         return None if self.output.tokens is None else unit(self.project(self.output.tokens))

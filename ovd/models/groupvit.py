@@ -8,6 +8,7 @@ encoder), ``ovd/heads/grouping.py`` (its grouping), ``ovd/models/group_readout.p
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -157,12 +158,12 @@ class GroupViT(OpenVocabularySegmentor):
                     scale.clamp_(max=self.max_logit_scale)
         token_ids = torch.stack([sample.token_ids for sample in data_samples])
         if self.multi_label_loss is None:
-            token_ids = token_ids[:, :1]
+            token_ids = token_ids if self.objectives else token_ids[:, :1]
         elif token_ids.shape[1] < 2:
             raise ValueError('the multi-label loss needs prompts of nouns; token_ids hold the caption alone')
         output = self.encode_image(inputs)
         texts = unit(self.encode_text(token_ids.flatten(0, 1))).unflatten(0, token_ids.shape[:2])
-        batch = self.group_batch(output)._replace(text_embeddings=texts, samples=data_samples)
+        batch = replace(self.group_batch(output), text_embeddings=texts, samples=data_samples)
         images = batch.image_embeddings
         losses = {'loss_caption': self.caption_weight * caption_loss(images, texts[:, 0], self.logit_scale)}
         if self.multi_label_loss is not None:
@@ -179,7 +180,7 @@ class GroupViT(OpenVocabularySegmentor):
         background = None if self.background is None else unit(self.background)
         images = unit(self.project_image(output.pooled))
         batch = GroupBatch(output, images, self.project_image, scale, background)
-        return batch if self.pooling is None else batch._replace(image_embeddings=self.pooling(batch))
+        return batch if self.pooling is None else replace(batch, image_embeddings=self.pooling(batch))
 
     @torch.no_grad()
     def monitors(self, output: GroupingOutput) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ class GroundingDataset(BaseDataset):
             raise FileNotFoundError(f'annotation file {file} does not exist')
         labels = self._read_label_map()
         left_out: Counter[str] = Counter()
-        data_list = []
+        data_list: list[dict[str, Any]] = []
         with file.open(encoding='utf-8') as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():

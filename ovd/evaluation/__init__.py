@@ -1,1 +1,1 @@
-from . import classification, detection, few_shot, grouping, proposals, retrieval, segmentation, voc  # noqa: F401
+from . import classification, detection, few_shot, grouping, phrases, proposals, retrieval, segmentation, voc  # noqa: F401

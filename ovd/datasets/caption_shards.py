@@ -3,17 +3,16 @@
 import itertools
 import os
 import random
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import webdataset
 from mmengine.dataset import Compose
 from mmengine.dist import get_dist_info
 from mmengine.logging import MMLogger
 from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.filters import shuffle
 
 from ovd.datasets.annotations import check_option
 from ovd.datasets.shard_reader import Part, RawPair, ShardReader, expand_shards, is_remote
@@ -21,6 +20,7 @@ from ovd.randomness import kept_generators, seed_generators
 from ovd.registry import DATASETS
 
 _EMPTY_PASSES = 100  # in a row, after which a loader gives up
+_ENDLESS = 1 << 62
 
 
 @DATASETS.register_module()
@@ -92,7 +92,7 @@ class CaptionShards(IterableDataset):
     def __len__(self) -> int:
         """Samples of an epoch in this process; of an endless stream, more than anyone will see."""
         if self.epoch_length is None:
-            return sys.maxsize  # loops and loggers ask for it
+            return _ENDLESS  # loops and loggers ask for it
         return _share(self.epoch_length, self.rank, self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -134,9 +134,10 @@ class CaptionShards(IterableDataset):
                     is_empty = False
                     continue
                 image = self.reader.decode(pair)
-                if image is not None:
+                sample = None if image is None else self._prepared(pair, image, (*key, number))
+                if sample is not None:
                     is_empty = False
-                    yield self._prepared(pair, image, (*key, number))
+                    yield sample
             empty_passes = empty_passes + 1 if is_empty else 0
             if empty_passes == _EMPTY_PASSES:
                 raise ValueError(f'{self.metainfo["ann_file"]}: no usable sample ({self.reader.tally})')
@@ -154,10 +155,11 @@ class CaptionShards(IterableDataset):
         if not self.shuffle_buffer:
             return pairs
         rng = random.Random(f'{self.seed} {key} {number} {loader}')
-        shuffle = webdataset.shuffle(self.shuffle_buffer, initial=self.shuffle_buffer // 10, rng=rng)
-        return iter(shuffle(pairs))
+        shuffled = shuffle(self.shuffle_buffer, initial=self.shuffle_buffer // 10, rng=rng)
+        return iter(shuffled(pairs))
 
     def _prepared(self, pair: RawPair, image: np.ndarray, key: tuple[int, ...]) -> Any:
+        """What the pipeline makes of a pair; None if it will not have it."""
         results = {
             'img': np.ascontiguousarray(image[..., ::-1]),
             'img_path': pair.name,
@@ -167,7 +169,8 @@ class CaptionShards(IterableDataset):
             'ori_shape': image.shape[:2],
         }
         with kept_generators():
-            seed_generators(self.seed, *key, zlib.crc32(os.path.basename(pair.name).encode()))
+            shard, _, name = pair.name.rpartition('#')
+            seed_generators(self.seed, *key, zlib.crc32(f'{os.path.basename(shard)}#{name}'.encode()))
             return self.pipeline(results)
 
     def _present(self, shards: list[str]) -> list[str]:

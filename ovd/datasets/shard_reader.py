@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import webdataset
+from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
@@ -93,7 +93,7 @@ class ShardReader:
         """Files of a shard for ``group_by_keys``; its end, if it is cut off, is a problem and no more."""
         name = ''
         try:
-            with webdataset.gopen(shard, 'rb') as stream:
+            with gopen(shard, 'rb') as stream:
                 with tarfile.open(fileobj=stream, mode='r|*', tarinfo=_StrictInfo) as archive:
                     for member in archive:
                         name = member.name

@@ -46,11 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from ovd.files import write_json
 
-    groups = prepare(config, args.limit)
+    prepare(config, args.limit)
     protocol = {'config': args.config, 'checkpoint': args.checkpoint}
-    trained, rank = measure(config, args.checkpoint, protocol)
     with tempfile.TemporaryDirectory() as folder:
-        untrained, _ = measure(config, write_untrained(config, Path(folder)), protocol)
+        start, groups = write_untrained(config, Path(folder))
+        config.test_evaluator[1]['baseline_groups'] = groups
+        trained, rank = measure(config, args.checkpoint, protocol)
+        untrained, _ = measure(config, start, protocol)
     if rank == 0:
         reports = {'trained': trained, 'before training': untrained}
         out = args.out or os.path.join(config.work_dir, 'groups.json')
@@ -58,20 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f'{table(reports, groups)}\nwritten to {out}')
 
 
-def prepare(config: Any, limit: int | None) -> int:
-    """Let the config's test keep and measure groups; the number of groups."""
-    encoder = config.model.get('image_encoder', {})
-    if not encoder.get('num_output_groups'):
-        raise ValueError(f'the model {config.model.type!r} of this config has no groups')
-    groups = int(encoder['num_output_groups'][-1])
+def prepare(config: Any, limit: int | None) -> None:
+    """Let the config's test keep and measure groups."""
     config.model.test_cfg = dict(config.model.get('test_cfg') or {}, keep_groups=True)
-    config.test_evaluator = [
-        {'type': 'ovd.SegmentationMetric'},
-        {'type': 'ovd.GroupingMetric', 'baseline_groups': groups},
-    ]
+    config.test_evaluator = [{'type': 'ovd.SegmentationMetric'}, {'type': 'ovd.GroupingMetric'}]
     if limit is not None:
         config.test_dataloader.dataset.indices = limit
-    return groups
 
 
 def measure(config: Any, checkpoint: str | Path, protocol: dict[str, str]) -> tuple[dict[str, Any], int]:
@@ -84,8 +78,10 @@ def measure(config: Any, checkpoint: str | Path, protocol: dict[str, str]) -> tu
     return evaluate(runner, protocol), runner.rank
 
 
-def write_untrained(config: Any, folder: Path) -> Path:
-    """The weights that training starts from."""
+def write_untrained(config: Any, folder: Path) -> tuple[Path, int]:
+    """The weights that training starts from, and the number of groups."""
+    import logging
+
     from mmengine.registry import DefaultScope
     from mmengine.runner import set_random_seed
 
@@ -95,9 +91,14 @@ def write_untrained(config: Any, folder: Path) -> Path:
     set_random_seed(config.get('randomness', {}).get('seed') or 0)
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmseg')):
         model = MODELS.build(copy.deepcopy(config.model))
+        if not hasattr(model, 'group_predictions'):
+            raise ValueError(f'the model {config.model.type!r} of this config does not group pixels')
+        logging.disable(logging.INFO)  # a line for each parameter
         model.init_weights()
-    save_tensors(folder / 'untrained.safetensors', model.state_dict())
-    return folder / 'untrained.safetensors'
+        logging.disable(logging.NOTSET)
+    path = folder / 'untrained.safetensors'
+    save_tensors(path, model.state_dict())
+    return path, model.image_encoder.num_groups
 
 
 def table(reports: dict[str, Any], groups: int) -> str:

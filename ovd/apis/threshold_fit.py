@@ -150,7 +150,7 @@ class LearnedThreshold:
     Attributes:
         weight: w [D]; zero when no direction of the embeddings told thresholds apart.
         bias: b.
-        ridge: the penalty that predicted held-out classes best; inf: one threshold for all.
+        ridge: the penalty that predicted held-out classes best; inf: the overall threshold for all.
         held_out_iou: mean IoU of the classes when each is predicted from the others.
         overall_iou: mean IoU of the same classes with one threshold for all.
     """
@@ -168,7 +168,7 @@ def fit_learned(
     """Regress the thresholds of some classes on their text embeddings.
 
     Ridge regression of the thresholds' logits. The penalty is the one with the best mean IoU when each class
-    is left out in turn and gets its threshold from the others; the largest gives one threshold for all.
+    is left out in turn and gets its threshold from the others; the largest gives all the overall threshold.
 
     Args:
         counts: pixels of classes that are not to be looked at are left out already.
@@ -190,14 +190,14 @@ def fit_learned(
 
     def held_out_iou(ridge: float) -> float:
         places = [
-            _predict(_ridge(np.delete(words, i, 0), np.delete(targets, i), ridge), words[i])
+            _predict(_ridge(np.delete(words, i, 0), np.delete(targets, i), ridge, overall), words[i])
             for i in range(len(chosen))
         ]
         return float(np.mean([_at(curve, place) for curve, place in zip(curves, places)]))
 
     scores = [held_out_iou(ridge) for ridge in _RIDGES]
     best = max(range(len(_RIDGES)), key=lambda i: (scores[i], _RIDGES[i]))  # of equals the simplest
-    weight, bias = _ridge(words, targets, _RIDGES[best])
+    weight, bias = _ridge(words, targets, _RIDGES[best], overall)
     plain = float(np.mean([_at(curve, overall) for curve in curves]))
     return LearnedThreshold(weight, bias, _RIDGES[best], scores[best], plain)
 
@@ -257,10 +257,13 @@ def _predict(model: tuple[Array, float], words: Array) -> float:
     return float(1 / (1 + np.exp(-(words @ model[0] + model[1]))))
 
 
-def _ridge(words: Array, targets: Array, ridge: float) -> tuple[Array, float]:
-    """w [D] and b that minimise the squared error plus ``ridge`` x |w|^2; b is not penalised."""
+def _ridge(words: Array, targets: Array, ridge: float, overall: float) -> tuple[Array, float]:
+    """w [D] and b that minimise the squared error plus ``ridge`` x |w|^2; b is not penalised.
+
+    With an infinite penalty b is that of the threshold ``overall``.
+    """
     if ridge == float('inf'):
-        return np.zeros(words.shape[1]), float(targets.mean())
+        return np.zeros(words.shape[1]), float(_logit(np.array(overall)))
     center = words.mean(axis=0)
     inner = words - center
     gram = inner @ inner.T + ridge * np.eye(len(words))

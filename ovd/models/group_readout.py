@@ -176,7 +176,7 @@ class SoftReadout(GroupReadout):
         class_topk: int | None = 5,
         presence: str = 'image',
         presence_side: int = 224,
-        unit_votes: bool = True,
+        unit_votes: bool = False,
         one_hot: bool = False,
         assignment: str = 'soft',
         level: str = 'groups',

@@ -17,6 +17,7 @@ from toy_captions import write_pictures, write_shards
 from toy_groupvit import toy_groupvit
 
 from ovd.config import check_needs, load_config
+from ovd.registry import MODELS
 
 NAMES = ['gcc_yfcc', 'gcc_yfcc_reference', 'gcc_redcaps', 'coco_retrieval']
 SMALL_MODEL = [
@@ -71,6 +72,15 @@ def test_lengths_follow_from_the_number_of_pairs(name: str, pairs: int) -> None:
     assert config.train_cfg.max_iters == 30 * epoch
     assert [step.get('end', step.get('T_max')) for step in config.param_scheduler] == [2 * epoch, 30 * epoch]
     assert config.default_hooks.checkpoint.interval == epoch
+
+
+@pytest.mark.parametrize('name', ['gcc_yfcc', 'gcc_redcaps'])
+def test_size_is_that_of_the_released_model(name: str) -> None:
+    with torch.device('meta'):
+        model = MODELS.build(read(name).model)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert round(count / 1e4) == 5573
+    assert (model.multi_label_loss is None) == (name == 'gcc_redcaps')
 
 
 def test_learning_rate_is_that_of_the_released_schedule() -> None:

@@ -188,6 +188,7 @@ def test_words_that_tell_nothing_give_one_threshold_for_all() -> None:
     found = fit_learned(counts, words, np.ones(8, bool), min_pixels=100)
     predicted = 1 / (1 + np.exp(-(words @ found.weight + found.bias)))
     assert predicted == pytest.approx(np.full(8, 0.4), abs=0.02)
+    assert found.held_out_iou >= found.overall_iou
     with pytest.raises(ValueError, match='at least 3 classes with 100 pixels, found 2'):
         fit_learned(counts, words, np.arange(8) < 2, min_pixels=100)
 

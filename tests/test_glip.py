@@ -10,7 +10,8 @@ from mmdet.structures import DetDataSample
 from torch import Tensor
 from toy_glip import WORDS, add_truth, batch, images, toy_glip
 
-from ovd.models.glip import GLIP
+from ovd.models.glip import GLIP, merged
+from ovd.models.glip_head import Truth
 
 pytest.importorskip('transformers')
 
@@ -162,6 +163,16 @@ def test_class_lists_and_captions_train_in_one_batch(folder: Path, deep: bool, a
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
+
+
+def test_a_box_of_two_phrases_is_trained_for_both() -> None:
+    boxes = torch.tensor([[5.0, 5.0, 9.0, 9.0], [1.0, 1.0, 4.0, 4.0], [5.0, 5.0, 9.0, 9.0]])
+    tokens = torch.tensor([[True, False, False], [False, True, False], [True, False, True]])
+    found = merged(Truth(boxes, tokens))
+    assert found.boxes.tolist() == [[1.0, 1.0, 4.0, 4.0], [5.0, 5.0, 9.0, 9.0]]
+    assert found.tokens.tolist() == [[False, True, False], [True, False, True]]
+    distinct = Truth(boxes[:2], tokens[:2])
+    assert merged(distinct) is distinct
 
 
 def test_it_learns_an_image(folder: Path) -> None:

@@ -266,7 +266,8 @@ class GLIP(BaseDetector):
             self._check_base(labels)
         boxes = truth.bboxes.to(torch.float32)
         chosen = torch.tensor([rows[label] for label in labels], dtype=torch.long)
-        return Truth(boxes - boxes.new_tensor([0, 0, 1, 1]), token_map[chosen.to(token_map.device)])
+        tokens = token_map[chosen.to(token_map.device)]
+        return merged(Truth(boxes - boxes.new_tensor([0, 0, 1, 1]), tokens))
 
     def _check_base(self, labels: Sequence[int]) -> None:
         """Refuse boxes of novel classes in training: they would leak the answer into the evaluation."""
@@ -290,6 +291,15 @@ def checked_test_cfg(test_cfg: Mapping[str, Any]) -> dict[str, Any]:
     if settings['pairs_per_forward'] < 1:
         raise ValueError(f'test_cfg.pairs_per_forward must be positive, got {settings["pairs_per_forward"]}')
     return settings
+
+
+def merged(truth: Truth) -> Truth:
+    """Each box once, with the tokens of all that it is called: a place is responsible for one box only."""
+    boxes, owner = truth.boxes.unique(dim=0, return_inverse=True)
+    if len(boxes) == len(truth.boxes):
+        return truth
+    tokens = truth.tokens.new_zeros(len(boxes), truth.tokens.shape[1], dtype=torch.long)
+    return Truth(boxes, tokens.index_add_(0, owner, truth.tokens.long()) > 0)
 
 
 def _no_text(inputs: Tensor) -> TokenFeatures:

@@ -18,3 +18,11 @@ model = dict(text=dict(vocabulary=vocabulary))
 train_dataloader = dict(dataset=nouns)
 val_dataloader = dict(dataset=nouns)
 test_dataloader = dict(dataset=nouns)
+
+max_iters = 900
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=50, end=max_iters),
+]
+default_hooks = dict(checkpoint=dict(interval=max_iters))

@@ -1,43 +1,27 @@
 """Zero-shot accuracy of a CLIP on labelled regions, over all, base and novel classes."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
-from ovd.files import write_json
+from ovd.evaluation.report import ReportingMetric
 from ovd.registry import METRICS
 
 
 @METRICS.register_module()
-class ZeroShotAccuracy(BaseMetric):
+class ZeroShotAccuracy(ReportingMetric):
     """Share of regions whose best-scoring class is the right one.
 
     Metrics: ``accuracy``, ``accuracy_base``, ``accuracy_novel`` over the mean of all views of a region,
     ``accuracy_one_view`` of its first view alone, and ``accuracy_worst_class``; fractions in 0..1, nan where
-    there is no region. After ``evaluate``, the main process has ``report``: ``metrics``, ``per_class`` and
-    ``protocol`` as JSON values, written to ``out_file`` if there is one.
+    there is no region. The report has ``metrics``, ``per_class`` and ``protocol``.
 
     Args:
-        out_file: where the report goes.
-        protocol: entries to add to the report's protocol.
-        kwargs: see ``mmengine.evaluator.BaseMetric``.
+        kwargs: see ``ReportingMetric``.
     """
 
     default_prefix = 'zero_shot'
-
-    def __init__(
-        self,
-        out_file: str | os.PathLike[str] | None = None,
-        protocol: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.out_file = out_file
-        self.protocol = dict(protocol or {})
-        self.report: dict[str, Any] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Keep one list per image: (label, predicted class, predicted class of the first view) by region."""
@@ -47,8 +31,6 @@ class ZeroShotAccuracy(BaseMetric):
 
     def compute_metrics(self, results: list[list[tuple[int, int, int]]]) -> dict[str, float]:
         meta = self.dataset_meta or {}
-        if not meta.get('classes'):
-            raise ValueError("ZeroShotAccuracy needs the 'classes' of the data set's metainfo")
         novel = set(meta.get('novel_classes', ()))
         regions = [region for image in results for region in image]
         rows = [
@@ -69,23 +51,16 @@ class ZeroShotAccuracy(BaseMetric):
                 (_accuracy([row]) for row in rows if row['regions']), default=float('nan')
             ),
         }
-        self.report = {
-            'metrics': {key: None if value != value else value for key, value in metrics.items()},
-            'per_class': [
-                {**row, 'accuracy': _share(row['correct'], row['regions'])} for row in rows if row['regions']
-            ],
-            'protocol': {
-                'annotations': meta.get('ann_file'),
-                'images': len(results),
-                'regions': len(regions),
-                'classes_competing': len(rows),
-                'vocabulary_hash': meta.get('vocabulary_hash'),
-                'crops': meta.get('crops'),
-                **self.protocol,
-            },
+        protocol = {
+            'annotations': meta.get('ann_file'),
+            'images': len(results),
+            'regions': len(regions),
+            'classes_competing': len(rows),
+            'vocabulary_hash': meta.get('vocabulary_hash'),
+            'crops': meta.get('crops'),
         }
-        if self.out_file is not None:
-            write_json(self.out_file, self.report)
+        per_class = [{**row, 'accuracy': _accuracy([row])} for row in rows if row['regions']]
+        self.publish(metrics, protocol, per_class=per_class)
         table = ', '.join(f'{row["name"]} {100 * _accuracy([row]):.0f}' for row in rows if row['regions'])
         MMLogger.get_current_instance().info(f'accuracy per class in %: {table}')
         return metrics

@@ -10,66 +10,42 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from pycocotools import mask as mask_utils
 
 from ovd.datasets.annotations import match_categories, read_annotations
 from ovd.evaluation.average_precision import AREAS, IOU_THRESHOLDS, ClassScores, Detections, score_detections
-from ovd.files import sha256_file, write_json
+from ovd.evaluation.report import ReportingMetric
+from ovd.files import sha256_file
 from ovd.registry import METRICS
 from ovd.text.vocabulary import Vocabulary
 
 _MAX_CLASSES_ON_CONSOLE = 100
 
 
-class AnnotationMetric(BaseMetric):
+class AnnotationMetric(ReportingMetric):
     """Base of metrics that compare predictions with an annotation file, over the images they were given.
 
-    After ``evaluate``, the main process has ``report``: ``metrics``, ``per_class`` and ``protocol`` as JSON
-    values, written to ``out_file`` if there is one.
+    The report has ``metrics``, ``per_class`` and ``protocol``.
 
     Args:
         ann_file: by default the file of the data set (``metainfo['ann_file']`` of ``OpenVocabularyDataset``).
-        out_file: where the report goes.
-        protocol: entries to add to the report's protocol, such as templates or checkpoint.
-        prefix: in front of every key, before a slash.
-        kwargs: see ``mmengine.evaluator.BaseMetric``.
+        kwargs: see ``ReportingMetric``.
     """
 
     with_masks = False
 
-    def __init__(
-        self,
-        ann_file: str | os.PathLike[str] | None = None,
-        out_file: str | os.PathLike[str] | None = None,
-        protocol: Mapping[str, Any] | None = None,
-        prefix: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(prefix=prefix or type(self).__name__, **kwargs)
-        self.prefix = prefix  # the base class warns about none
+    def __init__(self, ann_file: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.ann_file = ann_file
-        self.out_file = out_file
-        self.protocol = dict(protocol or {})
-        self.report: dict[str, Any] = {}
 
-    @property
-    def dataset_meta(self) -> dict[str, Any] | None:
-        """What the data set says of itself; checked when it is set, before hours of prediction."""
-        return self._dataset_meta
-
-    @dataset_meta.setter
-    def dataset_meta(self, dataset_meta: dict[str, Any] | None) -> None:
-        if dataset_meta is not None:
-            if not dataset_meta.get('classes'):
-                raise ValueError(f"{type(self).__name__} needs the 'classes' of the data set's metainfo")
-            file = self.ann_file or dataset_meta.get('ann_file')
-            if file is None:
-                raise ValueError(f'{type(self).__name__} needs an ann_file, its data set does not name one')
-            if not Path(file).is_file():
-                raise FileNotFoundError(f'annotation file {file} of {type(self).__name__} does not exist')
-        self._dataset_meta = dataset_meta
+    def check_dataset(self, dataset_meta: dict[str, Any]) -> None:
+        super().check_dataset(dataset_meta)
+        file = self.ann_file or dataset_meta.get('ann_file')
+        if file is None:
+            raise ValueError(f'{type(self).__name__} needs an ann_file, its data set does not name one')
+        if not Path(file).is_file():
+            raise FileNotFoundError(f'annotation file {file} of {type(self).__name__} does not exist')
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Keep the predictions of a batch; boxes are xyxy in original pixels."""
@@ -92,13 +68,7 @@ class AnnotationMetric(BaseMetric):
         self._classes = _Classes(meta, content['categories'])
         detections = self._classes.gather(predictions.values(), self.with_masks)
         metrics, per_class, protocol = self.score(content, detections)
-        self.report = {
-            'metrics': {key: None if math.isnan(value) else value for key, value in metrics.items()},
-            'per_class': per_class,
-            'protocol': {**self._describe(predictions), **protocol, **self.protocol},
-        }
-        if self.out_file is not None:
-            write_json(self.out_file, self.report)
+        self.publish(metrics, {**self._describe(predictions), **protocol}, per_class=per_class)
         return metrics
 
     def score(

@@ -1,23 +1,21 @@
 """Few-shot segmentation metrics: IoU of the asked class, by class, and foreground-background IoU."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
 from ovd.datasets.label_maps import IGNORE_INDEX
+from ovd.evaluation.report import ReportingMetric
 from ovd.evaluation.segmentation import check_labels, label_map_of
-from ovd.files import write_json
 from ovd.registry import METRICS
 
 _LABELS = 2  # others, the class
 
 
 @METRICS.register_module()
-class FewShotMetric(BaseMetric):
+class FewShotMetric(ReportingMetric):
     """IoU over episodes of ``FewShotDataset``, by HSNet's rules.
 
     Intersection and union are added up per class, for the class and for the rest of its images. Keys, after
@@ -25,44 +23,22 @@ class FewShotMetric(BaseMetric):
     set of I / max(U, 1) of the class (one that never comes counts as 0), and ``FB_IoU``, the mean over class
     and rest of (sum of I over all classes) / (sum of U). Pixels whose truth is ignored are left out.
 
-    After ``evaluate``, the main process has ``report``: ``metrics``, ``per_class`` and ``protocol`` as JSON
-    values, written to ``out_file`` if there is one.
+    The report has ``metrics``, ``per_class`` and ``protocol``.
 
     Args:
-        out_file: where the report goes.
-        protocol: entries to add to the report's protocol.
-        prefix: in front of every key, before a slash.
-        kwargs: see ``mmengine.evaluator.BaseMetric``.
+        kwargs: see ``ReportingMetric``.
 
     Source: HSNet (Min et al., ICCV 2021), its evaluation and average meter.
     """
 
-    def __init__(
-        self,
-        out_file: str | os.PathLike[str] | None = None,
-        protocol: Mapping[str, Any] | None = None,
-        prefix: str = 'few_shot',
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(prefix=prefix, **kwargs)
-        self.out_file = out_file
-        self.protocol = dict(protocol or {})
-        self.report: dict[str, Any] = {}
+    default_prefix = 'few_shot'
 
-    @property
-    def dataset_meta(self) -> dict[str, Any] | None:
-        """What the data set says of itself; checked when it is set, before hours of prediction."""
-        return self._dataset_meta
-
-    @dataset_meta.setter
-    def dataset_meta(self, dataset_meta: dict[str, Any] | None) -> None:
-        if dataset_meta is not None:
-            for key in ('classes', 'episode_classes'):
-                if not dataset_meta.get(key):
-                    raise ValueError(f"FewShotMetric needs the {key!r} of a few-shot data set's metainfo")
-            names = list(dataset_meta['classes'])
-            self._classes = [names.index(name) for name in dataset_meta['episode_classes']]
-        self._dataset_meta = dataset_meta
+    def check_dataset(self, dataset_meta: dict[str, Any]) -> None:
+        for key in ('classes', 'episode_classes'):
+            if not dataset_meta.get(key):
+                raise ValueError(f"FewShotMetric needs the {key!r} of a few-shot data set's metainfo")
+        names = list(dataset_meta['classes'])
+        self._classes = [names.index(name) for name in dataset_meta['episode_classes']]
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Count the pixels of a batch of episodes; labels are 1 on the class and 0 elsewhere."""
@@ -111,21 +87,15 @@ class FewShotMetric(BaseMetric):
             }
             for label in self._classes
         ]
-        self.report = {
-            'metrics': {f'{self.prefix}/{key}': value for key, value in metrics.items()},
-            'per_class': rows,
-            'protocol': {
-                'annotations': meta.get('ann_file'),
-                'fold': meta.get('fold'),
-                'episodes': len(results),
-                'classes': len(self._classes),
-                'classes_without_episode': int((episodes[self._classes] == 0).sum()),
-                'vocabulary_hash': meta.get('vocabulary_hash'),
-                **self.protocol,
-            },
+        protocol = {
+            'annotations': meta.get('ann_file'),
+            'fold': meta.get('fold'),
+            'episodes': len(results),
+            'classes': len(self._classes),
+            'classes_without_episode': int((episodes[self._classes] == 0).sum()),
+            'vocabulary_hash': meta.get('vocabulary_hash'),
         }
-        if self.out_file is not None:
-            write_json(self.out_file, self.report)
+        self.publish({f'{self.prefix}/{key}': metrics[key] for key in metrics}, protocol, per_class=rows)
         table = ', '.join(f'{row["name"]} {100 * row["IoU"]:.1f}' for row in rows)
         MMLogger.get_current_instance().info(f'IoU per class in %: {table}')
         return metrics

@@ -16,6 +16,7 @@ import numpy as np
 from mmengine.logging import MMLogger
 
 from ovd.datasets.label_maps import IGNORE_INDEX
+from ovd.evaluation.report import or_none
 from ovd.evaluation.segmentation import (
     PixelCounts,
     SegmentationMetric,
@@ -23,10 +24,8 @@ from ovd.evaluation.segmentation import (
     count_pixels,
     divide,
     label_map_of,
-    or_none,
     sum_counts,
 )
-from ovd.files import write_json
 from ovd.registry import METRICS
 
 
@@ -76,15 +75,16 @@ class GroupingMetric(SegmentationMetric):
         kwargs: see ``SegmentationMetric``; ``save_maps`` writes what the oracle makes of the groups.
     """
 
+    default_prefix = 'groups'
+
     def __init__(
         self,
         baseline_groups: int | None = None,
         boundary: float = 0.02,
         min_object: int = 1,
-        prefix: str | None = 'groups',
         **kwargs: Any,
     ) -> None:
-        super().__init__(prefix=prefix, **kwargs)
+        super().__init__(**kwargs)
         if baseline_groups is not None and baseline_groups < 1:
             raise ValueError(f'baseline_groups must be at least 1, got {baseline_groups}')
         if not 0 < boundary < 0.5:
@@ -139,18 +139,12 @@ class GroupingMetric(SegmentationMetric):
                     for name, value in zip(self._classes.label_names, oracle)
                 ]
         counts = [(image[''].oracle, ignored) for image, ignored in results]
-        self.report = {
-            'metrics': {self._key(key): or_none(value) for key, value in metrics.items()},
-            'groups_per_class': rows,
-            'protocol': {
-                **self._describe(counts),
-                'boundary': self.boundary,
-                'baseline_groups': self.baseline_groups,
-                **self.protocol,
-            },
-        }
-        if self.out_file is not None:
-            write_json(self.out_file, self.report)
+        protocol = {'boundary': self.boundary, 'baseline_groups': self.baseline_groups}
+        self.publish(
+            {self._key(key): metrics[key] for key in metrics},
+            {**self._describe(counts), **protocol},
+            groups_per_class=rows,
+        )
         shown = '  '.join(f'{self._key(key)} {value:.3f}' for key, value in metrics.items())
         MMLogger.get_current_instance().info(shown)
         return metrics

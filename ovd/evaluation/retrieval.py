@@ -1,21 +1,19 @@
 """Image-text retrieval: does an image find its caption, and a caption its image?"""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
-from ovd.files import write_json
+from ovd.evaluation.report import ReportingMetric
 from ovd.registry import METRICS
 
 _ROWS = 4096  # of a similarity matrix that are compared at a time
 
 
 @METRICS.register_module()
-class RetrievalMetric(BaseMetric):
+class RetrievalMetric(ReportingMetric):
     """Recall at 1 in both directions, over the whole set and within batches as in training.
 
     Samples give ``image_embeddings`` [D] and ``text_embeddings`` [D], unit length, and, if they have it, the
@@ -23,35 +21,24 @@ class RetrievalMetric(BaseMetric):
     the prefix ``retrieval/``, in 0..1: ``image_to_text``, ``text_to_image`` and their mean ``R1``;
     ``batch_image_to_text``, ``batch_text_to_image`` and ``batch_R1`` among every ``batch_size`` neighbours in
     the order of the data set, whatever the loader's batches are. Chance is one in the number of candidates:
-    equal scores share a hit.
-
-    After ``evaluate``, the main process has ``report``: ``metrics`` and ``protocol`` as JSON values, written
-    to ``out_file`` if there is one.
+    equal scores share a hit. The report has ``metrics`` and ``protocol``.
 
     Args:
         batch_size: candidates within a batch; what is left over at the end is not scored in batches. A set
             smaller than this is one batch.
-        out_file: where the report goes.
-        protocol: entries to add to the report's protocol.
-        kwargs: see ``mmengine.evaluator.BaseMetric``.
+        kwargs: see ``ReportingMetric``.
     """
 
     default_prefix = 'retrieval'
 
-    def __init__(
-        self,
-        batch_size: int = 256,
-        out_file: str | os.PathLike[str] | None = None,
-        protocol: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, batch_size: int = 256, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if batch_size < 2:
             raise ValueError(f'batch_size of retrieval must be at least 2, got {batch_size}')
         self.batch_size = batch_size
-        self.out_file = out_file
-        self.protocol = dict(protocol or {})
-        self.report: dict[str, Any] = {}
+
+    def check_dataset(self, dataset_meta: dict[str, Any]) -> None:
+        """Captions have no classes."""
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Keep (image embedding, text embedding, caption) of each sample."""
@@ -79,19 +66,14 @@ class RetrievalMetric(BaseMetric):
             metrics[f'{prefix}image_to_text'], metrics[f'{prefix}text_to_image'] = values
             metrics[f'{prefix}R1'] = sum(values) / 2
         meta = self.dataset_meta or {}
-        self.report = {
-            'metrics': metrics,
-            'protocol': {
-                'annotations': meta.get('ann_file'),
-                'images': len(results),
-                'different_captions': len(_distinct(captions)[0]),
-                'batch_size': size,
-                'batches': len(batches),
-                **self.protocol,
-            },
+        protocol = {
+            'annotations': meta.get('ann_file'),
+            'images': len(results),
+            'different_captions': len(_distinct(captions)[0]),
+            'batch_size': size,
+            'batches': len(batches),
         }
-        if self.out_file is not None:
-            write_json(self.out_file, self.report)
+        self.publish(metrics, protocol)
         return metrics
 
 

@@ -1,6 +1,5 @@
 """Segmentation metrics: intersection over union of all, seen and unseen classes, and their protocol."""
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
 from ovd.datasets.label_maps import IGNORE_INDEX, write_label_map
 from ovd.evaluation.detection import mean_of_present
-from ovd.files import write_json
+from ovd.evaluation.report import ReportingMetric, or_none
 from ovd.registry import METRICS
 
 _MAX_CLASSES_ON_CONSOLE = 200
@@ -59,7 +57,7 @@ def count_pixels(predicted: np.ndarray, truth: np.ndarray, num_labels: int) -> P
 
 
 @METRICS.register_module()
-class SegmentationMetric(BaseMetric):
+class SegmentationMetric(ReportingMetric):
     """Mean intersection over union over all, seen and unseen classes of ``OpenVocabularySegDataset``.
 
     Intersections and unions are added up over the set, then divided; pixels whose truth is ignored are left
@@ -70,45 +68,23 @@ class SegmentationMetric(BaseMetric):
     occur) and ``aAcc`` (share of pixels). A class that neither occurs nor is predicted has no IoU; words that
     the data set does not annotate compete but are not averaged.
 
-    After ``evaluate``, the main process has ``report``: ``metrics``, ``per_class`` and ``protocol`` as JSON
-    values, written to ``out_file`` if there is one.
+    The report has ``metrics``, ``per_class`` and ``protocol``.
 
     Args:
-        out_file: where the report goes.
-        protocol: entries to add to the report's protocol, such as templates or checkpoint.
         save_maps: folder for the predicted maps, ``<folder of the image>/<stem>.png``: labels in 8 bits, in
             16 from 256 labels on; 'no class' is the top value.
-        prefix: in front of every key, before a slash.
-        kwargs: see ``mmengine.evaluator.BaseMetric``.
+        kwargs: see ``ReportingMetric``.
     """
 
-    def __init__(
-        self,
-        out_file: str | os.PathLike[str] | None = None,
-        protocol: Mapping[str, Any] | None = None,
-        save_maps: str | os.PathLike[str] | None = None,
-        prefix: str | None = 'seg',
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(prefix=prefix or type(self).__name__, **kwargs)
-        self.prefix = prefix  # the base class warns about none
-        self.out_file = out_file
-        self.protocol = dict(protocol or {})
+    default_prefix = 'seg'
+
+    def __init__(self, save_maps: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.save_maps = save_maps
-        self.report: dict[str, Any] = {}
 
-    @property
-    def dataset_meta(self) -> dict[str, Any] | None:
-        """What the data set says of itself; checked when it is set, before hours of prediction."""
-        return self._dataset_meta
-
-    @dataset_meta.setter
-    def dataset_meta(self, dataset_meta: dict[str, Any] | None) -> None:
-        if dataset_meta is not None:
-            if not dataset_meta.get('classes'):
-                raise ValueError(f"{type(self).__name__} needs the 'classes' of the data set's metainfo")
-            self._classes = LabelSet(dataset_meta)
-        self._dataset_meta = dataset_meta
+    def check_dataset(self, dataset_meta: dict[str, Any]) -> None:
+        super().check_dataset(dataset_meta)
+        self._classes = LabelSet(dataset_meta)
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Count the pixels of a batch; ``pred_sem_seg`` and ``gt_sem_seg`` are [1, H, W] in one frame."""
@@ -154,13 +130,9 @@ class SegmentationMetric(BaseMetric):
             }
             for label, (name, group) in enumerate(zip(classes.label_names, classes.groups))
         ]
-        self.report = {
-            'metrics': {self._key(key): or_none(value) for key, value in metrics.items()},
-            'per_class': rows,
-            'protocol': {**self._describe(results), **self.protocol},
-        }
-        if self.out_file is not None:
-            write_json(self.out_file, self.report)
+        self.publish(
+            {self._key(key): metrics[key] for key in metrics}, self._describe(results), per_class=rows
+        )
         logger = MMLogger.get_current_instance()
         if len(rows) <= _MAX_CLASSES_ON_CONSOLE:
             logger.info(f'IoU and accuracy per class, in percent\n{_class_table(rows)}')
@@ -168,7 +140,7 @@ class SegmentationMetric(BaseMetric):
         return metrics
 
     def _key(self, key: str) -> str:
-        return f'{self.prefix}/{key}' if self.prefix else key
+        return f'{self.prefix}/{key}'
 
     def _describe(self, results: Sequence[tuple[PixelCounts, int]]) -> dict[str, Any]:
         meta, classes = self.dataset_meta or {}, self._classes
@@ -247,10 +219,6 @@ def divide(numerator: Any, denominator: Any) -> np.ndarray:
     """Quotient, nan where both are nothing."""
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
-
-
-def or_none(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def _class_table(rows: Sequence[Mapping[str, Any]]) -> str:

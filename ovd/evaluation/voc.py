@@ -26,8 +26,7 @@ class VOCMetric(AnnotationMetric):
     Source: Everingham et al., IJCV 2010, Sec. 4.2, and the development kit's ``VOCevaldet``.
     """
 
-    def __init__(self, prefix: str | None = 'voc', **kwargs: Any) -> None:
-        super().__init__(prefix=prefix, **kwargs)
+    default_prefix = 'voc'
 
     def score(
         self, content: dict[str, Any], detections: Detections

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovd.apis.cli import KeyValue, one_line, run_tool
+from ovd.files import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = 'configs/vild_shapes.py'
 DEFAULT_CHECKPOINT = 'work_dirs/vild_shapes/latest.pth'
 DEFAULT_SCORE = 0.3
-IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -16,7 +16,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 
 from ovd.datasets.annotations import check_option
-from ovd.datasets.images import IMAGE_SUFFIXES, BrokenImageError, find_missing
+from ovd.datasets.images import BrokenImageError, find_missing
+from ovd.files import IMAGE_SUFFIXES
 from ovd.registry import DATASETS
 
 

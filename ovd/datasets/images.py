@@ -18,7 +18,6 @@ from PIL import Image, ImageOps
 
 from ovd.registry import TRANSFORMS
 
-IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 _SIXTEEN_BIT_MAX = 65535
 
 

@@ -7,9 +7,12 @@ from unittest.mock import patch
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from torch import Tensor
-from toy_glip import WORDS, add_truth, batch, images, toy_glip
+from toy_glip import WORDS, add_truth, batch, images, toy_config, toy_glip
 
+from ovd.apis.predictor import Predictor
+from ovd.checkpoint import save_tensors
 from ovd.models.glip import GLIP, merged
 from ovd.models.glip_head import Truth
 
@@ -121,6 +124,25 @@ def test_a_long_caption_is_read_in_windows(folder: Path) -> None:
     (sample,) = detect(model, data)
     assert set(sample.pred_instances.label_names) == {'red star', 'a dog'}
     assert sample.pred_instances.scores.isfinite().all()
+
+
+def test_the_predictor_asks_it(folder: Path, tmp_path: Path) -> None:
+    config = toy_config(folder, test_cfg={'score_thr': 0.0})
+    save_tensors(tmp_path / 'weights.safetensors', toy_glip(folder).state_dict())
+    pipeline = [
+        {'type': 'ovd.LoadImage'},
+        {'type': 'mmdet.Resize', 'scale': (96, 64), 'keep_ratio': True},
+        {
+            'type': 'mmdet.PackDetInputs',
+            'meta_keys': ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+        },
+    ]
+    whole = Config({'model': config, 'test_dataloader': {'dataset': {'pipeline': pipeline}}})
+    predictor = Predictor(whole, tmp_path / 'weights.safetensors', device='cpu')
+    picture = images([(64, 96)])[0].permute(1, 2, 0).numpy()
+    (answer,) = predictor.set_vocabulary('ring, big dog').predict(picture, max_per_image=7)
+    assert set(answer.names) <= {'ring', 'big dog'}
+    assert len(answer.boxes) == 7
 
 
 def test_a_list_of_one_image(folder: Path) -> None:

@@ -47,10 +47,12 @@ class GroupReadout(nn.Module):
         with_background: whether channel K, the last, is background.
         presence_side: shorter side in pixels at which a whole image should be shown to the encoder for
             ``image_prior``; None when the readout asks for no prior of the whole image.
+        assignment: which assignments tell the pixels of a group, see ``compose_maps``.
     """
 
     with_background = False
     presence_side: int | None = None
+    assignment = 'soft'
 
     def __init__(self) -> None:
         super().__init__()

@@ -64,7 +64,7 @@ class GroupViT(OpenVocabularySegmentor):
         text: arguments of ``TextSource`` but ``encoder``; prompts are averaged before they are normalised
             unless ``normalize_each`` is set.
         test_cfg: see ``OpenVocabularySegmentor``; ``keep_groups`` adds ``pred_groups``, the final group of
-            every pixel of the whole image.
+            every pixel of the whole image, by the assignments that the readout goes by.
         **kwargs: of ``OpenVocabularySegmentor``.
     """
 
@@ -280,7 +280,8 @@ class GroupViT(OpenVocabularySegmentor):
                 tuple(maps[index : index + 1] for maps in output.hard),
                 output.grid,
             )
-            labels = group_labels(alone, (height + below, width + right), (height, width), size)
+            padded, choice = (height + below, width + right), self.readout.assignment
+            labels = group_labels(alone, padded, (height, width), size, assignment=choice)
             sample.pred_groups = PixelData(data=labels)
 
     def _whole_patches(self, length: float) -> int:

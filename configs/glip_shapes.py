@@ -53,7 +53,16 @@ model = dict(
     test_cfg=dict(score_thr=0.01, nms_pre=200, max_per_img=100),
 )
 
-meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'text', 'tokens_positive')
+meta_keys = (
+    'img_id',
+    'img_path',
+    'ori_shape',
+    'img_shape',
+    'scale_factor',
+    'text',
+    'tokens_positive',
+    'tokens_ignored',
+)
 train_pipeline = [
     dict(type='ovd.LoadImage'),
     dict(type='LoadAnnotations', with_bbox=True),

@@ -13,8 +13,9 @@ from toy_glip import WORDS, add_truth, batch, images, toy_config, toy_glip
 
 from ovd.apis.predictor import Predictor
 from ovd.checkpoint import save_tensors
-from ovd.models.glip import GLIP, merged
+from ovd.models.glip import GLIP, ignored_tokens, merged
 from ovd.models.glip_head import Truth
+from ovd.text.phrases import caption_prompt
 
 pytest.importorskip('transformers')
 
@@ -195,6 +196,22 @@ def test_a_box_of_two_phrases_is_trained_for_both() -> None:
     assert found.tokens.tolist() == [[False, True, False], [True, False, True]]
     distinct = Truth(boxes[:2], tokens[:2])
     assert merged(distinct) is distinct
+
+
+def test_ignored_characters_do_not_count_in_the_loss(folder: Path) -> None:
+    model = toy_glip(folder)
+    spans = [{0: [[2, 10]]}]
+    losses = []
+    for ignored in (None, [[15, 20]]):
+        metainfo = {'text': ['a red star and a dog'], 'tokens_positive': spans, 'tokens_ignored': [ignored]}
+        data = add_truth(batch(images(SHAPES[:1]), **metainfo), [[[8, 8, 40, 40]]], [[0]])
+        losses.append(model(**model.data_preprocessor(data, False), mode='loss'))
+    all_counted, fewer = losses
+    assert fewer['loss_cls'] < all_counted['loss_cls']
+    assert fewer['loss_bbox'] == all_counted['loss_bbox']
+    prompt = caption_prompt('a red star', {0: [[2, 5]], -1: [[0, 10]]})
+    token_map = torch.tensor([[False, False, True, False, False], [False, True, True, True, False]])
+    assert ignored_tokens(prompt, token_map).tolist() == [False, True, False, True, False]
 
 
 def test_it_learns_an_image(folder: Path) -> None:

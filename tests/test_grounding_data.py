@@ -144,8 +144,21 @@ def test_detection_lines_use_the_labels_of_the_vocabulary(tmp_path: Path) -> Non
     path.write_text(json.dumps({'1': 'ring'}))
     with pytest.raises(ValueError, match='without gaps'):
         read(tmp_path, [detection(1)], label_map=path)
-    with pytest.raises(ValueError, match='give their label_map too'):
-        read(tmp_path, [detection(1)], vocabulary=['cat'])
+    split = {'names': ['ring', 'dog'], 'novel': ['dog']}
+    path.write_text(json.dumps({'0': 'ring', '1': 'dog'}))
+    kept = read(tmp_path, [detection(0), detection(1)], label_map=path, vocabulary=split, novel_boxes='drop')
+    assert [len(info['instances']) for info in kept] == [1, 0]
+
+
+def test_phrases_of_novel_classes_lose_their_boxes(tmp_path: Path) -> None:
+    split = {'names': ['star', 'ring'], 'novel': ['ring']}
+    (info,) = read(tmp_path, [LINE], vocabulary=split, novel_boxes='drop')
+    assert info['tokens_positive'] == {0: [[0, 10]]}
+    assert info['tokens_ignored'] == [[17, 27]]
+    assert [instance['bbox_label'] for instance in info['instances']] == [0]
+    assert 'tokens_ignored' not in read(tmp_path, [LINE], vocabulary=split).get_data_info(0)
+    with pytest.raises(ValueError, match='needs a vocabulary with novel classes'):
+        read(tmp_path, [LINE], vocabulary=['star'], novel_boxes='drop')
 
 
 def test_the_stored_lines_are_read_as_by_the_reference(tmp_path: Path) -> None:

@@ -4,7 +4,16 @@ Images are resized by Pillow: the short side to 480 .. 800 in training and 800 i
 most 1333. ``objects365_train`` and ``grounding_steps`` are there for leaves that mix data sets.
 """
 
-meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'text', 'tokens_positive')
+meta_keys = (
+    'img_id',
+    'img_path',
+    'ori_shape',
+    'img_shape',
+    'scale_factor',
+    'text',
+    'tokens_positive',
+    'tokens_ignored',
+)
 resize = dict(
     type='RandomChoiceResize',
     scales=[(1333, side) for side in (480, 560, 640, 720, 800)],

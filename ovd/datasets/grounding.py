@@ -19,6 +19,7 @@ from ovd.clip.bert import load_tokenizer
 from ovd.datasets.annotations import check_option
 from ovd.datasets.images import find_missing
 from ovd.registry import DATASETS, TRANSFORMS
+from ovd.text.nouns import NameMatcher
 from ovd.text.phrases import caption_prompt, class_prompt, clean_name
 from ovd.text.vocabulary import Vocabulary
 
@@ -35,7 +36,11 @@ class GroundingDataset(BaseDataset):
 
     Args:
         label_map: JSON file {"0": "person", ...}; makes this detection data.
-        vocabulary: of detection data, any spelling of ``Vocabulary.parse``; by default the label map's names.
+        vocabulary: any spelling of ``Vocabulary.parse``: the labels of detection data (by default the label
+            map's names), and what is novel.
+        novel_boxes: 'keep' or 'drop' boxes of novel classes, or of phrases that name one. The characters of
+            a phrase that lost its boxes so are in ``tokens_ignored``: what the phrase says is in the image,
+            and its words must not count as absent.
         bad_regions: 'refuse' or 'drop' boxes outside their image and ranges that do not fit their caption.
         missing_images: 'refuse', or leave it 'unchecked'.
         kwargs: see ``mmengine.dataset.BaseDataset``; ``data_prefix`` has the key ``img``.
@@ -52,16 +57,20 @@ class GroundingDataset(BaseDataset):
         *args: Any,
         label_map: str | os.PathLike[str] | None = None,
         vocabulary: Any = None,
+        novel_boxes: str = 'keep',
         bad_regions: str = 'refuse',
         missing_images: str = 'refuse',
         **kwargs: Any,
     ) -> None:
+        check_option('novel_boxes', novel_boxes, ('keep', 'drop'))
         check_option('bad_regions', bad_regions, ('refuse', 'drop'))
         check_option('missing_images', missing_images, ('refuse', 'unchecked'))
-        if vocabulary is not None and label_map is None:
-            raise ValueError('a vocabulary belongs to detection data: give their label_map too')
         self.label_map = label_map
         self.vocabulary = None if vocabulary is None else Vocabulary.parse(vocabulary)
+        if novel_boxes == 'drop' and not (self.vocabulary and any(self.vocabulary.is_novel)):
+            raise ValueError("novel_boxes='drop' needs a vocabulary with novel classes")
+        self.novel_boxes = novel_boxes
+        self._matcher = None if self.vocabulary is None else NameMatcher(self.vocabulary)
         self.bad_regions = bad_regions
         self.missing_images = missing_images
         super().__init__(*args, **kwargs)
@@ -122,7 +131,7 @@ class GroundingDataset(BaseDataset):
             raise ValueError(
                 f"{where} has no 'grounding'; detection data need label_map=, a file of their names"
             )
-        caption, instances, spans = record['grounding']['caption'], [], {}
+        caption, instances, spans, ignored = record['grounding']['caption'], [], {}, []
         for label, region in enumerate(record['grounding'].get('regions') or []):
             boxes = np.asarray(region['bbox'], dtype=np.float64).reshape(-1, 4).tolist()
             try:
@@ -131,11 +140,24 @@ class GroundingDataset(BaseDataset):
                 self._refuse(f'{where}: {error}')
                 left_out['phrases with bad ranges'] += 1
                 continue
+            ranges = [list(span) for span in prompt.spans[0]]
+            if self._names_novel(prompt.names[0]):
+                ignored += ranges
+                left_out['phrases of novel classes'] += 1
+                continue
             kept = self._boxes(boxes, label, record, where, left_out)
             if kept:
-                spans[label] = [list(span) for span in prompt.spans[0]]
+                spans[label] = ranges
                 instances += kept
-        return {'text': caption, 'tokens_positive': spans, 'instances': instances}
+        info = {'text': caption, 'tokens_positive': spans, 'instances': instances}
+        return info | {'tokens_ignored': ignored} if ignored else info
+
+    def _names_novel(self, phrase: str) -> bool:
+        """Whether a phrase is to lose its boxes."""
+        if self.novel_boxes == 'keep' or self._matcher is None or self.vocabulary is None:
+            return False
+        labels = (noun.label for noun in self._matcher.find(phrase))
+        return any(label is not None and self.vocabulary.is_novel[label] for label in labels)
 
     def _detection(
         self, record: Mapping[str, Any], where: str, labels: Sequence[int], left_out: Counter[str]
@@ -146,7 +168,11 @@ class GroundingDataset(BaseDataset):
         for instance in (record.get('detection') or {}).get('instances', []):
             if not 0 <= instance['label'] < len(labels):
                 raise ValueError(f'{where}: label {instance["label"]} is not in {self.label_map}')
-            instances += self._boxes([instance['bbox']], labels[instance['label']], record, where, left_out)
+            label = labels[instance['label']]
+            if self.novel_boxes == 'drop' and self.vocabulary and self.vocabulary.is_novel[label]:
+                left_out['boxes of novel classes'] += 1
+            else:
+                instances += self._boxes([instance['bbox']], label, record, where, left_out)
         return {'instances': instances}
 
     def _boxes(

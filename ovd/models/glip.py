@@ -25,6 +25,8 @@ from ovd.text.vocabulary import Vocabulary, VocabularySpec
 
 from .glip_head import RANKINGS, GLIPHead, Outputs, Truth
 
+_IGNORED = -1  # label of the characters that are left out of the token loss
+
 _TEST_CFG: dict[str, Any] = {
     'score_thr': 0.05,
     'nms_pre': 1000,
@@ -49,7 +51,8 @@ class GLIP(BaseDetector):
     - nothing: the classes of the vocabulary, in as many sentences as they need.
 
     Predicted labels, and those of ``gt_instances``, are places in that list; ``label_names`` of the
-    predictions are the user's own words.
+    predictions are the user's own words. In training, the characters in ``tokens_ignored`` do not count in
+    the token loss: phrases that are true of the image but have no boxes.
 
     Args:
         backbone, neck: of mmdet.
@@ -130,9 +133,10 @@ class GLIP(BaseDetector):
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         """Losses of a batch, whose images may have class lists and captions side by side."""
         text, maps = self._training_text(batch_data_samples)
+        counted = text.mask & ~torch.stack([ignored_tokens(*entry) for entry in maps])
         truths = [self._truth(sample, *entry) for sample, entry in zip(batch_data_samples, maps)]
         outputs = self.bbox_head(self.extract_feat(batch_inputs), text)
-        return self.bbox_head.loss(outputs, text.mask, truths)
+        return self.bbox_head.loss(outputs, counted, truths)
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], rescale: bool = True
@@ -242,7 +246,12 @@ class GLIP(BaseDetector):
         """The one sentence of an image in training."""
         text = sample.get('text', None)
         if isinstance(text, str):
-            return caption_prompt(text, sample.get('tokens_positive', None) or {})
+            spans = sample.get('tokens_positive', None) or {}
+            ignored = sample.get('tokens_ignored', None)
+            if ignored:
+                labelled = spans if isinstance(spans, Mapping) else dict(enumerate(spans))
+                spans = {**labelled, _IGNORED: ignored}
+            return caption_prompt(text, spans)
         prompts = self._vocabulary_prompts() if text is None else self._name_prompts(text)
         if len(prompts) > 1:
             raise ValueError(
@@ -291,6 +300,12 @@ def checked_test_cfg(test_cfg: Mapping[str, Any]) -> dict[str, Any]:
     if settings['pairs_per_forward'] < 1:
         raise ValueError(f'test_cfg.pairs_per_forward must be positive, got {settings["pairs_per_forward"]}')
     return settings
+
+
+def ignored_tokens(prompt: Prompt, token_map: Tensor) -> Tensor:
+    """[L] bool, tokens that are marked as ignored and belong to no phrase with boxes."""
+    is_ignored = torch.tensor([label == _IGNORED for label in prompt.labels], device=token_map.device)
+    return token_map[is_ignored].any(0) & ~token_map[~is_ignored].any(0)
 
 
 def merged(truth: Truth) -> Truth:

@@ -10,7 +10,8 @@ from helpers import shared_path, write_image
 from mmdet.utils import register_all_modules
 from toy_bert import write_bert
 
-from ovd.datasets.grounding import GroundingDataset, SampleClassNames
+from ovd.datasets.grounding import GroundingDataset
+from ovd.datasets.grounding_transforms import PackNegativeCaptions, SampleClassNames
 from ovd.registry import DATASETS
 
 pytest.importorskip('transformers')
@@ -244,3 +245,52 @@ def test_boxes_of_names_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
         SampleClassNames(names, tmp_path, max_tokens=5)
     with pytest.raises(ValueError, match='max_names must be at least 1, got 0'):
         SampleClassNames(names, tmp_path, max_names=0)
+
+
+def write_captions(folder: Path) -> Path:
+    path = folder / 'captions.txt'
+    path.write_text('a dog\n\na cat and a bird.\nthe red star\na cup\na dog\n')
+    return path
+
+
+def own_caption() -> dict[str, Any]:
+    return {
+        'text': 'a red star and a big ring',
+        'tokens_positive': {0: [[2, 10]]},
+        'tokens_ignored': [[15, 25]],
+    }
+
+
+def test_a_caption_among_others(tmp_path: Path) -> None:
+    options = {'plain_prob': 0.0, 'full_prob': 1.0, 'max_negatives': 19}
+    transform = PackNegativeCaptions(write_captions(tmp_path), write_bert(tmp_path / 'bert'), **options)
+    assert transform.captions == ['a dog', 'a cat and a bird.', 'the red star', 'a cup']
+    np.random.seed(0)  # noqa: NPY002
+    places = set()
+    for _ in range(30):
+        results = transform(own_caption())
+        text = results['text']
+        assert [text[s:e] for s, e in results['tokens_positive'][0]] == ['red star']
+        assert [text[s:e] for s, e in results['tokens_ignored']] == ['a big ring']
+        assert 'the red star' not in text
+        assert len(transform.tokenizer(text)['input_ids']) <= 256
+        places.add(results['tokens_positive'][0][0][0])
+        assert text.count('.') > 10
+    assert len(places) > 10
+
+
+def test_how_often_captions_are_packed(tmp_path: Path) -> None:
+    captions, folder = write_captions(tmp_path), write_bert(tmp_path / 'bert')
+    np.random.seed(0)  # noqa: NPY002
+    transform = PackNegativeCaptions(captions, folder)
+    alone = sum(transform(own_caption())['text'] == own_caption()['text'] for _ in range(200))
+    assert 60 < alone < 100
+    short = PackNegativeCaptions(captions, folder, plain_prob=0.0, full_prob=1.0, max_tokens=14)
+    for _ in range(20):
+        assert len(short.tokenizer(short(own_caption())['text'])['input_ids']) <= 14
+    lines = PackNegativeCaptions(write_lines(tmp_path, [LINE]), folder, plain_prob=0.0)
+    assert lines.captions == [CAPTION]
+    with pytest.raises(FileNotFoundError, match=r'caption file .*none\.txt does not exist'):
+        PackNegativeCaptions(tmp_path / 'none.txt', folder)
+    with pytest.raises(ValueError, match=r'are probabilities, got 0\.8 and 0\.3'):
+        PackNegativeCaptions(captions, folder, plain_prob=0.8)

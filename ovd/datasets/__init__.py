@@ -6,6 +6,7 @@ from . import (  # noqa: F401
     few_shot,
     few_shot_sets,
     grounding,
+    grounding_transforms,
     image_text,
     images,
     segmentation,

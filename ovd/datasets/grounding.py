@@ -1,6 +1,7 @@
 """Grounding data: captions with boxes per phrase, and class lists drawn for each image.
 
-Reading order: GroundingDataset (ODVG files), SampleClassNames (class lists in training).
+Reading order: GroundingDataset (ODVG files). What training does to sentences is in
+``grounding_transforms.py``.
 """
 
 import json
@@ -11,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 
-from ovd.clip.bert import load_tokenizer
 from ovd.datasets.annotations import check_option
 from ovd.datasets.images import find_missing
-from ovd.registry import DATASETS, TRANSFORMS
+from ovd.registry import DATASETS
 from ovd.text.nouns import NameMatcher
-from ovd.text.phrases import caption_prompt, class_prompt, clean_name
+from ovd.text.phrases import caption_prompt
 from ovd.text.vocabulary import Vocabulary
 
 _MIN_SIDE = 1.0  # pixels; thinner boxes are left out, as by mmdet
@@ -203,95 +202,6 @@ class GroundingDataset(BaseDataset):
     def _refuse(self, message: str) -> None:
         if self.bad_regions == 'refuse':
             raise ValueError(f"{message} (bad_regions='drop' leaves such regions out)")
-
-
-@TRANSFORMS.register_module()
-class SampleClassNames(BaseTransform):
-    """Write the sentence of class names that an image is trained with: its own, and some that are not there.
-
-    Sets ``text`` and ``tokens_positive``, and turns the labels of boxes into places in the sentence. Boxes of
-    classes that do not fit the sentence are left out. Novel classes are never drawn.
-
-    Args:
-        vocabulary: of the labels, any spelling of ``Vocabulary.parse``.
-        tokenizer: folder of the text encoder, whose tokens are counted.
-        max_names: so many names are drawn from the vocabulary, before those of the image are removed.
-        full_prob: how often exactly ``max_names`` are drawn; otherwise 1 to ``max_names``, all equally often.
-        max_tokens: longest sentence, special tokens included.
-        shuffle: names in random order; otherwise in the order of the vocabulary.
-        final: what ends the sentence.
-
-    Source: Li et al., CVPR 2022, Appendix (released code): 85 names, half of the time.
-    """
-
-    def __init__(
-        self,
-        vocabulary: Any,
-        tokenizer: str | os.PathLike[str],
-        max_names: int = 85,
-        full_prob: float = 0.5,
-        max_tokens: int = 256,
-        shuffle: bool = True,
-        final: str = '',
-    ) -> None:
-        if max_names < 1:
-            raise ValueError(f'max_names must be at least 1, got {max_names}')
-        self.vocabulary = Vocabulary.parse(vocabulary)
-        names = [clean_name(name) for name in self.vocabulary.names]
-        self.tokenizer = load_tokenizer(tokenizer)
-        counts = self.tokenizer(names, add_special_tokens=False, verbose=False)['input_ids']
-        # Each name is followed by a separator, the last one by what ends the sentence.
-        self._costs = [len(ids) + 1 for ids in counts]
-        self._drawn = np.flatnonzero(~np.array(self.vocabulary.is_novel))
-        self.budget = max_tokens - 2
-        longest = int(np.argmax(self._costs))
-        if self._costs[longest] > self.budget:
-            raise ValueError(f'class {names[longest]!r} does not fit a sentence of {max_tokens} tokens')
-        self.max_names = max_names
-        self.full_prob = full_prob
-        self.shuffle = shuffle
-        self.final = final
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        labels = np.asarray(results['gt_bboxes_labels'], dtype=np.int64)
-        positives = np.random.permutation(np.unique(labels))  # noqa: NPY002  (seeded by the loader)
-        chosen, left = self._fitting(positives, self.budget)
-        chosen += self._fitting(self._negatives(positives), left)[0]
-        order = np.random.permutation(chosen).tolist() if self.shuffle else sorted(chosen)  # noqa: NPY002
-        prompt = class_prompt([self.vocabulary.names[label] for label in order], final=self.final)
-        place = {label: index for index, label in enumerate(order)}
-        kept = np.array([label in place for label in labels.tolist()], dtype=bool)
-        for key in ('gt_bboxes', 'gt_ignore_flags', 'gt_masks'):
-            if key in results:
-                results[key] = results[key][kept]
-        results['gt_bboxes_labels'] = np.array(
-            [place[label] for label in labels[kept].tolist()], dtype=np.int64
-        )
-        results['text'] = prompt.text
-        results['tokens_positive'] = {
-            label: [list(span) for span in spans] for label, spans in zip(prompt.labels, prompt.spans)
-        }
-        return results
-
-    def _negatives(self, positives: np.ndarray) -> np.ndarray:
-        """Labels that the image does not have, in random order."""
-        count = self.max_names
-        if np.random.random() >= self.full_prob:  # noqa: NPY002
-            count = int(np.random.randint(1, self.max_names + 1))  # noqa: NPY002
-        drawn = np.random.permutation(self._drawn)[:count]  # noqa: NPY002
-        return drawn[~np.isin(drawn, positives)]
-
-    def _fitting(self, labels: np.ndarray, budget: int) -> tuple[list[int], int]:
-        """The first of the labels that fit, and the tokens that are left."""
-        chosen = []
-        for label in labels.tolist():
-            if self._costs[label] <= budget:
-                chosen.append(label)
-                budget -= self._costs[label]
-        return chosen, budget
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}({len(self.vocabulary)} classes, max_names={self.max_names})'
 
 
 def _read_line(line: str, file: Path, number: int) -> dict[str, Any]:

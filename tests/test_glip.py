@@ -214,6 +214,24 @@ def test_ignored_characters_do_not_count_in_the_loss(folder: Path) -> None:
     assert ignored_tokens(prompt, token_map).tolist() == [False, True, False, True, False]
 
 
+def test_a_long_caption_is_trained_by_windows(folder: Path) -> None:
+    model = toy_glip(folder).train()
+    caption = 'a red star above a big ring and ' * 60 + 'a dog'
+    spans = {4: [[2, 10]], 6: [[len(caption) - 5, len(caption)]]}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        metainfo = {'text': [caption, caption], 'tokens_positive': [spans, None]}
+        data = add_truth(
+            batch(images([SHAPES[0]] * 2), **metainfo), [[[8, 8, 40, 40], [50, 10, 90, 60]], []], [[4, 6], []]
+        )
+        prepared = model.data_preprocessor(data, True)
+        prompt = model._training_prompt(prepared['data_samples'][0])
+        assert len(prompt) == 1
+        losses = model(**prepared, mode='loss')
+        assert all(loss.isfinite() for loss in losses.values())
+        assert losses['loss_bbox'] > 0
+
+
 def test_it_learns_an_image(folder: Path) -> None:
     """Boxes of two names are found again, each under its own name, after some steps."""
     model = toy_glip(folder, test_cfg={'max_per_img': 2, 'score_thr': 0.0}).train()

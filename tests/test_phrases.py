@@ -155,6 +155,13 @@ def test_a_long_caption_is_cut_between_its_phrases() -> None:
         split_caption(wide, word_offsets(wide.text), max_tokens=66)
 
 
+def test_a_long_caption_without_phrases_is_cut_into_consecutive_windows() -> None:
+    prompt = caption_prompt(' '.join(f'w{index}' for index in range(100)) + '.', [])
+    windows = split_caption(prompt, word_offsets(prompt.text), max_tokens=32)
+    assert ' '.join(window.text for window in windows) == prompt.text
+    assert [len(word_offsets(window.text)) for window in windows] == [32, 32, 32, 13]
+
+
 def test_a_prompt_is_complete() -> None:
     with pytest.raises(ValueError, match='1 spans came with 0 names'):
         Prompt('a', (((0, 1),),), (), (0,))

@@ -243,15 +243,20 @@ class GLIP(BaseDetector):
         return text, [(prompt, batch.token_maps[row]) for prompt, row in zip(prompts, rows)]
 
     def _training_prompt(self, sample: DetDataSample) -> Prompt:
-        """The one sentence of an image in training."""
+        """The one sentence of an image in training; of a caption that is too long, one window at random."""
         text = sample.get('text', None)
         if isinstance(text, str):
-            spans = sample.get('tokens_positive', None) or {}
-            ignored = sample.get('tokens_ignored', None)
-            if ignored:
-                labelled = spans if isinstance(spans, Mapping) else dict(enumerate(spans))
-                spans = {**labelled, _IGNORED: ignored}
-            return caption_prompt(text, spans)
+            prompt = caption_prompt(text, sample.get('tokens_positive', None) or {})
+            ignored = caption_prompt(text, [[span] for span in sample.get('tokens_ignored', None) or ()])
+            both = Prompt(
+                prompt.text,
+                prompt.spans + ignored.spans,
+                prompt.names + ignored.names,
+                prompt.labels + (_IGNORED,) * len(ignored),
+            )
+            windows = self._prompts.caption_prompts(both)
+            useful = [window for window in windows if set(window.labels) - {_IGNORED}] or windows
+            return useful[int(torch.randint(len(useful), ()))]
         prompts = self._vocabulary_prompts() if text is None else self._name_prompts(text)
         if len(prompts) > 1:
             raise ValueError(
@@ -261,10 +266,14 @@ class GLIP(BaseDetector):
         return prompts[0]
 
     def _truth(self, sample: DetDataSample, prompt: Prompt, token_map: Tensor) -> Truth:
-        """Boxes of an image and the tokens of what they show."""
+        """Boxes of an image and the tokens of what they show; those of other windows are left out."""
         truth = sample.gt_instances
         rows = {label: row for row, label in enumerate(prompt.labels)}
         labels = truth.labels.tolist()
+        spans = sample.get('tokens_positive', None) or ()
+        elsewhere = (set(spans) if isinstance(spans, Mapping) else set(range(len(spans)))) - set(rows)
+        here = [index for index, label in enumerate(labels) if label not in elsewhere]
+        labels = [labels[index] for index in here]
         unknown = [label for label in labels if label not in rows]
         if unknown:
             raise ValueError(
@@ -273,7 +282,7 @@ class GLIP(BaseDetector):
             )
         if sample.get('text', None) is None:
             self._check_base(labels)
-        boxes = truth.bboxes.to(torch.float32)
+        boxes = truth.bboxes[here].to(torch.float32)
         chosen = torch.tensor([rows[label] for label in labels], dtype=torch.long)
         tokens = token_map[chosen.to(token_map.device)]
         return merged(Truth(boxes - boxes.new_tensor([0, 0, 1, 1]), tokens))
@@ -304,7 +313,8 @@ def checked_test_cfg(test_cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 def ignored_tokens(prompt: Prompt, token_map: Tensor) -> Tensor:
     """[L] bool, tokens that are marked as ignored and belong to no phrase with boxes."""
-    is_ignored = torch.tensor([label == _IGNORED for label in prompt.labels], device=token_map.device)
+    marks = [label == _IGNORED for label in prompt.labels]
+    is_ignored = torch.tensor(marks, dtype=torch.bool, device=token_map.device)
     return token_map[is_ignored].any(0) & ~token_map[~is_ignored].any(0)
 
 

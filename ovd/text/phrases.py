@@ -215,7 +215,8 @@ def split_caption(
 ) -> list[Prompt]:
     """Cut a text into overlapping windows that fit the text encoder; each entity lies in one, uncut.
 
-    Windows begin with the first phrase that is not yet covered, preceded by as much text as fits.
+    Windows lie around the first phrase that is not yet covered. A text without entities is cut into
+    consecutive windows.
 
     Args:
         offsets: per token, its characters [start, end), of the whole text.
@@ -225,8 +226,10 @@ def split_caption(
     """
     words = [(start, end) for start, end in offsets if end > start]
     budget = max_tokens - special_tokens
-    if len(words) <= budget or not len(prompt):
+    if len(words) <= budget:
         return [prompt]
+    if not len(prompt):
+        return _consecutive(prompt, words, budget)
     reach = [(min(b for b, _ in ranges), max(e for _, e in ranges)) for ranges in prompt.spans]
     left = sorted(range(len(prompt)), key=lambda entity: reach[entity])
     windows = []
@@ -244,6 +247,16 @@ def split_caption(
         inside = [entity for entity in left if start <= reach[entity][0] and reach[entity][1] <= end]
         windows.append(prompt.window(start, end, inside))
         left = [entity for entity in left if entity not in inside]
+    return windows
+
+
+def _consecutive(prompt: Prompt, words: Sequence[Sequence[int]], budget: int) -> list[Prompt]:
+    """Windows of a text without entities, one after the other."""
+    windows, first = [], 0
+    while first < len(words):
+        last = _word_end(prompt.text, words, min(len(words), first + budget), first + 1)
+        windows.append(prompt.window(words[first][0], words[last - 1][1], []))
+        first = last
     return windows
 
 

@@ -2,7 +2,7 @@
 
 Words reach a group only through the mean of its members' features, and these see no further than a few
 convolutions. So a group that covers two things is named badly, and naming well is grouping well; with
-attention before the average, every group knows the whole image and grouping is never rewarded.
+attention before the average every group can know the whole image, and nothing rewards grouping.
 
 Source: Xu et al., GroupViT, CVPR 2022, with the value path cut off from the attention; measured in
 docs/groupvit_shapes.md. Reading order: ConvGrouping, LocalMixer.

@@ -4,7 +4,7 @@
     python tools/test.py configs/glip_shapes_novel.py work_dirs/glip_shapes_novel/latest.pth
 
 Li et al., CVPR 2022, in small: does a phrase find a shape whose word never had a box? The recall of base and
-novel phrases is reported beside that of naming any object of the caption.
+novel phrases is reported beside that of naming any object of the caption. Not yet trained by us.
 """
 
 _base_ = './glip_shapes.py'

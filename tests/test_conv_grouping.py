@@ -9,11 +9,12 @@ from helpers import ROOT
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from ovd.heads.cosine_classifier import unit
 from ovd.heads.grouping import GroupingOutput
 from ovd.losses.presence import coherence_loss, presence_loss
 from ovd.models.clip_resnet import ClipResNet
 from ovd.models.conv_grouping import ConvGrouping
-from ovd.models.group_objectives import GroupBatch, unit
+from ovd.models.group_objectives import GroupBatch
 from ovd.models.group_words import Coherence, ForegroundPooling, Presence, batch_nouns
 from ovd.registry import MODELS
 

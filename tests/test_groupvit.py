@@ -17,6 +17,7 @@ from toy_groupvit import WORDS, toy_batch, toy_config, toy_groupvit
 from ovd.checkpoint import load_into
 from ovd.clip.text_embeddings import TextEmbeddings
 from ovd.clip.text_encoder import TextEncoder
+from ovd.heads.cosine_classifier import unit
 from ovd.heads.grouping import (
     Assignment,
     CosineMerge,
@@ -29,7 +30,7 @@ from ovd.heads.grouping import (
     straight_through,
 )
 from ovd.models.group_encoder import Block, resize_positions, sine_positions
-from ovd.models.group_objectives import GroupBatch, unit
+from ovd.models.group_objectives import GroupBatch
 from ovd.models.projection_head import JointBatchNorm
 from ovd.registry import MODELS
 

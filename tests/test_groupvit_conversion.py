@@ -14,7 +14,7 @@ from toy_groupvit import toy_config, toy_groupvit
 
 from ovd.checkpoint import load_into, load_metadata, load_tensors
 from ovd.conversion.groupvit import convert_groupvit, export_groupvit, transformers_config
-from ovd.models.group_objectives import unit
+from ovd.heads.cosine_classifier import unit
 from ovd.models.groupvit import GroupViT
 from ovd.registry import MODELS
 from tools.convert_checkpoint import main

@@ -14,8 +14,8 @@ from toy_groupvit import reference_config
 
 from ovd.checkpoint import load_into, load_tensors
 from ovd.conversion.groupvit import convert_groupvit, export_groupvit
+from ovd.heads.cosine_classifier import unit
 from ovd.heads.grouping import soft_assignment, straight_through
-from ovd.models.group_objectives import unit
 from ovd.models.groupvit import GroupViT
 from ovd.registry import MODELS
 

@@ -6,8 +6,8 @@ from functools import cached_property
 
 from mmseg.structures import SegDataSample
 from torch import Tensor
-from torch.nn import functional as F
 
+from ovd.heads.cosine_classifier import unit
 from ovd.heads.grouping import GroupingOutput
 
 
@@ -42,8 +42,3 @@ class GroupBatch:
     def token_embeddings(self) -> Tensor | None:
         """Tokens in the joint space [B, L, D], unit length; None when the encoder gives none."""
         return None if self.output.tokens is None else unit(self.project(self.output.tokens))
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """Vectors [..., D] at unit length, float32."""
-    return F.normalize(vectors.float(), dim=-1)

@@ -8,10 +8,11 @@ Coherence.
 import torch
 from torch import Tensor, nn
 
+from ovd.heads.cosine_classifier import unit
 from ovd.losses.presence import coherence_loss, presence_loss
 from ovd.registry import MODELS
 
-from .group_objectives import GroupBatch, unit
+from .group_objectives import GroupBatch
 
 
 def used_groups(batch: GroupBatch) -> Tensor:

@@ -21,12 +21,13 @@ from torch.nn import functional as F
 from ovd.clip.loading import build_clip
 from ovd.clip.text_embeddings import TextEmbeddings
 from ovd.clip.text_encoder import TokenTower
+from ovd.heads.cosine_classifier import unit
 from ovd.heads.grouping import GroupingOutput
 from ovd.heads.score_maps import ScoreMaps
 from ovd.losses.contrastive import MultiLabelLoss, caption_loss
 from ovd.registry import MODELS
 
-from .group_objectives import GroupBatch, unit
+from .group_objectives import GroupBatch
 from .group_readout import GroupPredictions, group_labels
 from .own_text import OwnTextEncoder
 from .projection_head import ProjectionHead

@@ -13,6 +13,7 @@ from ovd.losses.presence import coherence_loss, presence_loss
 from ovd.registry import MODELS
 
 from .group_objectives import GroupBatch
+from .group_readout import compose_maps
 
 
 def used_groups(batch: GroupBatch) -> Tensor:
@@ -22,10 +23,7 @@ def used_groups(batch: GroupBatch) -> Tensor:
 
 def final_members(batch: GroupBatch) -> Tensor:
     """Which tokens the final groups are made of, [B, G, L], differentiable."""
-    members = batch.output.hard[0]
-    for further in batch.output.hard[1:]:
-        members = further @ members
-    return members
+    return compose_maps(batch.output, assignment='hard').flatten(2)
 
 
 def background_of(batch: GroupBatch, who: str) -> Tensor:

@@ -136,20 +136,32 @@ def build(name: str, words: int) -> Any:
 
 
 def reset_peak(device: str) -> None:
-    """Let ``peak_memory`` speak of what comes from now on."""
+    """Let ``peak_memory`` speak of what comes from now on.
+
+    Raises:
+        NotImplementedError: on a CPU, if the system has no such peak or does not set it back.
+    """
     if device.startswith('cuda'):
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path('/proc/self/clear_refs').write_text('5')
+        return
+    switch = Path('/proc/self/clear_refs')
+    if not switch.exists():
+        raise NotImplementedError('peak memory on a CPU is read from /proc, which is not here')
+    switch.write_text('5')
+    if status('VmHWM') > status('VmRSS') + 16 * MIB:
+        raise NotImplementedError('this system does not set the peak of resident memory (VmHWM) back')
 
 
 def peak_memory(device: str) -> int:
     """Largest memory in use since ``reset_peak``, in bytes."""
-    if device.startswith('cuda'):
-        return torch.cuda.max_memory_allocated()
-    found = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    return torch.cuda.max_memory_allocated() if device.startswith('cuda') else status('VmHWM')
+
+
+def status(field: str) -> int:
+    """A size of ``/proc/self/status``, in bytes."""
+    found = re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())
     if found is None:
-        raise NotImplementedError('peak memory on a CPU is read from /proc/self/status, which is not here')
+        raise NotImplementedError(f'peak memory on a CPU is read from /proc/self/status, which has no {field}')
     return int(found[1]) * 1024
 
 

@@ -12,7 +12,11 @@ say left and right. About 0.7 CPU-seconds a step. Not tuned, and not yet trained
 _base_ = './_base_/runtime.py'
 
 data_root = 'data/shapes/'
-vocabulary = 'shapes'  # the 24 nouns: ovd/assets/vocabularies/shapes.json
+nouns = (
+    'circle, star, cross, ring, house, tree, flower, key, crown, fork, comb, window, sun, umbrella, hammer, '
+    'bone, heart, crescent, fish, anchor, butterfly, spiral, magnet, cactus'
+)
+text_encoder = 'ovd/assets/bert_tiny_shapes'
 needs = [
     dict(
         path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'
@@ -21,7 +25,7 @@ needs = [
 
 model = dict(
     type='ovd.GLIP',
-    text=dict(vocabulary=vocabulary, encoder=dict(model='ovd/assets/bert_tiny_shapes')),
+    text=dict(vocabulary=nouns, encoder=dict(model=text_encoder)),
     data_preprocessor=dict(
         type='DetDataPreprocessor',
         mean=[127.5, 127.5, 127.5],
@@ -32,15 +36,15 @@ model = dict(
     backbone=dict(
         type='ResNet',
         depth=18,
-        base_channels=32,
-        stem_channels=32,
+        base_channels=24,
+        stem_channels=24,
         out_indices=(1, 2, 3),
         frozen_stages=-1,
         norm_cfg=dict(type='BN'),
         norm_eval=False,
         style='pytorch',
     ),
-    neck=dict(type='FPN', in_channels=[64, 128, 256], out_channels=64, num_outs=3),
+    neck=dict(type='FPN', in_channels=[48, 96, 192], out_channels=64, num_outs=3),
     bbox_head=dict(
         channels=64,
         num_blocks=2,
@@ -63,9 +67,15 @@ meta_keys = (
     'tokens_positive',
     'tokens_ignored',
 )
-train_pipeline = [
+phrase_steps = [
     dict(type='ovd.LoadImage'),
     dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs', meta_keys=meta_keys),
+]
+class_list_steps = [
+    dict(type='ovd.LoadImage'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='ovd.SampleClassNames', vocabulary=nouns, tokenizer=text_encoder, max_names=24),
     dict(type='PackDetInputs', meta_keys=meta_keys),
 ]
 test_pipeline = [
@@ -80,11 +90,37 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
-        type='ovd.GroundingDataset',
-        data_root=data_root,
-        ann_file='annotations/phrases_train.jsonl',
-        data_prefix=dict(img='train'),
-        pipeline=train_pipeline,
+        type='ConcatDataset',
+        ignore_keys=[
+            'classes',
+            'base_classes',
+            'novel_classes',
+            'category_ids',
+            'split',
+            'ann_file',
+            'vocabulary_hash',
+        ],
+        datasets=[
+            dict(
+                type='ovd.GroundingDataset',
+                data_root=data_root,
+                ann_file='annotations/phrases_train.jsonl',
+                data_prefix=dict(img='train'),
+                pipeline=phrase_steps,
+            ),
+            dict(
+                type='RepeatDataset',
+                times=2,
+                dataset=dict(
+                    type='ovd.OpenVocabularyDataset',
+                    data_root=data_root,
+                    ann_file='annotations/instances_train_all.json',
+                    data_prefix=dict(img='train'),
+                    vocabulary=nouns,
+                    pipeline=class_list_steps,
+                ),
+            ),
+        ],
     ),
 )
 val_dataloader = dict(
@@ -118,12 +154,12 @@ test_dataloader = dict(
 val_evaluator = dict(type='ovd.PhraseRecall')
 test_evaluator = val_evaluator
 
-max_iters = 800
+max_iters = 400
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=1.0),
 )
@@ -131,4 +167,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=50, end=max_iters),
 ]
+channels_last = True  # convolutions on a CPU are faster so
 default_hooks = dict(checkpoint=dict(interval=max_iters))

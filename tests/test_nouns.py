@@ -90,6 +90,24 @@ def test_repeated_nouns_stay() -> None:
     assert [noun.start for noun in matcher(['dog']).extract('dog eats dog')] == [0, 9]
 
 
+@pytest.mark.parametrize(
+    ('caption', 'found'),
+    [
+        ('a striped red star above the big, blue ring', ['striped red star', 'blue ring']),
+        ('Two stars left of a dark-green ring', ['stars', 'dark-green ring']),
+        ("the star's red ring riding star ring", ['star', 'red ring', 'star', 'ring']),
+        ('there is an orange star, which is red. ring', ['orange star', 'ring']),
+        ('', []),
+    ],
+)
+def test_names_take_the_words_before_them_along(caption: str, found: list[str]) -> None:
+    extractor = NounExtractor('vocabulary', vocabulary=['star', 'ring'], phrases=True)
+    phrases = extractor.extract(caption)
+    assert words(phrases) == found
+    assert all(caption[noun.start : noun.end] == noun.text for noun in phrases)
+    assert {extractor.key(noun) for noun in phrases} <= {'star', 'ring'}
+
+
 # --- taggers, with stand-ins for their packages -------------------------------------------------------------
 
 
@@ -220,8 +238,6 @@ def test_wrong_options_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         NounExtractor('stanza')
     with pytest.raises(ValueError, match='needs a vocabulary'):
         NounExtractor('vocabulary')
-    with pytest.raises(ValueError, match='phrases need spaCy or NLTK'):
-        NounExtractor('vocabulary', vocabulary='coco', phrases=True)
     with pytest.raises(ValueError, match="list of Penn Treebank tags, got 'NN'"):
         NounExtractor('vocabulary', vocabulary='coco', tags='NN')
 

@@ -60,8 +60,9 @@ class NounExtractor:
             first of these that is installed with its data, which is logged once.
         vocabulary: anything :meth:`Vocabulary.parse` takes; needed by 'vocabulary' only.
         tags: Penn Treebank tags of the words to keep. Ignored by 'vocabulary'.
-        phrases: give noun phrases instead of words: adjectives and nouns that end in a noun, and two such
-            joined by a preposition ('red fire truck', 'bowl of fruit'). Needs a tagger.
+        phrases: give noun phrases instead of words. Of a tagger: adjectives and nouns that end in a noun, and
+            two such joined by a preposition ('red fire truck', 'bowl of fruit'). Of 'vocabulary': a name and
+            the words right before it ('striped red star'), see ``widen_nouns``.
         spacy_model: an installed English pipeline of spaCy.
     Raises:
         ValueError: an unknown backend, no tags, or no vocabulary where it is needed.
@@ -92,14 +93,13 @@ class NounExtractor:
                     if backend == 'auto'
                     else "backend='vocabulary' needs a vocabulary"
                 )
-            if phrases:
-                raise ValueError('noun phrases need spaCy or NLTK with its English data')
             self._names = NameMatcher(Vocabulary.parse(vocabulary))
 
     def extract(self, caption: str) -> list[Noun]:
         """The nouns (or noun phrases) of a caption by position; none in an empty one."""
         if self._names is not None:
-            return self._names.find(caption)
+            found = self._names.find(caption)
+            return widen_nouns(caption, found) if self.phrases else found
         assert self._tag is not None
         tokens = self._tag(caption)
         if self.phrases:
@@ -206,6 +206,42 @@ def _phrase_spans(tokens: Sequence[Token]) -> list[tuple[int, int]]:
     """Character positions of the noun phrases, a final one included."""
     kinds = ''.join(_KINDS.get(token.tag[:2], ' ') for token in tokens)
     return [(tokens[m.start()].start, tokens[m.end() - 1].end) for m in _PHRASE.finditer(kinds)]
+
+
+# Words that end a phrase to the left: what stands before a noun and is none of these says how it looks.
+_FUNCTION_WORDS = frozenset(
+    """
+    a an the this that these those some any each every no another other both all several many few one
+    two three four five six seven eight nine ten and or but nor of in on at by with without near above
+    below under over beside beneath behind between among around across against along through into onto
+    from to off up down out inside outside past toward towards as than like for about is are was were be
+    been has have had do does did can will there here it its his her their my your our i he she we you
+    they them who which what not very while when where s t
+    """.split()  # noqa: SIM905  (a list of strings would be three times as long)
+)
+
+
+def widen_nouns(caption: str, nouns: Sequence[Noun]) -> list[Noun]:
+    """Nouns with the words right before each that say how it looks.
+
+    They reach back to an article, a preposition or another function word, a word in '-ing' (a verb more often
+    than not), a sign, or the noun before: 'a small red star' -> 'small red star'. Other verbs are not known.
+
+    Args:
+        nouns: of ``caption``, by position, without overlaps.
+    """
+    widened, limit = [], 0
+    for noun in nouns:
+        start = noun.start
+        for word in reversed(list(_WORD.finditer(caption, limit, noun.start))):
+            lowered = word[0].casefold()
+            is_apart = caption[word.end() : start].strip(_JOINTS)
+            if is_apart or lowered in _FUNCTION_WORDS or lowered.endswith('ing'):
+                break
+            start = word.start()
+        widened.append(Noun(caption[start : noun.end], start, noun.end, noun.label))
+        limit = noun.end
+    return widened
 
 
 class NameMatcher:

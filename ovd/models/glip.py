@@ -46,7 +46,7 @@ class GLIP(BaseDetector):
     What is looked for comes with each data sample, or is the model's vocabulary:
 
     - ``text``, a string: a caption. Its phrases are ``tokens_positive``, per phrase (a list, or a mapping
-      from label) its character ranges; without them its nouns, or noun phrases, are found.
+      from label) its character ranges; without them its noun phrases are found.
     - ``text``, a list of names: classes of this image.
     - nothing: the classes of the vocabulary, in as many sentences as they need.
 
@@ -60,7 +60,8 @@ class GLIP(BaseDetector):
         text: ``encoder``, arguments of ``BertText``; ``vocabulary``, any spelling of ``Vocabulary.parse``;
             ``names_per_prompt``, cut class lists after every so many names (40 in published results on
             LVIS), by default into the fewest sentences; ``final``, what ends a sentence of class names;
-            ``nouns``, arguments of ``NounExtractor`` for captions without phrases.
+            ``nouns``, arguments of ``NounExtractor`` for captions without phrases;
+            ``phrases=False`` gives single words.
         test_cfg: ``score_thr`` of the probability; ``nms_pre`` pairs of place and word per level and
             sentence; ``nms``; ``max_per_img`` and, of each sentence, ``max_per_prompt`` boxes (None: all);
             ``ranking`` of the pairs before suppression, 'centerness' (probability times centerness, as the
@@ -118,6 +119,17 @@ class GLIP(BaseDetector):
         parsed = Vocabulary.parse(vocabulary)
         self._class_prompts = self._name_prompts(parsed.names)
         self._vocabulary = parsed
+        self._nouns = None
+
+    def find_phrases(self, caption: str) -> list[list[list[int]]]:
+        """Character ranges [start, end) of the noun phrases of a caption, one list per phrase.
+
+        Raises:
+            ValueError, ImportError: see ``NounExtractor``.
+        """
+        if self._nouns is None:
+            self._nouns = NounExtractor(**{'vocabulary': self._vocabulary, 'phrases': True, **self._nouns_cfg})
+        return [[[noun.start, noun.end]] for noun in self._nouns.extract(caption)]
 
     def train(self, mode: bool = True) -> 'GLIP':
         """Forget encoded prompts too: hooks change weights behind autograd's back between the modes."""
@@ -217,7 +229,7 @@ class GLIP(BaseDetector):
             return self._name_prompts(text), list(text)
         spans = sample.get('tokens_positive', None)
         if spans is None:
-            spans = [[[noun.start, noun.end]] for noun in self._noun_extractor().extract(text)]
+            spans = self.find_phrases(text)
         prompt = caption_prompt(text, spans)
         prompts = self._prompts.caption_prompts(prompt) if len(prompt) else []
         return prompts, dict(zip(prompt.labels, prompt.names))
@@ -225,11 +237,6 @@ class GLIP(BaseDetector):
     def _vocabulary_prompts(self) -> list[Prompt]:
         self.vocabulary  # noqa: B018  (refuses to go on without words)
         return self._class_prompts
-
-    def _noun_extractor(self) -> NounExtractor:
-        if self._nouns is None:
-            self._nouns = NounExtractor(**{'vocabulary': self._vocabulary, **self._nouns_cfg})
-        return self._nouns
 
     def _training_text(
         self, samples: Sequence[DetDataSample]

@@ -21,7 +21,7 @@ HELPER_SECTIONS = """
     train_pipeline val_pipeline test_pipeline dataset_type data_root backend_args tta_model tta_pipeline
     num_classes img_scales batch_size max_epochs max_iters norm_cfg optimizer class_names
 """
-OUR_SECTIONS = 'region_cache needs vocabulary'
+OUR_SECTIONS = 'region_cache pseudo_labels needs vocabulary'
 SECTIONS = frozenset(f'{RUNNER_SECTIONS} {HELPER_SECTIONS} {OUR_SECTIONS}'.split())
 RESEMBLANCE = 0.8
 

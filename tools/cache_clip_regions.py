@@ -7,13 +7,12 @@ Kill it whenever you like: the same command continues, with any number of proces
 """
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovd.apis.cli import KeyValue, run_tool
+from ovd.apis.cli import KeyValue, process_place, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,21 +71,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f'{caching.store} is complete: {manifest["image_count"]} images, {manifest["rows"]} regions')
     elif rank == 0:
         print(f'rank 0 is done, {writer.num_finished} of {writer.num_shards} shards are written by now')
-
-
-def process_place(launcher: str | None) -> tuple[int, int, int]:
-    """(rank, world size, rank on this machine) of this process, from the launcher's environment."""
-    if launcher == 'slurm':
-        names = ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')
-    elif launcher == 'pytorch' or (launcher is None and 'RANK' in os.environ):
-        names = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')
-    else:
-        return 0, 1, 0
-    missing = [name for name in names if name not in os.environ]
-    if missing:
-        raise ValueError(f'--launcher {launcher}: {missing[0]} is not set, start with srun or torchrun')
-    rank, world_size, local_rank = (int(os.environ[name]) for name in names)
-    return rank, world_size, local_rank
 
 
 def readable_size(num_bytes: int) -> str:

@@ -227,7 +227,7 @@ def cache_regions(
     """
     batch_size = -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     with writer:
-        decoded = _ahead(lambda image: (image, _decode(image, exif)), images, workers)
+        decoded = map_ahead(lambda image: (image, _decode(image, exif)), images, workers)
         for _, shard in itertools.groupby(decoded, key=lambda pair: writer.shard_of(pair[0].image_id)):
             regions: list[tuple[int, Tensor, Tensor]] = []
             crops = _shard_crops(shard, proposals, encoder, policy, torch.device(device), regions, on_image)
@@ -308,8 +308,8 @@ def _decode(image: CacheImage, exif: bool) -> np.ndarray:
     return array
 
 
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """``map`` with a bounded number of results computed ahead by threads."""
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """``map`` with a bounded number of results computed ahead by threads; 0 workers: in line."""
     if workers == 0:
         yield from map(function, items)
         return
@@ -375,22 +375,23 @@ def check_section(section: Any) -> None:
     """Refuse a ``region_cache`` section with unknown or missing keys; a ValueError lists all of them."""
     if not isinstance(section, Mapping):
         raise ValueError('the config has no section region_cache = dict(store=..., dataset=..., ...)')
-    problems = _key_problems(
+    problems = key_problems(
         'region_cache', section, _SECTION, ('store', 'dataset', 'image_encoder', 'proposals')
     )
     for name, known in _SUBSECTIONS.items():
         part = section.get(name)
         if isinstance(part, Mapping):
-            problems += _key_problems(f'region_cache.{name}', part, known, _REQUIRED.get(name, ()))
+            problems += key_problems(f'region_cache.{name}', part, known, _REQUIRED.get(name, ()))
         elif part is not None:
             problems.append(f'region_cache.{name} is {part!r}, expected a dict')
     if problems:
         raise ValueError('; '.join(problems))
 
 
-def _key_problems(
+def key_problems(
     where: str, section: Mapping[str, Any], known: Sequence[str], required: Sequence[str]
 ) -> list[str]:
+    """What is wrong with the keys of a config section, one message each."""
     problems = []
     for key in section:
         if key not in known:

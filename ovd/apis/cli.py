@@ -116,6 +116,21 @@ def parse_value(text: str) -> Any:
     return text
 
 
+def process_place(launcher: str | None) -> tuple[int, int, int]:
+    """(rank, world size, rank on this machine) of this process, from the launcher's environment."""
+    if launcher == 'slurm':
+        names = ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')
+    elif launcher == 'pytorch' or (launcher is None and 'RANK' in os.environ):
+        names = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')
+    else:
+        return 0, 1, 0
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise ValueError(f'--launcher {launcher}: {missing[0]} is not set, start with srun or torchrun')
+    rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+    return rank, world_size, local_rank
+
+
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 

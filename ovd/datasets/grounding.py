@@ -1,13 +1,13 @@
 """Grounding data: captions with boxes per phrase, and class lists drawn for each image.
 
-Reading order: GroundingDataset (ODVG files). What training does to sentences is in
-``grounding_transforms.py``.
+Reading order: GroundingDataset (ODVG files); Flickr30k Entities is in ``flickr_entities.py``, COCO instances
+with captions in ``coco_grounding.py``. What training does to sentences is in ``grounding_transforms.py``.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,13 @@ class GroundingDataset(BaseDataset):
         label_map: JSON file {"0": "person", ...}; makes this detection data.
         vocabulary: any spelling of ``Vocabulary.parse``: the labels of detection data (by default the label
             map's names), and what is novel.
-        novel_boxes: 'keep' or 'drop' boxes of novel classes, or of phrases that name one. The characters of
-            a phrase that lost its boxes so are in ``tokens_ignored``: what the phrase says is in the image,
-            and its words must not count as absent.
+        novel_boxes: 'keep' or 'drop' boxes of novel classes, or of phrases that name one; 'pseudo' drops true
+            boxes only and keeps those with a score, which a model found. The characters of a phrase that lost
+            its boxes so are in ``tokens_ignored``: what the phrase says is in the image, and its words must
+            not count as absent.
+        min_score: lowest score of a box that has one (pseudo labels; true boxes have none). Phrases without
+            a box that is left are ignored likewise, and so are those that the line itself lists as
+            ``tokens_ignored``.
         bad_regions: 'refuse' or 'drop' boxes outside their image and ranges that do not fit their caption.
         missing_images: 'refuse', or leave it 'unchecked'.
         kwargs: see ``mmengine.dataset.BaseDataset``; ``data_prefix`` has the key ``img``.
@@ -57,18 +61,20 @@ class GroundingDataset(BaseDataset):
         label_map: str | os.PathLike[str] | None = None,
         vocabulary: Any = None,
         novel_boxes: str = 'keep',
+        min_score: float = 0.0,
         bad_regions: str = 'refuse',
         missing_images: str = 'refuse',
         **kwargs: Any,
     ) -> None:
-        check_option('novel_boxes', novel_boxes, ('keep', 'drop'))
+        check_option('novel_boxes', novel_boxes, ('keep', 'drop', 'pseudo'))
         check_option('bad_regions', bad_regions, ('refuse', 'drop'))
         check_option('missing_images', missing_images, ('refuse', 'unchecked'))
         self.label_map = label_map
         self.vocabulary = None if vocabulary is None else Vocabulary.parse(vocabulary)
-        if novel_boxes == 'drop' and not (self.vocabulary and any(self.vocabulary.is_novel)):
-            raise ValueError("novel_boxes='drop' needs a vocabulary with novel classes")
+        if novel_boxes != 'keep' and not (self.vocabulary and any(self.vocabulary.is_novel)):
+            raise ValueError(f'novel_boxes={novel_boxes!r} needs a vocabulary with novel classes')
         self.novel_boxes = novel_boxes
+        self.min_score = min_score
         self._matcher = None if self.vocabulary is None else NameMatcher(self.vocabulary)
         self.bad_regions = bad_regions
         self.missing_images = missing_images
@@ -81,32 +87,35 @@ class GroundingDataset(BaseDataset):
         labels = self._read_label_map()
         left_out: Counter[str] = Counter()
         data_list: list[dict[str, Any]] = []
-        with file.open(encoding='utf-8') as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    record = _read_line(line, file, number)
-                    where = f'{file}, line {number}'
-                    info = {
-                        'img_path': os.path.join(self.data_prefix.get('img', ''), record['filename']),
-                        'img_id': len(data_list),
-                        'height': record['height'],
-                        'width': record['width'],
-                    }
-                    if labels is None:
-                        info |= self._caption(record, where, left_out)
-                    else:
-                        info |= self._detection(record, where, labels, left_out)
-                    data_list.append(info)
+        for where, record in self._records(file):
+            info = {
+                'img_path': os.path.join(self.data_prefix.get('img', ''), record['filename']),
+                'img_id': len(data_list),
+                'height': record['height'],
+                'width': record['width'],
+            }
+            if labels is None:
+                info |= self._caption(record, where, left_out)
+            else:
+                info |= self._detection(record, where, labels, left_out)
+            data_list.append(info)
         if self.missing_images == 'refuse':
             missing = find_missing([info['img_path'] for info in data_list])
             if missing:
                 raise FileNotFoundError(
                     f'{file}: {len(missing)} images are not on disk, the first is {missing[0]}'
                 )
-        if left_out:
-            counts = ', '.join(f'{count} {what}' for what, count in left_out.items())
+        if left_out.total():
+            counts = ', '.join(f'{count} {what}' for what, count in left_out.items() if count)
             MMLogger.get_current_instance().info(f'{file}: left out {counts}')
         return data_list
+
+    def _records(self, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Samples as ODVG writes them, each with its place in the file, for messages."""
+        with file.open(encoding='utf-8') as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield f'{file}, line {number}', _read_line(line, file, number)
 
     def _read_label_map(self) -> list[int] | None:
         """Label in the vocabulary of each label of the file; None for captions."""
@@ -130,9 +139,11 @@ class GroundingDataset(BaseDataset):
             raise ValueError(
                 f"{where} has no 'grounding'; detection data need label_map=, a file of their names"
             )
-        caption, instances, spans, ignored = record['grounding']['caption'], [], {}, []
+        caption, instances, spans, types = record['grounding']['caption'], [], {}, {}
+        ignored = self._ignored(record, where, left_out)
         for label, region in enumerate(record['grounding'].get('regions') or []):
-            boxes = np.asarray(region['bbox'], dtype=np.float64).reshape(-1, 4).tolist()
+            boxes = np.asarray(region['bbox'], dtype=np.float64).reshape(-1, 4)
+            scores = _scores(region, len(boxes), where)
             try:
                 prompt = caption_prompt(caption, {label: region.get('tokens_positive')})
             except ValueError as error:
@@ -140,16 +151,36 @@ class GroundingDataset(BaseDataset):
                 left_out['phrases with bad ranges'] += 1
                 continue
             ranges = [list(span) for span in prompt.spans[0]]
-            if self._names_novel(prompt.names[0]):
+            if (scores is None or self.novel_boxes == 'drop') and self._names_novel(prompt.names[0]):
                 ignored += ranges
                 left_out['phrases of novel classes'] += 1
                 continue
-            kept = self._boxes(boxes, label, record, where, left_out)
+            if scores is not None and len(boxes):
+                boxes = boxes[scores >= self.min_score]
+                left_out['boxes of low scores'] += int((scores < self.min_score).sum())
+                if not len(boxes):
+                    ignored += ranges
+                    continue
+            kept = self._boxes(boxes.tolist(), label, record, where, left_out)
             if kept:
                 spans[label] = ranges
                 instances += kept
+                if region.get('types'):
+                    types[label] = list(region['types'])
         info = {'text': caption, 'tokens_positive': spans, 'instances': instances}
-        return info | {'tokens_ignored': ignored} if ignored else info
+        extra = {'tokens_ignored': ignored, 'phrase_types': types}
+        return info | {key: value for key, value in extra.items() if value}
+
+    def _ignored(self, record: Mapping[str, Any], where: str, left_out: Counter[str]) -> list[list[int]]:
+        """Ranges that the line itself marks as ignored."""
+        grounding, kept = record['grounding'], []
+        for span in grounding.get('tokens_ignored') or []:
+            try:
+                kept += [list(pair) for pair in caption_prompt(grounding['caption'], [[span]]).spans[0]]
+            except ValueError as error:
+                self._refuse(f'{where}, tokens_ignored: {error}')
+                left_out['phrases with bad ranges'] += 1
+        return kept
 
     def _names_novel(self, phrase: str) -> bool:
         """Whether a phrase is to lose its boxes."""
@@ -168,8 +199,12 @@ class GroundingDataset(BaseDataset):
             if not 0 <= instance['label'] < len(labels):
                 raise ValueError(f'{where}: label {instance["label"]} is not in {self.label_map}')
             label = labels[instance['label']]
-            if self.novel_boxes == 'drop' and self.vocabulary and self.vocabulary.is_novel[label]:
+            score = instance.get('score')
+            hidden = self.novel_boxes == 'drop' or (self.novel_boxes == 'pseudo' and score is None)
+            if hidden and self.vocabulary and self.vocabulary.is_novel[label]:
                 left_out['boxes of novel classes'] += 1
+            elif score is not None and score < self.min_score:
+                left_out['boxes of low scores'] += 1
             else:
                 instances += self._boxes([instance['bbox']], label, record, where, left_out)
         return {'instances': instances}
@@ -215,3 +250,13 @@ def _read_line(line: str, file: Path, number: int) -> dict[str, Any]:
     if missing:
         raise ValueError(f'{file}, line {number} has no {missing[0]!r}')
     return record
+
+
+def _scores(region: Mapping[str, Any], count: int, where: str) -> np.ndarray | None:
+    """Scores [count] of a region's boxes, nested or not; None where they are true boxes."""
+    if region.get('score') is None:
+        return None
+    scores = np.asarray(region['score'], dtype=np.float64).reshape(-1)
+    if len(scores) != count:
+        raise ValueError(f'{where}: {len(scores)} scores came with {count} boxes')
+    return scores

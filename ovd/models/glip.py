@@ -155,7 +155,8 @@ class GLIP(BaseDetector):
     ) -> list[DetDataSample]:
         """Detections of a batch; ``rescale`` puts them into the frame of the original images.
 
-        Each image is seen without the padding that its neighbours in the batch would need.
+        Each image is seen without the padding that its neighbours in the batch would need. A single image may
+        come with several data samples, which ask several questions; its features are computed once.
         """
         questions = [self._question(sample) for sample in batch_data_samples]
         every = self._prompts.encode(list(dict.fromkeys(p for prompts, _ in questions for p in prompts)))
@@ -163,7 +164,8 @@ class GLIP(BaseDetector):
         for size, rows in self._groups(batch_inputs, batch_data_samples).items():
             pairs = [(row, encoded[prompt]) for row in range(len(rows)) for prompt in questions[rows[row]][0]]
             samples = [batch_data_samples[row] for row in rows]
-            found = self._detect(batch_inputs[rows, :, : size[0], : size[1]], pairs, samples, rescale)
+            inputs = batch_inputs if len(batch_inputs) == 1 else batch_inputs[rows]
+            found = self._detect(inputs[..., : size[0], : size[1]], pairs, samples, rescale)
             for row, sample, instances in zip(rows, samples, found):
                 names = questions[row][1]
                 instances.label_names = [names[label] for label in instances.labels.tolist()]
@@ -182,11 +184,13 @@ class GLIP(BaseDetector):
         samples: Sequence[DetDataSample],
         rescale: bool,
     ) -> list[InstanceData]:
-        """Detections of images [B, 3, H, W], each read with its sentences."""
+        """Detections of images [B, 3, H, W], or of one for all samples, each read with its sentences."""
         head, step = self.bbox_head, self.test_cfg['pairs_per_forward']
         maps: Sequence[Tensor] = self.extract_feat(inputs)
         if not head.is_fused:  # the tower sees no text: once per image is enough
             maps, _ = head.tower(maps, _no_text(inputs))
+        if len(inputs) < len(samples):
+            maps = [level.expand(len(samples), -1, -1, -1) for level in maps]
         found: list[list[InstanceData]] = [[] for _ in samples]
         for start in range(0, len(pairs), step):
             rows = [row for row, _ in pairs[start : start + step]]

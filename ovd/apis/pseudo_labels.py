@@ -1,0 +1,409 @@
+"""Pseudo labels: a trained model finds the phrases of captions, and what it finds trains the next model.
+
+Images are cut into parts in the order of their data set. A part depends on its own images only and appears by
+an atomic rename, so a killed job continues with the missing parts, with any number of processes, and ends in
+the same bytes. Ranks never talk to each other: the last to finish joins the parts.
+
+Source: Li et al., "Grounded Language-Image Pre-training", CVPR 2022, Sec. 3.3: the whole caption is the
+    prompt, boxes above 0.5 are kept; open-mmlab/mmdetection: the format of the lines (ODVG), with a score for
+    each box.
+Reading order: PseudoLabelling (a config section, opened; start, run), label_image, select.
+"""
+
+import itertools
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps
+from torch import Tensor
+
+from ..config import load_config
+from ..datasets.captions import CaptionDataset
+from ..datasets.grounding import GroundingDataset
+from ..files import atomic_path, sha256_file, sha256_json, write_json
+from ..registry import DATASETS
+from ..text.nouns import NounExtractor
+from ..version import __version__
+from .caching import key_problems, map_ahead
+from .predictor import Predictor
+
+_FORMAT = 'ovd.pseudo_labels/1'
+_REQUIRED = ('out', 'teacher', 'captions')
+_SECTION = (*_REQUIRED, 'nouns', 'score_thr', 'max_boxes', 'phrase_nms', 'images_per_part')
+_TEACHER = ('config', 'checkpoint')
+
+Ranges = list[list[int]]
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    """A caption with the phrases whose boxes are known, and those that the teacher is asked for.
+
+    Attributes:
+        known: regions as ODVG writes them, without scores.
+        asked: character ranges of each phrase without boxes.
+    """
+
+    text: str
+    known: tuple[dict[str, Any], ...]
+    asked: tuple[Ranges, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What becomes a label.
+
+    Args:
+        score_thr: lowest score of a box.
+        max_boxes: the best so many of each phrase; None keeps all.
+        phrase_nms: overlap (IoU) from which a box gives way to a better one, or a true one, of a phrase with
+            other words; None lets phrases share boxes.
+    """
+
+    score_thr: float = 0.5
+    max_boxes: int | None = None
+    phrase_nms: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score_thr <= 1:
+            raise ValueError(f'pseudo_labels.score_thr is {self.score_thr}, expected 0 to 1')
+        if self.max_boxes is not None and self.max_boxes < 1:
+            raise ValueError(f'pseudo_labels.max_boxes is {self.max_boxes}, expected at least 1')
+        if self.phrase_nms is not None and not 0 < self.phrase_nms <= 1:
+            raise ValueError(f'pseudo_labels.phrase_nms is {self.phrase_nms}, expected 0 to 1')
+
+
+class PseudoLabelling:
+    """A ``pseudo_labels`` section of a config, checked and opened; then ``start`` and ``run``.
+
+    Args:
+        section: ``out``, the ODVG file to write; ``teacher`` (``config``, ``checkpoint``); ``captions``, a
+            ``CaptionDataset``, whose phrases are found by ``nouns`` (arguments of ``NounExtractor``), or a
+            ``GroundingDataset``, whose boxes are kept and whose ignored phrases are asked for; the arguments
+            of ``Selection``; ``images_per_part``, the unit that a killed job repeats.
+        device: of the teacher.
+        limit: only the first images.
+    Raises:
+        FileNotFoundError, ValueError: what is missing or unknown in the section.
+    """
+
+    def __init__(self, section: Mapping[str, Any], device: str | None = None, limit: int | None = None):
+        check_section(section)
+        if limit is not None and limit < 1:
+            raise ValueError(f'limit is {limit}, expected at least one image')
+        self.out = Path(section['out'])
+        self.parts = self.out.with_name(f'{self.out.name}.parts')
+        self.selection = Selection(
+            **{key: section[key] for key in ('score_thr', 'max_boxes', 'phrase_nms') if key in section}
+        )
+        self.dataset = DATASETS.build({**section['captions'], 'pipeline': [], 'test_mode': True})
+        if not isinstance(self.dataset, CaptionDataset | GroundingDataset):
+            raise ValueError(
+                f'pseudo_labels.captions is a {type(self.dataset).__name__}, expected a CaptionDataset or a '
+                'GroundingDataset'
+            )
+        self.nouns = None
+        if isinstance(self.dataset, CaptionDataset):
+            self.nouns = NounExtractor(**(section.get('nouns') or {}))
+        images = group_by_image(self.dataset)[:limit]
+        size = int(section.get('images_per_part', 64))
+        if size < 1:
+            raise ValueError(f'pseudo_labels.images_per_part is {size}, expected at least 1')
+        self.plan = [images[start : start + size] for start in range(0, len(images), size)]
+        config = load_config(section['teacher']['config'])
+        checkpoint = section['teacher']['checkpoint']
+        self.teacher = Predictor(config, checkpoint, device)
+        self.settings = _plain(
+            {
+                'format': _FORMAT,
+                'weights_sha256': sha256_file(checkpoint),
+                'teacher_sha256': sha256_json(
+                    _plain([config.model, config.test_dataloader.dataset.get('pipeline')])
+                ),
+                'captions': section['captions'],
+                'captions_sha256': sha256_file(self.dataset.ann_file) if self.dataset.ann_file else None,
+                'nouns': section.get('nouns'),
+                'selection': vars(self.selection),
+                'images': len(images),
+                'images_per_part': size,
+            }
+        )
+        self.made_with = _plain(
+            {
+                'code_version': __version__,
+                'torch': torch.__version__,
+                'device': self.teacher.device.type,
+                **section['teacher'],
+            }
+        )
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the provenance of the labels is written, beside them."""
+        return self.out.with_suffix('.manifest.json')
+
+    @property
+    def num_images(self) -> int:
+        """Images of all parts."""
+        return sum(map(len, self.plan))
+
+    @property
+    def num_finished(self) -> int:
+        """Parts of all ranks that are on disk."""
+        return sum(self._part(index).is_file() for index in range(len(self.plan)))
+
+    def start(self, rank: int = 0, world_size: int = 1) -> list[int]:
+        """Parts that this rank still has to do; none if the labels are complete.
+
+        Raises:
+            ValueError: labels of other settings are there (the settings are named), or no such rank.
+        """
+        if not 0 <= rank < world_size:
+            raise ValueError(f'rank is {rank}, expected 0 <= rank < world_size = {world_size}')
+        if self._finished() is not None:
+            return []
+        header = self.parts / 'header.json'
+        if header.is_file():
+            self._compare(json.loads(header.read_text(encoding='utf-8')), self.parts)
+        else:
+            write_json(header, self.settings)
+        return [index for index in range(rank, len(self.plan), world_size) if not self._part(index).is_file()]
+
+    def run(
+        self,
+        pending: Sequence[int],
+        on_image: Callable[[int], None] | None = None,
+        workers: int = 0,
+    ) -> dict[str, Any] | None:
+        """Label the pending parts; join all parts if they are there.
+
+        Args:
+            pending: from ``start``.
+            on_image: called with the number of new boxes of each image, for a progress bar.
+            workers: threads that load images ahead; 0 loads in line.
+        Returns:
+            the manifest, or None while other ranks have parts to do.
+        """
+        for index in pending:
+            self.teacher.model.eval()  # forgets encoded captions: a part must not depend on earlier ones
+            lines: list[dict[str, Any]] = []
+            images = [(self._path(rows), rows) for rows in self.plan[index]]
+            tasks = map_ahead(lambda image: (*image, self._load(image)), images, workers)
+            for path, rows, loaded in tasks:
+                found = label_image(self.teacher.model, *loaded, self._tasks(rows), self.selection)
+                size = dict(zip(('height', 'width'), map(int, loaded[1].ori_shape)))
+                lines += [{'filename': self._filename(path), **size, 'grounding': line} for line in found]
+                if on_image is not None:
+                    on_image(sum(len(r['bbox']) for line in found for r in line['regions'] if 'score' in r))
+            with atomic_path(self._part(index)) as temporary:
+                temporary.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+        return self._join()
+
+    def _tasks(self, rows: Sequence[int]) -> list[CaptionTask]:
+        """The captions of an image."""
+        infos = [self.dataset.get_data_info(row) for row in rows]
+        if self.nouns is None:
+            return [grounding_task(info) for info in infos]
+        texts = [' '.join(text.split()) for info in infos for text in info['captions']]
+        return [
+            CaptionTask(text, (), tuple([[noun.start, noun.end]] for noun in self.nouns.extract(text)))
+            for text in texts
+        ]
+
+    def _path(self, rows: Sequence[int]) -> str:
+        path: str = self.dataset.get_data_info(rows[0])['img_path']
+        return path
+
+    def _filename(self, path: str) -> str:
+        """Path of an image below the image folder of its data set."""
+        prefix = self.dataset.data_prefix
+        folder = prefix.get('img_path') or prefix.get('img') or ''
+        return Path(os.path.relpath(path, folder) if folder else path).as_posix()
+
+    def _load(self, image: tuple[str, Sequence[int]]) -> tuple[Tensor, DetDataSample]:
+        return self.teacher.prepare(image[0])
+
+    def _part(self, index: int) -> Path:
+        return self.parts / f'part-{index:06d}.jsonl'
+
+    def _finished(self) -> dict[str, Any] | None:
+        """The manifest of complete labels of these settings."""
+        if not (self.out.is_file() and self.manifest_path.is_file()):
+            return None
+        manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding='utf-8'))
+        self._compare(manifest.get('settings', {}), self.out)
+        return manifest
+
+    def _compare(self, recorded: Mapping[str, Any], where: Path) -> None:
+        keys = sorted({*recorded, *self.settings})
+        changed = [key for key in keys if recorded.get(key) != self.settings.get(key)]
+        if changed:
+            raise ValueError(
+                f'{where} was made with other settings ({", ".join(changed)}): choose another file or '
+                'delete it'
+            )
+
+    def _join(self) -> dict[str, Any] | None:
+        """Write labels and manifest if all parts are there."""
+        if (manifest := self._finished()) is not None:
+            return manifest
+        if self.num_finished < len(self.plan):
+            return None
+        counts: Counter[str] = Counter(
+            lines=0, true_boxes=0, pseudo_boxes=0, pseudo_phrases=0, left_phrases=0
+        )
+        try:
+            with atomic_path(self.out) as temporary, temporary.open('w', encoding='utf-8') as stream:
+                for index in range(len(self.plan)):
+                    for line in self._part(index).read_text(encoding='utf-8').splitlines(keepends=True):
+                        stream.write(line)
+                        counts.update(_count(json.loads(line)['grounding']))
+        except FileNotFoundError:  # another rank joined them meanwhile
+            if (manifest := self._finished()) is None:
+                raise
+            return manifest
+        manifest = {
+            'settings': self.settings,
+            'made_with': self.made_with,
+            'counts': dict(counts),
+            'sha256': sha256_file(self.out),
+        }
+        write_json(self.manifest_path, manifest)
+        shutil.rmtree(self.parts, ignore_errors=True)
+        return manifest
+
+
+def check_section(section: Any) -> None:
+    """Refuse a ``pseudo_labels`` section with unknown or missing keys, or files that do not exist."""
+    if not isinstance(section, Mapping):
+        raise ValueError('the config has no section pseudo_labels = dict(out=..., teacher=..., captions=...)')
+    problems = key_problems('pseudo_labels', section, _SECTION, _REQUIRED)
+    teacher = section.get('teacher')
+    if isinstance(teacher, Mapping):
+        problems += key_problems('pseudo_labels.teacher', teacher, _TEACHER, _TEACHER)
+    elif teacher is not None:
+        problems.append(f'pseudo_labels.teacher is {teacher!r}, expected dict(config=..., checkpoint=...)')
+    if problems:
+        raise ValueError('; '.join(problems))
+    if not Path(section['teacher']['checkpoint']).is_file():
+        raise FileNotFoundError(f"the teacher's checkpoint {section['teacher']['checkpoint']} does not exist")
+
+
+def group_by_image(dataset: Any) -> list[list[int]]:
+    """Rows of a data set whose images are equal and follow each other."""
+    rows = range(len(dataset))
+    groups = itertools.groupby(rows, key=lambda row: dataset.get_data_info(row)['img_path'])
+    return [list(group) for _, group in groups]
+
+
+def grounding_task(info: Mapping[str, Any]) -> CaptionTask:
+    """A caption of a ``GroundingDataset``: its boxes are known, its ignored phrases are asked for."""
+    known = []
+    for label, ranges in info['tokens_positive'].items():
+        boxes = [entry['bbox'] for entry in info['instances'] if entry['bbox_label'] == label]
+        known.append(_region(info['text'], ranges, boxes))
+    asked = tuple([list(span)] for span in info.get('tokens_ignored') or ())
+    return CaptionTask(info['text'], tuple(known), asked)
+
+
+@torch.no_grad()
+def label_image(
+    model: Any, inputs: Tensor, sample: DetDataSample, tasks: Sequence[CaptionTask], selection: Selection
+) -> list[dict[str, Any]]:
+    """Captions of one image with boxes, as ODVG's ``grounding``; captions without any box are left out.
+
+    Args:
+        model: a detector in eval mode that answers captions, see ``GLIP``.
+        inputs: the preprocessed image [1, 3, H, W]; sample: its data sample.
+    """
+    questions = []
+    for task in tasks:
+        if task.asked:
+            question = sample.new()
+            question.set_metainfo({'text': task.text, 'tokens_positive': dict(enumerate(task.asked))})
+            questions.append(question)
+    answers = iter(model.predict(inputs, questions) if questions else ())
+    lines = []
+    for task in tasks:
+        regions, left = list(task.known), []
+        if task.asked:
+            found = next(answers).pred_instances
+            chosen = select(task, found.bboxes.cpu(), found.scores.cpu(), found.labels.cpu(), selection)
+            for label, ranges in enumerate(task.asked):
+                own = [(box, score) for place, box, score in chosen if place == label]
+                if own:
+                    boxes, scores = zip(*own)
+                    regions.append(_region(task.text, ranges, list(boxes)) | {'score': list(scores)})
+                else:
+                    left += ranges
+        if regions:
+            line = {'caption': task.text, 'regions': regions}
+            lines.append(line | {'tokens_ignored': left} if left else line)
+    return lines
+
+
+def select(
+    task: CaptionTask, boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection
+) -> list[tuple[int, list[float], float]]:
+    """(phrase, box, score) of what becomes a label, the best first.
+
+    Args:
+        boxes: [N, 4] xyxy in the original image; scores: [N]; labels: [N], places in ``task.asked``.
+    """
+    words = [_words(task.text, ranges) for ranges in task.asked]
+    kept = [
+        (_words(task.text, region['tokens_positive']), box) for region in task.known for box in region['bbox']
+    ]
+    counts: Counter[int] = Counter()
+    chosen = []
+    for index in scores.argsort(descending=True, stable=True).tolist():
+        label, score = int(labels[index]), float(scores[index])
+        if score < selection.score_thr or counts[label] == selection.max_boxes:
+            continue
+        box = [round(number, 2) for number in boxes[index].tolist()]
+        others = [other for name, other in kept if name != words[label]]
+        if selection.phrase_nms is not None and others:
+            overlap = bbox_overlaps(torch.tensor([box]), torch.tensor(others, dtype=torch.float32)).max()
+            if overlap >= selection.phrase_nms:
+                continue
+        counts[label] += 1
+        kept.append((words[label], box))
+        chosen.append((label, box, round(score, 4)))
+    return chosen
+
+
+def _words(text: str, ranges: Ranges) -> str:
+    """A phrase without regard to capital letters."""
+    return ' '.join(text[start:end] for start, end in ranges).casefold()
+
+
+def _region(text: str, ranges: Ranges, boxes: list[list[float]]) -> dict[str, Any]:
+    parts = [text[start:end] for start, end in ranges]
+    phrase = parts[0] if len(parts) == 1 else parts
+    return {'phrase': phrase, 'tokens_positive': ranges, 'bbox': boxes}
+
+
+def _count(grounding: Mapping[str, Any]) -> dict[str, int]:
+    found = [region for region in grounding['regions'] if 'score' in region]
+    total = sum(len(region['bbox']) for region in grounding['regions'])
+    pseudo = sum(len(region['bbox']) for region in found)
+    return {
+        'lines': 1,
+        'true_boxes': total - pseudo,
+        'pseudo_boxes': pseudo,
+        'pseudo_phrases': len(found),
+        'left_phrases': len(grounding.get('tokens_ignored') or ()),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """What JSON makes of a value; objects become their text."""
+    return json.loads(json.dumps(value, default=str))

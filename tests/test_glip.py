@@ -119,7 +119,7 @@ def model_text(folder: Path, **changes: Any) -> dict[str, Any]:
 def test_a_long_caption_is_read_in_windows(folder: Path) -> None:
     model = toy_glip(folder)
     caption = 'a red star above a big ring and ' * 60 + 'a dog'
-    assert len(model._prompts.offsets(caption)) > 400
+    assert len(model.text.offsets(caption)) > 400
     spans = [[[2, 10]], [[len(caption) - 5, len(caption)]]]
     data = batch(images(SHAPES[:1]), text=[caption], tokens_positive=[spans])
     (sample,) = detect(model, data)

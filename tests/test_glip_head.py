@@ -5,7 +5,7 @@ import torch
 from golden_glip import DYHEAD, FUSE, TEXT_LAYER, golden, levels
 from torch import Tensor
 
-from ovd.clip.bert import TokenFeatures
+from ovd.clip.token_encoder import TokenFeatures
 from ovd.models.glip_head import GLIPHead, Outputs, Truth, centerness_targets
 
 TEST_CFG = {

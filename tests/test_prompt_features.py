@@ -23,15 +23,15 @@ def test_a_long_list_becomes_prompts_that_fit(encoder: PromptEncoder) -> None:
     names = ['red star', 'c++', 'car', 'cart', 'dog', '東京', 'big red dog', 'a', 'cafés'] * 3
     prompts = encoder.name_prompts(names)
     assert [label for prompt in prompts for label in prompt.labels] == list(range(27))
-    lengths = [len(encoder.offsets(prompt.text)) for prompt in prompts]
+    lengths = [len(encoder.encoder.offsets(prompt.text)) for prompt in prompts]
     assert max(lengths) <= 16
     for state in encoder.encode(prompts):
-        assert len(state.hidden) == len(encoder.offsets(state.prompt.text))
+        assert len(state.hidden) == len(encoder.encoder.offsets(state.prompt.text))
         assert state.token_map.any(1).all()
         assert (state.token_map.sum(0) <= 1).all()
     assert len(encoder.name_prompts(names, per_prompt=2)) >= 14
     finals = encoder.name_prompts(['dog'] * 14, final='. ')
-    assert max(len(encoder.offsets(prompt.text)) for prompt in finals) <= 16
+    assert max(len(encoder.encoder.offsets(prompt.text)) for prompt in finals) <= 16
 
 
 def test_a_long_caption_becomes_windows_that_fit(encoder: PromptEncoder) -> None:
@@ -45,14 +45,14 @@ def test_a_long_caption_becomes_windows_that_fit(encoder: PromptEncoder) -> None
 def test_a_prompt_is_encoded_once_for_a_state_of_the_weights(encoder: PromptEncoder) -> None:
     prompts = [class_prompt(['dog', 'cat']), class_prompt(['red star'])]
     first = encoder.encode(prompts)
-    with patch.object(encoder.bert, 'forward', side_effect=AssertionError):
+    with patch.object(encoder.encoder, 'forward', side_effect=AssertionError):
         again = encoder.encode(prompts[::-1])
     assert again[1].hidden is first[0].hidden
-    encoder.bert.train()
+    encoder.encoder.train()
     with torch.no_grad():
-        next(encoder.bert.parameters()).add_(0.5)
+        next(encoder.encoder.parameters()).add_(0.5)
     changed = encoder.encode(prompts)
-    assert encoder.bert.training
+    assert encoder.encoder.training
     assert not torch.equal(changed[0].hidden, first[0].hidden)
     encoder.forget()
     torch.testing.assert_close(encoder.encode(prompts)[0].hidden, changed[0].hidden)
@@ -60,8 +60,8 @@ def test_a_prompt_is_encoded_once_for_a_state_of_the_weights(encoder: PromptEnco
 
 def test_a_batch_is_the_prompts_padded(encoder: PromptEncoder) -> None:
     prompts = [class_prompt(['dog', 'red star']), class_prompt(['c++'])]
-    encoder.bert.eval()
-    batch, together = PromptBatch.of(encoder.encode(prompts)), encode_batch(encoder.bert, prompts)
+    encoder.encoder.eval()
+    batch, together = PromptBatch.of(encoder.encode(prompts)), encode_batch(encoder.encoder, prompts)
     assert torch.equal(batch.features.mask, together.features.mask)
     assert batch.labels == together.labels == [(0, 1), (0,)]
     for ours, theirs in zip(batch.token_maps, together.token_maps):

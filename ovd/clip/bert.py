@@ -8,14 +8,15 @@ import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint import load_into, load_tensors
 from ..files import sha256_json, sha256_tensors
 from .loading import PathLike
+from .token_encoder import TokenEncoder, TokenFeatures, Tokens, check_length, check_texts, weights_state
 
 _HUB = 'hf-hub:'
 _CONFIG = 'config.json'
@@ -25,35 +26,7 @@ _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 _UNUSED = ('pooler.*', 'cls.*', 'embeddings.position_ids')
 
 
-class Tokens(NamedTuple):
-    """Texts as tokens, padded to the longest.
-
-    Attributes:
-        ids: token_ids [T, L], int64.
-        mask: token_mask [T, L], True = real token, special ones included.
-        offsets: per text, the characters [start, end) of each of its tokens; (0, 0) for special ones.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    offsets: list[list[tuple[int, int]]]
-
-
-class TokenFeatures(NamedTuple):
-    """Features per token of T texts.
-
-    Attributes:
-        hidden: [T, L, W] of the last layer; rows of padding hold numbers without meaning.
-        embedded: [T, L, W], mean of the last layers, zero at padding.
-        mask: token_mask [T, L], True = real token.
-    """
-
-    hidden: Tensor
-    embedded: Tensor
-    mask: Tensor
-
-
-class BertText(nn.Module):
+class BertText(TokenEncoder):
     """A BERT with its tokenizer; gradients pass. A ``TextBackend``.
 
     Args:
@@ -99,6 +72,7 @@ class BertText(nn.Module):
                 f'the encoder {settings.vocab_size}'
             )
         self.model = transformers.BertModel(settings, add_pooling_layer=False)
+        self.embed_dim = settings.hidden_size
         self.pretrained = pretrained
         self.max_tokens = max_tokens
         self.num_layers = num_layers
@@ -107,12 +81,6 @@ class BertText(nn.Module):
         if frozen:
             self.model.requires_grad_(False)
             self.train(False)
-
-    @property
-    def embed_dim(self) -> int:
-        """Width W of the token features."""
-        width: int = self.model.config.hidden_size
-        return width
 
     @property
     def fingerprint(self) -> str:
@@ -134,10 +102,6 @@ class BertText(nn.Module):
             tensors = {_standard_key(key): tensor for key, tensor in load_tensors(path).items()}
             load_into(self.model, tensors, allow_unexpected=_UNUSED, source=path)
 
-    def train(self, mode: bool = True) -> 'BertText':
-        """Stay in eval mode where frozen."""
-        return super().train(mode and not self.frozen)
-
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special ones not counted."""
         found = (
@@ -147,16 +111,14 @@ class BertText(nn.Module):
         )
         return [len(ids) for ids in found['input_ids']]
 
-    def tokenize(self, texts: Sequence[str], truncate: bool = False) -> Tokens:
-        """T >= 1 texts -> tokens, on the device of the weights.
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Characters of each token of a text of any length, special ones included."""
+        found = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
+        return [(start, end) for start, end in found['offset_mapping']]
 
-        Args:
-            truncate: cut long texts, their end token kept.
-        Raises:
-            ValueError: a text longer than ``max_tokens`` that must not be cut.
-        """
-        if isinstance(texts, str) or not texts:
-            raise ValueError(f'expected a list of at least one text, got {texts!r}')
+    def tokenize(self, texts: Sequence[str], truncate: bool = False) -> Tokens:
+        """See ``TokenEncoder``."""
+        check_texts(texts)
         found = self.tokenizer(
             list(texts),
             padding='longest',
@@ -167,8 +129,7 @@ class BertText(nn.Module):
         )
         lengths = [sum(mask) for mask in found['attention_mask']]
         for text, length in zip(texts, lengths):
-            if length > self.max_tokens:
-                raise ValueError(f'a text has {length} tokens, the limit is {self.max_tokens}: {text[:60]!r}')
+            check_length(text, length, self.max_tokens)
         device = next(self.parameters()).device
         return Tokens(
             torch.tensor(found['input_ids'], device=device),
@@ -211,14 +172,6 @@ class BertText(nn.Module):
             weights = mask / mask.sum(1, keepdim=True)
             pooled.append((hidden * weights[..., None]).sum(1))
         return torch.cat(pooled)
-
-
-def weights_state(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Changes when a weight moves or is written to through autograd's eyes."""
-    return tuple(
-        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
-        for tensor in module.state_dict(keep_vars=True).values()
-    )
 
 
 def _transformers() -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..text.phrases import Prompt, class_prompt, clean_name, positive_map, split_caption, split_names
-from .bert import BertText, TokenFeatures, weights_state
+from .token_encoder import TokenEncoder, TokenFeatures, weights_state
 
 
 class PromptFeatures(NamedTuple):
@@ -65,13 +65,14 @@ class PromptEncoder:
     A plain object on purpose: it owns no weights.
 
     Args:
-        bert: the encoder; looked at on every call, so its weights may change.
+        encoder: looked at on every call, so its weights may change.
         capacity: prompts that are kept.
-        batch_size: prompts per forward of the encoder.
+        batch_size: prompts per forward of the encoder; with one at a time no bit of a prompt's features depends
+            on those beside it.
     """
 
-    def __init__(self, bert: BertText, capacity: int = 512, batch_size: int = 16) -> None:
-        self.bert = bert
+    def __init__(self, encoder: TokenEncoder, capacity: int = 512, batch_size: int = 1) -> None:
+        self.encoder = encoder
         self._capacity = capacity
         self._batch_size = batch_size
         self._kept: dict[Prompt, PromptFeatures] = {}
@@ -81,21 +82,16 @@ class PromptEncoder:
         self, names: Sequence[str], per_prompt: int | None = None, final: str = ''
     ) -> list[Prompt]:
         """As many sentences as a list of class names needs, see ``split_names``."""
-        counts = self.bert.count_tokens([clean_name(name) for name in names])
+        counts = self.encoder.count_tokens([clean_name(name) for name in names])
         special = 2 + bool(final.strip())
         return [
             class_prompt([names[index] for index in part], labels=part, final=final)
-            for part in split_names(counts, self.bert.max_tokens, per_prompt, special)
+            for part in split_names(counts, self.encoder.max_tokens, per_prompt, special)
         ]
 
     def caption_prompts(self, prompt: Prompt) -> list[Prompt]:
         """A caption, in windows if it is too long, see ``split_caption``."""
-        return split_caption(prompt, self.offsets(prompt.text), self.bert.max_tokens)
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Characters of each token of a text of any length, special ones included."""
-        found = self.bert.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        return [(start, end) for start, end in found['offset_mapping']]
+        return split_caption(prompt, self.encoder.offsets(prompt.text), self.encoder.max_tokens)
 
     def forget(self) -> None:
         """Encode everything anew; needed after weights were written to behind autograd's back."""
@@ -104,45 +100,51 @@ class PromptEncoder:
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> list[PromptFeatures]:
         """Features of prompts as in evaluation; those that are known cost nothing."""
-        state = weights_state(self.bert)
+        state = weights_state(self.encoder)
         if state != self._state:
             self._kept.clear()
             self._state = state
         found = {prompt: self._kept[prompt] for prompt in prompts if prompt in self._kept}
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
-        was_training = self.bert.training
-        self.bert.eval()
+        was_training = self.encoder.training
+        self.encoder.eval()
         try:
             for start in range(0, len(new), self._batch_size):
                 part = new[start : start + self._batch_size]
-                found.update(zip(part, split_batch(self.bert, part)))
+                found.update(zip(part, split_batch(self.encoder, part)))
         finally:
-            self.bert.train(was_training)
+            self.encoder.train(was_training)
         self._kept.update(found)
         while len(self._kept) > self._capacity:
             del self._kept[next(iter(self._kept))]
         return [found[prompt] for prompt in prompts]
 
 
-def encode_batch(bert: BertText, prompts: Sequence[Prompt]) -> PromptBatch:
+def encode_batch(
+    encoder: TokenEncoder, prompts: Sequence[Prompt], token_ids: Tensor | None = None
+) -> PromptBatch:
     """P prompts with gradients, as training reads them.
 
+    Args:
+        token_ids: [P, L], read instead of the prompts' own tokens, for training that hides some of them.
     Raises:
         ValueError: a prompt that is too long, or an entity without tokens.
     """
-    tokens = bert.tokenize([prompt.text for prompt in prompts])
+    tokens = encoder.tokenize([prompt.text for prompt in prompts])
     maps = []
     for prompt, offsets in zip(prompts, tokens.offsets):
         token_map = torch.zeros(len(prompt), tokens.ids.shape[1], dtype=torch.bool)
         for row, positions in enumerate(positive_map(prompt, offsets)):
             token_map[row, positions] = True
         maps.append(token_map.to(tokens.ids.device))
-    return PromptBatch(bert(tokens.ids, tokens.mask), maps, [prompt.labels for prompt in prompts])
+    if token_ids is not None:
+        tokens = tokens._replace(ids=token_ids)
+    return PromptBatch(encoder.read(tokens, prompts, maps), maps, [prompt.labels for prompt in prompts])
 
 
-def split_batch(bert: BertText, prompts: Sequence[Prompt]) -> list[PromptFeatures]:
+def split_batch(encoder: TokenEncoder, prompts: Sequence[Prompt]) -> list[PromptFeatures]:
     """P prompts without padding."""
-    batch = encode_batch(bert, prompts)
+    batch = encode_batch(encoder, prompts)
     lengths = batch.features.mask.sum(1).tolist()
     return [
         PromptFeatures(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from ovd.clip.bert import load_tokenizer
+from ovd.clip.token_encoders import load_token_counter
 from ovd.registry import TRANSFORMS
 from ovd.text.phrases import class_prompt, clean_name
 from ovd.text.vocabulary import Vocabulary
@@ -28,7 +28,7 @@ class SampleClassNames(BaseTransform):
 
     Args:
         vocabulary: of the labels, any spelling of ``Vocabulary.parse``.
-        tokenizer: folder of the text encoder, whose tokens are counted.
+        tokenizer: folder of the text encoder, whose tokens are counted, see ``load_token_counter``.
         max_names: so many names are drawn from the vocabulary, before those of the image are removed.
         full_prob: how often exactly ``max_names`` are drawn; otherwise 1 to ``max_names``, all equally often.
         max_tokens: longest sentence, special tokens included.
@@ -52,10 +52,8 @@ class SampleClassNames(BaseTransform):
             raise ValueError(f'max_names must be at least 1, got {max_names}')
         self.vocabulary = Vocabulary.parse(vocabulary)
         names = [clean_name(name) for name in self.vocabulary.names]
-        self.tokenizer = load_tokenizer(tokenizer)
-        counts = self.tokenizer(names, add_special_tokens=False, verbose=False)['input_ids']
         # Each name is followed by a separator, the last one by what ends the sentence.
-        self._costs = [len(ids) + 1 for ids in counts]
+        self._costs = [count + 1 for count in load_token_counter(tokenizer)(names)]
         self._drawn = np.flatnonzero(~np.array(self.vocabulary.is_novel))
         self.budget = max_tokens - 2
         longest = int(np.argmax(self._costs))
@@ -117,7 +115,7 @@ class PackNegativeCaptions(BaseTransform):
 
     Args:
         captions: ODVG lines, or a text file with a caption a line; read on first use.
-        tokenizer: folder of the text encoder, whose tokens are counted.
+        tokenizer: folder of the text encoder, whose tokens are counted, see ``load_token_counter``.
         max_negatives: most captions to add; fewer where they do not fit.
         plain_prob: how often the caption stays alone.
         full_prob: how often as many captions as possible are added; otherwise 0 to ``max_negatives``, all
@@ -141,7 +139,7 @@ class PackNegativeCaptions(BaseTransform):
         self.file = Path(captions)
         if not self.file.is_file():
             raise FileNotFoundError(f'caption file {self.file} does not exist')
-        self.tokenizer = load_tokenizer(tokenizer)
+        self._count_tokens = load_token_counter(tokenizer)
         self.max_negatives = max_negatives
         self.plain_prob = plain_prob
         self.full_prob = full_prob
@@ -189,7 +187,7 @@ class PackNegativeCaptions(BaseTransform):
         return others
 
     def _count(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)['input_ids'])
+        return self._count_tokens([text])[0]
 
     @staticmethod
     def _phrases(results: dict[str, Any]) -> list[str]:

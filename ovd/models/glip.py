@@ -15,8 +15,9 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ovd.clip.bert import BertText, TokenFeatures
 from ovd.clip.prompt_features import PromptBatch, PromptEncoder, PromptFeatures, encode_batch
+from ovd.clip.token_encoder import TokenFeatures
+from ovd.clip.token_encoders import build_token_encoder
 from ovd.heads.token_scores import AGGREGATIONS
 from ovd.registry import MODELS
 from ovd.text.nouns import NounExtractor
@@ -57,7 +58,7 @@ class GLIP(BaseDetector):
     Args:
         backbone, neck: of mmdet.
         bbox_head: arguments of ``GLIPHead``.
-        text: ``encoder``, arguments of ``BertText``; ``vocabulary``, any spelling of ``Vocabulary.parse``;
+        text: ``encoder``, of ``build_token_encoder``; ``vocabulary``, any spelling of ``Vocabulary.parse``;
             ``names_per_prompt``, cut class lists after every so many names (40 in published results on
             LVIS), by default into the fewest sentences; ``final``, what ends a sentence of class names;
             ``nouns``, arguments of ``NounExtractor`` for captions without phrases;
@@ -83,7 +84,7 @@ class GLIP(BaseDetector):
         self.backbone = MODELS.build(backbone)
         if neck is not None:
             self.neck = MODELS.build(neck)
-        self.text = BertText(**text['encoder'])
+        self.text = build_token_encoder(text['encoder'])
         head = {'type': 'ovd.GLIPHead', 'text_channels': self.text.embed_dim, **bbox_head}
         self.bbox_head: GLIPHead = MODELS.build(head)
         unknown = set(text) - {'encoder', 'vocabulary', 'names_per_prompt', 'final', 'nouns'}

@@ -23,7 +23,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd.clip.bert import TokenFeatures
+from ovd.clip.token_encoder import TokenFeatures
 from ovd.heads.fusion import LIMIT, TextLayer, VLFuse
 from ovd.heads.token_scores import class_scores
 from ovd.losses.grounding import token_focal_loss

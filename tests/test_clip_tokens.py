@@ -1,5 +1,6 @@
 """CLIP as a token encoder: exact characters whatever cleaning does, features of words read by themselves."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_what_is_cleaned_together_stays_together() -> None:
     assert [origin for char, origin in zip(cleaned, origins) if char != ' '] == [(0, 1), (2, 3), (5, 6)]
 
 
-def test_tokens_of_cleps_own_are_refused() -> None:
+def test_tokens_of_its_own_are_refused() -> None:
     with pytest.raises(ValueError, match="holds '<end_of_text>', which is a token of CLIP's own"):
         tokenizer().read('a dog <END_OF_TEXT> cat')
     with pytest.raises(ValueError, match='knows the characters of its tokens; got str'):
@@ -211,6 +212,8 @@ def test_encoders_and_counters_by_name(architecture: Path) -> None:
     built = build_token_encoder({'type': 'clip', 'model': architecture, 'pretrained': 'random:0'})
     assert isinstance(built, ClipTokens)
     assert len(built.fingerprint) == 16
-    assert built.fingerprint == encoder(architecture).fingerprint != encoder(architecture, features='words')
+    assert built.fingerprint == encoder(architecture).fingerprint
+    assert built.fingerprint != encoder(architecture, features='words').fingerprint
     texts = ['a red star', 'c++', '']
-    assert load_token_counter('clip')(texts) == built.count_tokens(texts) == [3, 2, 0]
+    counter = pickle.loads(pickle.dumps(load_token_counter('clip')))
+    assert counter(texts) == built.count_tokens(texts) == [3, 2, 0]

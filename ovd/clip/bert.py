@@ -104,12 +104,7 @@ class BertText(TokenEncoder):
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special ones not counted."""
-        found = (
-            self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
-            if texts
-            else {'input_ids': []}
-        )
-        return [len(ids) for ids in found['input_ids']]
+        return count_tokens(self.tokenizer, texts)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Characters of each token of a text of any length, special ones included."""
@@ -232,6 +227,14 @@ def load_tokenizer(folder: PathLike) -> Any:
     if not tokenizer.is_fast:
         raise ValueError(f'the tokenizer in {folder} does not tell which characters a token stands for')
     return tokenizer
+
+
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, special ones not counted."""
+    if not texts:
+        return []
+    found = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+    return [len(ids) for ids in found['input_ids']]
 
 
 def _weights(folder: Path) -> Path:

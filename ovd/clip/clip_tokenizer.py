@@ -5,7 +5,7 @@ Reading order: ClipTokenizer, align (characters of the cleaned text -> character
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -64,6 +64,10 @@ class ClipTokenizer:
             if len(self._kept) > _CAPACITY:
                 self._kept.popitem(last=False)
         return found
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        return [len(self.read(text).ids) for text in texts]
 
     def _read(self, text: str) -> ClipText:
         cleaned, origins = align(text, self.tokenizer.clean_fn)

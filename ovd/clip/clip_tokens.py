@@ -71,7 +71,6 @@ class ClipTokens(TokenEncoder):
             raise ValueError(f'the text tower of CLIP {model} is not causal, or not pooled at its end token')
         self.tokenizer = ClipTokenizer(clip.tokenizer)
         self.features = features
-        self.reads_ids = features == 'tokens'
         self.templates = get_templates(templates)
         self.context_length = clip.context_length
         self.max_tokens = max_tokens or (self.context_length if features == 'tokens' else 256)
@@ -106,7 +105,7 @@ class ClipTokens(TokenEncoder):
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special ones not counted."""
-        return [len(self.tokenizer.read(text).ids) for text in texts]
+        return self.tokenizer.count_tokens(texts)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Characters of each token of a text of any length, special ones included."""

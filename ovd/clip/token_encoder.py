@@ -43,10 +43,8 @@ class TokenEncoder(nn.Module):
         embed_dim: width W of the token features.
         max_tokens: longest text, the two special tokens at its ends included.
         frozen: no gradients, always as in evaluation.
-        reads_ids: features follow the token ids; False where they follow the prompts' words alone.
     """
 
-    reads_ids = True
     embed_dim: int
     max_tokens: int
     frozen: bool
@@ -54,6 +52,11 @@ class TokenEncoder(nn.Module):
     def train(self, mode: bool = True) -> 'TokenEncoder':
         """Stay in eval mode where frozen."""
         return super().train(mode and not self.frozen)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the weights and the settings."""
+        raise NotImplementedError
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special ones not counted."""

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from open_clip.tokenizer import SimpleTokenizer
 
-from .bert import BertText, load_tokenizer
+from .bert import BertText, count_tokens, load_tokenizer
 from .clip_tokenizer import ClipTokenizer
 from .clip_tokens import ClipTokens
 from .loading import PathLike
@@ -35,12 +36,5 @@ def load_token_counter(tokenizer: PathLike) -> Callable[[Sequence[str]], list[in
         FileNotFoundError, ImportError, ValueError: see ``BertText``.
     """
     if os.fspath(tokenizer) == 'clip' or (Path(tokenizer) / CONFIG_NAME).is_file():
-        clip = ClipTokenizer(SimpleTokenizer())
-        return lambda texts: [len(clip.read(text).ids) for text in texts]
-    bert = load_tokenizer(tokenizer)
-
-    def count(texts: Sequence[str]) -> list[int]:
-        found = bert(list(texts), add_special_tokens=False, verbose=False) if texts else {'input_ids': []}
-        return [len(ids) for ids in found['input_ids']]
-
-    return count
+        return ClipTokenizer(SimpleTokenizer()).count_tokens
+    return partial(count_tokens, load_tokenizer(tokenizer))

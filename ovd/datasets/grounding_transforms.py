@@ -52,8 +52,9 @@ class SampleClassNames(BaseTransform):
             raise ValueError(f'max_names must be at least 1, got {max_names}')
         self.vocabulary = Vocabulary.parse(vocabulary)
         names = [clean_name(name) for name in self.vocabulary.names]
+        self.count_tokens = load_token_counter(tokenizer)
         # Each name is followed by a separator, the last one by what ends the sentence.
-        self._costs = [count + 1 for count in load_token_counter(tokenizer)(names)]
+        self._costs = [count + 1 for count in self.count_tokens(names)]
         self._drawn = np.flatnonzero(~np.array(self.vocabulary.is_novel))
         self.budget = max_tokens - 2
         longest = int(np.argmax(self._costs))
@@ -139,7 +140,7 @@ class PackNegativeCaptions(BaseTransform):
         self.file = Path(captions)
         if not self.file.is_file():
             raise FileNotFoundError(f'caption file {self.file} does not exist')
-        self._count_tokens = load_token_counter(tokenizer)
+        self.count_tokens = load_token_counter(tokenizer)
         self.max_negatives = max_negatives
         self.plain_prob = plain_prob
         self.full_prob = full_prob
@@ -187,7 +188,7 @@ class PackNegativeCaptions(BaseTransform):
         return others
 
     def _count(self, text: str) -> int:
-        return self._count_tokens([text])[0]
+        return self.count_tokens([text])[0]
 
     @staticmethod
     def _phrases(results: dict[str, Any]) -> list[str]:

@@ -23,8 +23,9 @@ from ovd.text.vocabulary import Vocabulary
 class SampleClassNames(BaseTransform):
     """Write the sentence of class names that an image is trained with: its own, and some that are not there.
 
-    Sets ``text`` and ``tokens_positive``, and turns the labels of boxes into places in the sentence. Boxes of
-    classes that do not fit the sentence are left out. Novel classes are never drawn.
+    Sets ``text`` and ``tokens_positive``, empties ``caption_ranges``, and turns the labels of boxes into
+    places in the sentence. Boxes of classes that do not fit the sentence are left out. Novel classes are
+    never drawn.
 
     Args:
         vocabulary: of the labels, any spelling of ``Vocabulary.parse``.
@@ -81,6 +82,7 @@ class SampleClassNames(BaseTransform):
             [place[label] for label in labels[kept].tolist()], dtype=np.int64
         )
         results['text'] = prompt.text
+        results['caption_ranges'] = []
         results['tokens_positive'] = {
             label: [list(span) for span in spans] for label, spans in zip(prompt.labels, prompt.spans)
         }
@@ -111,8 +113,8 @@ class SampleClassNames(BaseTransform):
 class PackNegativeCaptions(BaseTransform):
     """Hide an image's caption among others, whose words are then to be found nowhere in the image.
 
-    Changes ``text``, and moves ``tokens_positive`` and ``tokens_ignored`` with their caption. A caption that
-    holds one of the image's own phrases is not taken.
+    Changes ``text``, moves ``tokens_positive`` and ``tokens_ignored`` with their caption, and puts its place
+    into ``caption_ranges``. A caption that holds one of the image's own phrases is not taken.
 
     Args:
         captions: ODVG lines, or a text file with a caption a line; read on first use.
@@ -167,6 +169,7 @@ class PackNegativeCaptions(BaseTransform):
         place = int(np.random.randint(0, len(others) + 1))  # noqa: NPY002
         shift = sum(len(other) + 1 for other in others[:place])
         results['text'] = ' '.join([*others[:place], own, *others[place:]])
+        results['caption_ranges'] = [[shift, shift + len(own)]]
         results['tokens_positive'] = {
             label: _shifted(spans, shift) for label, spans in results['tokens_positive'].items()
         }

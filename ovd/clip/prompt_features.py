@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..text.phrases import Prompt, class_prompt, clean_name, positive_map, split_caption, split_names
+from ..text.phrases import (
+    Prompt,
+    Wordings,
+    class_prompt,
+    positive_map,
+    split_caption,
+    split_names,
+    word_name,
+)
+from .prompt_offset import PromptOffset
 from .token_encoder import TokenEncoder, TokenFeatures, weights_state
 
 
@@ -64,28 +73,37 @@ class PromptEncoder:
 
     A plain object on purpose: it owns no weights.
 
+    Attributes:
+        offset: shifts of some prompts' features, if any.
+
     Args:
         encoder: looked at on every call, so its weights may change.
         capacity: prompts that are kept.
-        batch_size: prompts per forward of the encoder; with one at a time no bit of a prompt's features depends
-            on those beside it.
+        batch_size: prompts per forward of the encoder; with one at a time no bit of a prompt's features
+            depends on those beside it.
     """
 
     def __init__(self, encoder: TokenEncoder, capacity: int = 512, batch_size: int = 1) -> None:
         self.encoder = encoder
+        self.offset: PromptOffset | None = None
         self._capacity = capacity
         self._batch_size = batch_size
         self._kept: dict[Prompt, PromptFeatures] = {}
         self._state: tuple[tuple[int, int], ...] = ()
 
     def name_prompts(
-        self, names: Sequence[str], per_prompt: int | None = None, final: str = ''
+        self,
+        names: Sequence[str],
+        per_prompt: int | None = None,
+        final: str = '',
+        wordings: Wordings | None = None,
     ) -> list[Prompt]:
-        """As many sentences as a list of class names needs, see ``split_names``."""
-        counts = self.encoder.count_tokens([clean_name(name) for name in names])
+        """As many sentences as a list of class names needs, see ``split_names`` and ``class_prompt``."""
+        said = [word_name(name, (wordings or {}).get(name))[0] for name in names]
+        counts = self.encoder.count_tokens(said)
         special = 2 + bool(final.strip())
         return [
-            class_prompt([names[index] for index in part], labels=part, final=final)
+            class_prompt([names[index] for index in part], part, final, wordings)
             for part in split_names(counts, self.encoder.max_tokens, per_prompt, special)
         ]
 
@@ -101,6 +119,9 @@ class PromptEncoder:
     def encode(self, prompts: Sequence[Prompt]) -> list[PromptFeatures]:
         """Features of prompts as in evaluation; those that are known cost nothing."""
         state = weights_state(self.encoder)
+        if self.offset is not None:
+            state += weights_state(self.offset)
+            self.offset.check_encoder(self.encoder.fingerprint)
         if state != self._state:
             self._kept.clear()
             self._state = state
@@ -111,7 +132,7 @@ class PromptEncoder:
         try:
             for start in range(0, len(new), self._batch_size):
                 part = new[start : start + self._batch_size]
-                found.update(zip(part, split_batch(self.encoder, part)))
+                found.update(zip(part, split_batch(self.encoder, part, self.offset)))
         finally:
             self.encoder.train(was_training)
         self._kept.update(found)
@@ -121,12 +142,16 @@ class PromptEncoder:
 
 
 def encode_batch(
-    encoder: TokenEncoder, prompts: Sequence[Prompt], token_ids: Tensor | None = None
+    encoder: TokenEncoder,
+    prompts: Sequence[Prompt],
+    token_ids: Tensor | None = None,
+    offset: PromptOffset | None = None,
 ) -> PromptBatch:
     """P prompts with gradients, as training reads them.
 
     Args:
         token_ids: [P, L], read instead of the prompts' own tokens, for training that hides some of them.
+        offset: shifts of some prompts' features.
     Raises:
         ValueError: a prompt that is too long, or an entity without tokens.
     """
@@ -139,12 +164,17 @@ def encode_batch(
         maps.append(token_map.to(tokens.ids.device))
     if token_ids is not None:
         tokens = tokens._replace(ids=token_ids)
-    return PromptBatch(encoder.read(tokens, prompts, maps), maps, [prompt.labels for prompt in prompts])
+    features = encoder.read(tokens, prompts, maps)
+    if offset is not None:
+        features = offset(features, prompts)
+    return PromptBatch(features, maps, [prompt.labels for prompt in prompts])
 
 
-def split_batch(encoder: TokenEncoder, prompts: Sequence[Prompt]) -> list[PromptFeatures]:
+def split_batch(
+    encoder: TokenEncoder, prompts: Sequence[Prompt], offset: PromptOffset | None = None
+) -> list[PromptFeatures]:
     """P prompts without padding."""
-    batch = encode_batch(encoder, prompts)
+    batch = encode_batch(encoder, prompts, offset=offset)
     lengths = batch.features.mask.sum(1).tolist()
     return [
         PromptFeatures(

@@ -15,18 +15,22 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ovd.clip.loading import PathLike
 from ovd.clip.prompt_features import PromptBatch, PromptEncoder, PromptFeatures, encode_batch
+from ovd.clip.prompt_offset import PromptOffset
 from ovd.clip.token_encoder import TokenFeatures
 from ovd.clip.token_encoders import build_token_encoder
 from ovd.heads.token_scores import AGGREGATIONS
 from ovd.registry import MODELS
 from ovd.text.nouns import NounExtractor
-from ovd.text.phrases import Prompt, caption_prompt
+from ovd.text.phrases import Prompt, Wordings, caption_prompt, check_wordings
 from ovd.text.vocabulary import Vocabulary, VocabularySpec
 
 from .glip_head import RANKINGS, GLIPHead, Outputs, Truth
+from .partial_training import evaluate_frozen, train_only
 
 _IGNORED = -1  # label of the characters that are left out of the token loss
+_TEXT_KEYS = {'encoder', 'vocabulary', 'names_per_prompt', 'final', 'nouns', 'wordings', 'offset'}
 
 _TEST_CFG: dict[str, Any] = {
     'score_thr': 0.05,
@@ -37,6 +41,7 @@ _TEST_CFG: dict[str, Any] = {
     'ranking': 'centerness',
     'aggregation': 'mean',
     'pairs_per_forward': 8,
+    'places_per_forward': 8192,
 }
 
 
@@ -48,7 +53,7 @@ class GLIP(BaseDetector):
 
     - ``text``, a string: a caption. Its phrases are ``tokens_positive``, per phrase (a list, or a mapping
       from label) its character ranges; without them its noun phrases are found.
-    - ``text``, a list of names: classes of this image.
+    - ``text``, a list of names: classes of this image; ``wordings``, of some of them, see ``word_name``.
     - nothing: the classes of the vocabulary, in as many sentences as they need.
 
     Predicted labels, and those of ``gt_instances``, are places in that list; ``label_names`` of the
@@ -62,12 +67,17 @@ class GLIP(BaseDetector):
             ``names_per_prompt``, cut class lists after every so many names (40 in published results on
             LVIS), by default into the fewest sentences; ``final``, what ends a sentence of class names;
             ``nouns``, arguments of ``NounExtractor`` for captions without phrases;
-            ``phrases=False`` gives single words.
+            ``phrases=False`` gives single words; ``wordings`` of some names of the vocabulary, see
+            ``word_name``; ``offset``, True for shifts of the vocabulary's token features that are learned
+            (prompt tuning), or the file of such shifts, which also knows the vocabulary.
         test_cfg: ``score_thr`` of the probability; ``nms_pre`` pairs of place and word per level and
             sentence; ``nms``; ``max_per_img`` and, of each sentence, ``max_per_prompt`` boxes (None: all);
             ``ranking`` of the pairs before suppression, 'centerness' (probability times centerness, as the
             authors' code) or 'probability' (as mmdet's port); ``aggregation``, see ``class_scores``;
-            ``pairs_per_forward``, pairs of image and sentence at a time.
+            ``pairs_per_forward``, sentences about an image at a time, fewer if the maps under them would have
+            more than ``places_per_forward`` places together.
+        trainable: patterns (``fnmatch``) of the names of the parameters to be trained; the others are frozen,
+            and parts of which nothing is trained stay in eval mode. By default all that the parts train.
     """
 
     def __init__(
@@ -78,6 +88,7 @@ class GLIP(BaseDetector):
         neck: Mapping[str, Any] | None = None,
         test_cfg: Mapping[str, Any] | None = None,
         data_preprocessor: Mapping[str, Any] | None = None,
+        trainable: Sequence[str] | None = None,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -85,9 +96,10 @@ class GLIP(BaseDetector):
         if neck is not None:
             self.neck = MODELS.build(neck)
         self.text = build_token_encoder(text['encoder'])
+        self.text_offset: PromptOffset | None = None
         head = {'type': 'ovd.GLIPHead', 'text_channels': self.text.embed_dim, **bbox_head}
         self.bbox_head: GLIPHead = MODELS.build(head)
-        unknown = set(text) - {'encoder', 'vocabulary', 'names_per_prompt', 'final', 'nouns'}
+        unknown = set(text) - _TEXT_KEYS
         if unknown:
             raise ValueError(f'unknown keys {sorted(unknown)} of text')
         self.names_per_prompt: int | None = text.get('names_per_prompt')
@@ -97,9 +109,21 @@ class GLIP(BaseDetector):
         self._nouns: NounExtractor | None = None
         self._prompts = PromptEncoder(self.text)
         self._vocabulary: Vocabulary | None = None
+        self._wordings: Wordings = text.get('wordings') or {}
         self._class_prompts: list[Prompt] = []
-        if text.get('vocabulary') is not None:
-            self.set_vocabulary(text['vocabulary'])
+        offset = text.get('offset') or None
+        words = text.get('vocabulary')
+        if offset not in (None, True):
+            self.text_offset = PromptOffset.load(offset)
+            words = self.text_offset.vocabulary if words is None else words
+        if words is not None:
+            self.set_vocabulary(words)
+            check_wordings(self._wordings, self.vocabulary.names)
+        if offset is not None:
+            self._use_offset()
+        self._is_partial = trainable is not None
+        if trainable is not None:
+            train_only(self, trainable)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -118,7 +142,7 @@ class GLIP(BaseDetector):
         if templates is not None:
             raise ValueError('GLIP reads class names in one sentence and takes no templates')
         parsed = Vocabulary.parse(vocabulary)
-        self._class_prompts = self._name_prompts(parsed.names)
+        self._class_prompts = self._name_prompts(parsed.names, self._wordings)
         self._vocabulary = parsed
         self._nouns = None
 
@@ -129,14 +153,45 @@ class GLIP(BaseDetector):
             ValueError, ImportError: see ``NounExtractor``.
         """
         if self._nouns is None:
-            self._nouns = NounExtractor(**{'vocabulary': self._vocabulary, 'phrases': True, **self._nouns_cfg})
+            self._nouns = NounExtractor(
+                **{'vocabulary': self._vocabulary, 'phrases': True, **self._nouns_cfg}
+            )
         return [[[noun.start, noun.end]] for noun in self._nouns.extract(caption)]
 
     def train(self, mode: bool = True) -> 'GLIP':
         """Forget encoded prompts too: hooks change weights behind autograd's back between the modes."""
         self._prompts.forget()
         super().train(mode)
+        if self._is_partial:
+            evaluate_frozen(self)
         return self
+
+    def save_offset(self, path: PathLike) -> None:
+        """Write the tuned prompt as a file that ``text.offset`` reads.
+
+        Raises:
+            ValueError: the model has no prompt that is tuned.
+        """
+        if self.text_offset is None:
+            raise ValueError('the model has no tuned prompt: train with text.offset=True')
+        self.text_offset.save(path, self.text.fingerprint)
+
+    def _use_offset(self) -> None:
+        """Shift the features of the vocabulary's sentences, from now on."""
+        prompts = self._vocabulary_prompts()
+        if self.text_offset is None:
+            texts = [prompt.text for prompt in prompts]
+            lengths = [len(self.text.offsets(text)) for text in texts]
+            self.text_offset = PromptOffset(texts, lengths, self.text.embed_dim, self.vocabulary)
+        unknown = [p.text for p in prompts if p.text not in self.text_offset.lengths]
+        if unknown:
+            raise ValueError(f'the prompt of text.offset was tuned for other words than {unknown[0][:60]!r}')
+        if self.text_offset.rows.shape[1] != self.text.embed_dim:
+            raise ValueError(
+                f'the prompt of text.offset has width {self.text_offset.rows.shape[1]}, '
+                f'the text encoder {self.text.embed_dim}'
+            )
+        self._prompts.offset = self.text_offset
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Images [B, 3, H, W] -> maps [B, C, h, w] of all levels."""
@@ -156,17 +211,19 @@ class GLIP(BaseDetector):
     ) -> list[DetDataSample]:
         """Detections of a batch; ``rescale`` puts them into the frame of the original images.
 
-        Each image is seen without the padding that its neighbours in the batch would need. A single image may
-        come with several data samples, which ask several questions; its features are computed once.
+        Each image is seen by itself, without the padding that its neighbours in the batch would need: no bit
+        of its result depends on them. A single image may come with several data samples, which ask several
+        questions; its features are computed once.
         """
         questions = [self._question(sample) for sample in batch_data_samples]
         every = self._prompts.encode(list(dict.fromkeys(p for prompts, _ in questions for p in prompts)))
         encoded = {state.prompt: state for state in every}
-        for size, rows in self._groups(batch_inputs, batch_data_samples).items():
-            pairs = [(row, encoded[prompt]) for row in range(len(rows)) for prompt in questions[rows[row]][0]]
+        every_row = list(range(len(questions)))
+        for image, rows in enumerate([every_row] if len(batch_inputs) == 1 else [[row] for row in every_row]):
+            pairs = [(place, encoded[p]) for place, row in enumerate(rows) for p in questions[row][0]]
             samples = [batch_data_samples[row] for row in rows]
-            inputs = batch_inputs if len(batch_inputs) == 1 else batch_inputs[rows]
-            found = self._detect(inputs[..., : size[0], : size[1]], pairs, samples, rescale)
+            inputs = self._unpadded(batch_inputs[image : image + 1], samples[0])
+            found = self._detect(inputs, pairs, samples, rescale)
             for row, sample, instances in zip(rows, samples, found):
                 names = questions[row][1]
                 instances.label_names = [names[label] for label in instances.labels.tolist()]
@@ -185,45 +242,50 @@ class GLIP(BaseDetector):
         samples: Sequence[DetDataSample],
         rescale: bool,
     ) -> list[InstanceData]:
-        """Detections of images [B, 3, H, W], or of one for all samples, each read with its sentences."""
-        head, step = self.bbox_head, self.test_cfg['pairs_per_forward']
+        """Detections of an image [1, 3, H, W] for each of its samples, read with that sample's sentences."""
+        head = self.bbox_head
         maps: Sequence[Tensor] = self.extract_feat(inputs)
         if not head.is_fused:  # the tower sees no text: once per image is enough
             maps, _ = head.tower(maps, _no_text(inputs))
-        if len(inputs) < len(samples):
-            maps = [level.expand(len(samples), -1, -1, -1) for level in maps]
+        places = sum(level.shape[2] * level.shape[3] for level in maps)
+        fitting = self.test_cfg['places_per_forward'] // places
+        step = max(1, min(self.test_cfg['pairs_per_forward'], fitting))
         found: list[list[InstanceData]] = [[] for _ in samples]
-        for start in range(0, len(pairs), step):
-            rows = [row for row, _ in pairs[start : start + step]]
-            batch = PromptBatch.of([state for _, state in pairs[start : start + step]])
-            chosen = [level[rows] for level in maps]
-            outputs = (
-                head(chosen, batch.features) if head.is_fused else head.align(chosen, batch.features.embedded)
-            )
-            metainfos = [samples[row].metainfo for row in rows]
-            instances = head.predict(
-                outputs, batch.token_maps, batch.labels, metainfos, self.test_cfg, rescale
-            )
-            for row, part in zip(rows, instances):
-                found[row].append(part)
+        for row, sample in enumerate(samples):
+            states = [state for owner, state in pairs if owner == row]
+            for start in range(0, len(states), step):
+                batch = PromptBatch.of(states[start : start + step])
+                count = len(batch.labels)
+                seen = [level.expand(count, -1, -1, -1) for level in maps]
+                found[row] += self._detect_pairs(seen, batch, [sample.metainfo] * count, rescale)
         return [_best(parts, self.test_cfg['max_per_img'], inputs) for parts in found]
 
-    def _groups(
-        self, batch_inputs: Tensor, samples: Sequence[DetDataSample]
-    ) -> dict[tuple[int, int], list[int]]:
-        """Images of a batch by their input size, (height, width) -> places in the batch."""
-        divisor = getattr(self.data_preprocessor, 'pad_size_divisor', 1)
-        full = batch_inputs.shape[-2:]
-        groups: dict[tuple[int, int], list[int]] = {}
-        for row, sample in enumerate(samples):
-            height, width = (
-                min(-(-side // divisor) * divisor, limit) for side, limit in zip(sample.img_shape, full)
-            )
-            groups.setdefault((height, width), []).append(row)
-        return groups
+    def _detect_pairs(
+        self,
+        maps: Sequence[Tensor],
+        batch: PromptBatch,
+        metainfos: Sequence[Mapping[str, Any]],
+        rescale: bool,
+    ) -> list[InstanceData]:
+        """Detections of P images with one sentence each; a shallow tower has already seen the maps."""
+        head, text = self.bbox_head, batch.features
+        outputs = head(maps, text) if head.is_fused else head.align(maps, text.embedded)
+        return head.predict(outputs, batch.token_maps, batch.labels, metainfos, self.test_cfg, rescale)
 
-    def _name_prompts(self, names: Sequence[str]) -> list[Prompt]:
-        return self._prompts.name_prompts(names, self.names_per_prompt, self.final)
+    def _unpadded(self, inputs: Tensor, sample: DetDataSample) -> Tensor:
+        """An image [1, 3, H, W] of a batch as it would be alone."""
+        divisor = getattr(self.data_preprocessor, 'pad_size_divisor', 1)
+        height, width = (-(-side // divisor) * divisor for side in sample.img_shape)
+        return inputs[..., :height, :width]
+
+    def _name_prompts(self, names: Sequence[str], wordings: Wordings) -> list[Prompt]:
+        return self._prompts.name_prompts(names, self.names_per_prompt, self.final, wordings)
+
+    def _listed_prompts(self, sample: DetDataSample) -> list[Prompt]:
+        """The sentences of an image that comes with a list of names."""
+        wordings = sample.get('wordings', None) or {}
+        check_wordings(wordings, sample.text)
+        return self._name_prompts(sample.text, wordings)
 
     def _question(self, sample: DetDataSample) -> tuple[list[Prompt], Sequence[str] | dict[int, str]]:
         """The sentences that an image is read with, and the user's word for each label."""
@@ -231,7 +293,7 @@ class GLIP(BaseDetector):
         if text is None:
             return self._vocabulary_prompts(), self.vocabulary.labels
         if not isinstance(text, str):
-            return self._name_prompts(text), list(text)
+            return self._listed_prompts(sample), list(text)
         spans = sample.get('tokens_positive', None)
         if spans is None:
             spans = self.find_phrases(text)
@@ -247,10 +309,18 @@ class GLIP(BaseDetector):
         self, samples: Sequence[DetDataSample]
     ) -> tuple[TokenFeatures, list[tuple[Prompt, Tensor]]]:
         """Token features of each image's sentence, with gradients; and per image the sentence and its map."""
-        prompts = [self._training_prompt(sample) for sample in samples]
-        unique = list(dict.fromkeys(prompts))
-        batch = encode_batch(self.text, unique)
-        rows = [unique.index(prompt) for prompt in prompts]
+        return self._encode_training([self._training_prompt(sample) for sample in samples])
+
+    def _encode_training(
+        self, prompts: Sequence[Prompt], token_ids: Tensor | None = None
+    ) -> tuple[TokenFeatures, list[tuple[Prompt, Tensor]]]:
+        """See ``_training_text``; token_ids [P, L] are read instead of the sentences' own."""
+        ids = [()] * len(prompts) if token_ids is None else [tuple(row) for row in token_ids.tolist()]
+        keys = list(zip(prompts, ids))
+        unique = list(dict.fromkeys(keys))
+        chosen = None if token_ids is None else token_ids[[keys.index(key) for key in unique]]
+        batch = encode_batch(self.text, [prompt for prompt, _ in unique], chosen, self.text_offset)
+        rows = [unique.index(key) for key in keys]
         text = TokenFeatures(*(part[rows] for part in batch.features))
         return text, [(prompt, batch.token_maps[row]) for prompt, row in zip(prompts, rows)]
 
@@ -269,7 +339,7 @@ class GLIP(BaseDetector):
             windows = self._prompts.caption_prompts(both)
             useful = [window for window in windows if set(window.labels) - {_IGNORED}] or windows
             return useful[int(torch.randint(len(useful), ()))]
-        prompts = self._vocabulary_prompts() if text is None else self._name_prompts(text)
+        prompts = self._vocabulary_prompts() if text is None else self._listed_prompts(sample)
         if len(prompts) > 1:
             raise ValueError(
                 f'the class names take {len(prompts)} sentences, training reads one: draw some of them for '
@@ -278,10 +348,16 @@ class GLIP(BaseDetector):
         return prompts[0]
 
     def _truth(self, sample: DetDataSample, prompt: Prompt, token_map: Tensor) -> Truth:
-        """Boxes of an image and the tokens of what they show; those of other windows are left out."""
-        truth = sample.gt_instances
+        """Boxes of an image and the tokens of what they show, each box once."""
+        here, entities = self._named_boxes(sample, prompt)
+        boxes = sample.gt_instances.bboxes[here].to(torch.float32)
+        tokens = token_map[torch.tensor(entities, dtype=torch.long, device=token_map.device)]
+        return merged(Truth(boxes - boxes.new_tensor([0, 0, 1, 1]), tokens))
+
+    def _named_boxes(self, sample: DetDataSample, prompt: Prompt) -> tuple[list[int], list[int]]:
+        """Places of an image's boxes, and the entity of each; those of other windows are left out."""
         rows = {label: row for row, label in enumerate(prompt.labels)}
-        labels = truth.labels.tolist()
+        labels = sample.gt_instances.labels.tolist()
         spans = sample.get('tokens_positive', None) or ()
         elsewhere = (set(spans) if isinstance(spans, Mapping) else set(range(len(spans)))) - set(rows)
         here = [index for index, label in enumerate(labels) if label not in elsewhere]
@@ -294,10 +370,7 @@ class GLIP(BaseDetector):
             )
         if sample.get('text', None) is None:
             self._check_base(labels)
-        boxes = truth.bboxes[here].to(torch.float32)
-        chosen = torch.tensor([rows[label] for label in labels], dtype=torch.long)
-        tokens = token_map[chosen.to(token_map.device)]
-        return merged(Truth(boxes - boxes.new_tensor([0, 0, 1, 1]), tokens))
+        return here, [rows[label] for label in labels]
 
     def _check_base(self, labels: Sequence[int]) -> None:
         """Refuse boxes of novel classes in training: they would leak the answer into the evaluation."""
@@ -318,8 +391,9 @@ def checked_test_cfg(test_cfg: Mapping[str, Any]) -> dict[str, Any]:
     for key, known in (('ranking', RANKINGS), ('aggregation', AGGREGATIONS)):
         if settings[key] not in known:
             raise ValueError(f'test_cfg.{key} must be one of {list(known)}, got {settings[key]!r}')
-    if settings['pairs_per_forward'] < 1:
-        raise ValueError(f'test_cfg.pairs_per_forward must be positive, got {settings["pairs_per_forward"]}')
+    for key in ('pairs_per_forward', 'places_per_forward'):
+        if settings[key] < 1:
+            raise ValueError(f'test_cfg.{key} must be positive, got {settings[key]}')
     return settings
 
 

@@ -74,6 +74,8 @@ class GLIPHead(BaseModule):
         loss_weights: of the terms 'cls', 'bbox' and 'centerness'.
         alpha, gamma: of the focal loss.
         prior_prob: probability of a token at the start of training.
+        log_scale: logits are divided by its exponential; where training starts. Below 0 words from scratch
+            count sooner.
         checkpointed: recompute the tower in the backward pass instead of keeping its activations.
     """
 
@@ -92,6 +94,7 @@ class GLIPHead(BaseModule):
         alpha: float = 0.25,
         gamma: float = 2.0,
         prior_prob: float = 0.01,
+        log_scale: float = 0.0,
         checkpointed: bool = False,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
@@ -114,7 +117,7 @@ class GLIPHead(BaseModule):
             for _ in range(num_blocks)
         )
         self.project_text = nn.Linear(text_channels, channels)
-        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.log_scale = nn.Parameter(torch.full((1,), log_scale))
         self.bias_text = nn.Parameter(torch.zeros(text_channels))
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - prior_prob) / prior_prob)))
         self.boxes = nn.Conv2d(channels, 4, 1)
@@ -170,18 +173,26 @@ class GLIPHead(BaseModule):
             [(level.shape[2], level.shape[3]) for level in maps],
         )
 
-    def loss(self, outputs: Outputs, token_mask: Tensor, truths: Sequence[Truth]) -> dict[str, Tensor]:
+    def loss(
+        self,
+        outputs: Outputs,
+        token_mask: Tensor,
+        truths: Sequence[Truth],
+        owners: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Losses of a batch.
 
         Args:
             token_mask: [B, L], True = real token.
             truths: of each image; boxes from the left of their first to the left of their last pixel, that
                 is, x2 and y2 are one less than usual.
+            owners: [B, N], what ``owners`` says of the same truths, if it was asked already.
         """
         deltas, centerness = outputs.deltas.float(), outputs.centerness.float()
         anchors = torch.cat(self.anchors.grid_priors(outputs.sizes, device=deltas.device))
         shifted = anchors - anchors.new_tensor([0, 0, 1, 1])
-        owners = torch.stack([self.assign(shifted, outputs.sizes, truth.boxes) for truth in truths])
+        if owners is None:
+            owners = self.owners(outputs.sizes, truths)
         targets = torch.zeros_like(outputs.logits, dtype=torch.bool)
         matched = torch.zeros_like(deltas)
         for image, truth in enumerate(truths):
@@ -205,6 +216,12 @@ class GLIPHead(BaseModule):
             'centerness': centerness_loss / averages[0],
         }
         return {f'loss_{name}': self.loss_weights[name] * term for name, term in terms.items()}
+
+    def owners(self, sizes: Sequence[tuple[int, int]], truths: Sequence[Truth]) -> Tensor:
+        """Which box of its image each place of B images is responsible for, [B, N]; -1 for none."""
+        anchors = torch.cat(self.anchors.grid_priors(sizes, device=truths[0].boxes.device))
+        anchors = anchors - anchors.new_tensor([0, 0, 1, 1])
+        return torch.stack([self.assign(anchors, sizes, truth.boxes) for truth in truths])
 
     @torch.no_grad()
     def assign(self, anchors: Tensor, sizes: Sequence[tuple[int, int]], boxes: Tensor) -> Tensor:

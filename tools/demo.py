@@ -2,15 +2,21 @@
 
     python tools/demo.py photo.jpg --texts "red star, heart, ring"
     python tools/demo.py photos/ "more/*.png" --texts words.txt --out outputs/photos
+    python tools/demo.py photo.jpg --caption "a red star above a ring" \\
+        --config configs/glip_shapes.py --checkpoint work_dirs/glip_shapes/latest.pth
 
 A detector draws boxes, masks, names and scores; a segmentor gives every pixel a word, with a legend. Models
 that group pixels show the groups with --groups, one picture for each stage, <image>_groups_1.png and so on.
 Words are separated by commas, semicolons or full stops; a text or JSON file, or the name of a built-in
 vocabulary ('coco', 'lvis', ...) works too. Without --texts the vocabulary of the config is asked for.
+
+Models that read sentences, such as GLIP, find the phrases of a --caption: its nouns and what is said of them,
+or those that --phrases gives, as words of the caption or as characters START:END.
 """
 
 import argparse
 import glob
+import re
 import sys
 import time
 from collections import Counter
@@ -38,6 +44,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files, folders, quoted globs')
     parser.add_argument('--texts', metavar='WORDS', help='what to look for, e.g. "red star, heart, ring"')
+    parser.add_argument(
+        '--caption', metavar='SENTENCE', help='find what a sentence names, instead of --texts'
+    )
+    parser.add_argument(
+        '--phrases',
+        nargs='+',
+        metavar='PHRASE',
+        help='phrases of the caption: words of it, or START:END; START:END+START:END for an interrupted one',
+    )
     parser.add_argument('--config', default=DEFAULT_CONFIG, help='default: %(default)s')
     parser.add_argument('--checkpoint', default=DEFAULT_CHECKPOINT, help='default: %(default)s')
     parser.add_argument('--out', type=Path, default=Path('outputs/demo'), help='folder; default: %(default)s')
@@ -73,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f'--score-thr must lie between 0 and 1, got {args.score_thr}')
     if args.max_per_image is not None and args.max_per_image < 1:
         raise ValueError(f'--max-per-image must be at least 1, got {args.max_per_image}')
+    if args.texts is not None and args.caption is not None:
+        raise ValueError('--texts and --caption are two questions, give one of them')
+    if args.phrases is not None and args.caption is None:
+        raise ValueError('--phrases are those of a sentence, give it with --caption')
     if args.font is not None and not Path(args.font).is_file():
         raise FileNotFoundError(f'font {args.font} does not exist')
     paths = find_images(args.images)
@@ -169,8 +188,8 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
     from ovd.datasets.images import read_image
     from ovd.files import atomic_path, write_json
 
-    names = list(predictor.vocabulary.labels)
-    colors = predictor.colors()
+    words = None if args.caption is not None else list(predictor.vocabulary.labels)
+    colors = None if words is None else predictor.colors()
     failed = found = 0
     start = time.perf_counter()
     for path, stem in zip(paths, output_stems(paths, args.out)):
@@ -180,15 +199,17 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
             failed += 1
             print(f'{path}: {one_line(error)}', file=sys.stderr)
             continue
-        (prediction,) = predictor.predict(
-            image, score_threshold=args.score_thr or 0.0, max_per_image=args.max_per_image
-        )
+        limits = {'score_threshold': args.score_thr or 0.0, 'max_per_image': args.max_per_image}
+        if args.caption is None:
+            (prediction,) = predictor.predict(image, **limits)
+        else:
+            (prediction,) = predictor.ground(image, args.caption, parse_phrases(args.phrases), **limits)
         picture = args.out / f'{stem}.png'
         with atomic_path(picture) as temporary:
             Image.fromarray(prediction.draw(image, colors, args.font)).save(temporary, format='PNG')
         if args.groups is not None:
             draw_groups(predictor, image, stem, args)
-        header: dict[str, object] = {'image': str(path), 'vocabulary': names}
+        header: dict[str, object] = {'image': str(path)} | ({} if words is None else {'vocabulary': words})
         if not predictor.is_segmentor:
             header['score_threshold'] = args.score_thr
         write_json(args.out / f'{stem}.json', header | prediction.to_dict())
@@ -200,6 +221,19 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
         seconds, what = time.perf_counter() - start, 'words' if predictor.is_segmentor else 'objects'
         print(f'{done} of {len(paths)} images, {found} {what}, {seconds:.1f} s; results in {args.out}')
     return 1 if failed else 0
+
+
+def parse_phrases(phrases: Sequence[str] | None) -> list[str | list[list[int]]] | None:
+    """'red star' is itself, '2:10' is [[2, 10]], '2:5+35:39' is [[2, 5], [35, 39]]."""
+    if phrases is None:
+        return None
+    span = r'\d+:\d+'
+    return [
+        [[int(end) for end in part.split(':')] for part in phrase.split('+')]
+        if re.fullmatch(rf'{span}(\+{span})*', phrase)
+        else phrase
+        for phrase in phrases
+    ]
 
 
 def draw_groups(predictor: 'Predictor', image: 'np.ndarray', stem: str, args: argparse.Namespace) -> None:

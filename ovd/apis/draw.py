@@ -94,7 +94,7 @@ def draw_instances(
     blended = _blend_masks(image, masks, [colors[name] for name in names], order, mask_opacity)
     picture = Image.fromarray(blended).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
     painter = ImageDraw.Draw(picture)
-    typeface = _typeface(None if font is None else os.fspath(font), max(14, min(picture.size) // 48))
+    typeface = load_typeface(font, font_size(picture.size))
     thickness = max(2, min(picture.size) // 240)
 
     limits = np.array(picture.size * 2) - 1
@@ -170,7 +170,7 @@ def draw_segmentation(
     enlarged = np.array(Image.fromarray(tinted).resize(size, Image.Resampling.BICUBIC))
     edges = _edges(places.repeat(factor, axis=0).repeat(factor, axis=1))
     enlarged[edges] = enlarged[edges] // 2
-    typeface = _typeface(None if font is None else os.fspath(font), max(14, min(enlarged.shape[:2]) // 48))
+    typeface = load_typeface(font, font_size(size))
     return np.concatenate([enlarged, _legend(entries, width * factor, typeface)])
 
 
@@ -278,9 +278,18 @@ def _blend_masks(
     return blended
 
 
+def load_typeface(font: str | os.PathLike[str] | None, size: int) -> ImageFont.FreeTypeFont:
+    """The font file at a size in pixels; by default DejaVu Sans, which comes with matplotlib."""
+    return _typeface(None if font is None else os.fspath(font), size)
+
+
+def font_size(picture: tuple[int, int]) -> int:
+    """Pixels of the letters on a picture of this (width, height)."""
+    return max(14, min(picture) // 48)
+
+
 @lru_cache
 def _typeface(font: str | None, size: int) -> ImageFont.FreeTypeFont:
-    """The font file at a size in pixels; by default DejaVu Sans, which comes with matplotlib."""
     if font is None:
         import matplotlib
 

@@ -1,12 +1,16 @@
-"""What a predictor finds on one image: instances, or a word for every pixel."""
+"""What a predictor finds on one image: instances, phrases of a sentence, or a word for every pixel."""
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ovd.apis.draw import RGB, draw_instances, draw_segmentation
+from ovd.apis.draw import RGB, draw_instances, draw_segmentation, font_size, name_colors
+from ovd.apis.draw_caption import Mark, draw_caption
+
+AnyPrediction = TypeVar('AnyPrediction', bound='Prediction')
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,19 @@ class Prediction:
     def __len__(self) -> int:
         return len(self.names)
 
-    def select(self, score_threshold: float = 0.0, max_per_image: int | None = None) -> 'Prediction':
+    def select(
+        self: AnyPrediction, score_threshold: float = 0.0, max_per_image: int | None = None
+    ) -> AnyPrediction:
         """Keep the best ``max_per_image`` of the instances with at least ``score_threshold``."""
         keep = np.argsort(-self.scores, kind='stable')
         keep = keep[self.scores[keep] >= score_threshold][:max_per_image]
-        return Prediction(
+        return replace(
+            self,
             boxes=self.boxes[keep],
             scores=self.scores[keep],
             labels=self.labels[keep],
             names=tuple(self.names[index] for index in keep),
             masks=None if self.masks is None else self.masks[keep],
-            size=self.size,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +71,75 @@ class Prediction:
         """Draw the instances on their image (uint8 [H, W, 3], RGB); see ``draw_instances``."""
         _check_size(image, self.size)
         return draw_instances(image, self.boxes, self.names, self.scores, self.masks, colors, font=font)
+
+
+class Phrase(NamedTuple):
+    """What a sentence names.
+
+    Attributes:
+        text: the user's own words.
+        spans: their characters [start, end) of the sentence; several where the phrase is interrupted.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Grounding(Prediction):
+    """Where the phrases of a sentence are on one image; labels are places in ``phrases``.
+
+    Attributes:
+        caption: the sentence.
+        phrases: all that were looked for, found or not.
+    """
+
+    caption: str
+    phrases: tuple[Phrase, ...]
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """A name for each phrase that no other has: equal ones are numbered, 'star (1)', 'star (2)'."""
+        total, seen = Counter(phrase.text for phrase in self.phrases), Counter[str]()
+        shown = []
+        for text, _ in self.phrases:
+            seen[text] += 1
+            shown.append(text if total[text] == 1 else f'{text} ({seen[text]})')
+        return tuple(shown)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file: the sentence, its phrases in order, the instances."""
+        phrases = [
+            {'phrase': text, 'tokens_positive': [list(span) for span in spans]}
+            for text, spans in self.phrases
+        ]
+        return {'caption': self.caption, 'phrases': phrases} | super().to_dict()
+
+    def draw(
+        self,
+        image: np.ndarray,
+        colors: dict[str, RGB] | None = None,
+        font: str | os.PathLike[str] | None = None,
+    ) -> np.ndarray:
+        """Draw the instances on their image, with the sentence below; see ``draw_caption``.
+
+        Args:
+            image: uint8 [H, W, 3], RGB.
+            colors: of the names in ``shown``, by default ``name_colors`` of these.
+        """
+        _check_size(image, self.size)
+        shown = self.shown
+        colors = name_colors(shown) if colors is None else colors
+        names = [shown[label] for label in self.labels]
+        picture = draw_instances(image, self.boxes, names, self.scores, self.masks, colors, font=font)
+        marks = [
+            Mark(start, end, colors[name])
+            for name, phrase in zip(shown, self.phrases)
+            for start, end in phrase.spans
+        ]
+        height, width = picture.shape[:2]
+        panel = draw_caption(self.caption, marks, width, font_size((width, height)), font)
+        return np.concatenate([picture, panel])
 
 
 @dataclass(frozen=True)

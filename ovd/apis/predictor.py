@@ -7,7 +7,8 @@ Reading order: ``Predictor``, helpers.
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from PIL import Image
 from torch import nn
 
 from ovd.apis.draw import RGB, name_colors
-from ovd.apis.predictions import Prediction, Segmentation, find_background
+from ovd.apis.predictions import Grounding, Phrase, Prediction, Segmentation, find_background
+from ovd.apis.questions import caption_question
 from ovd.checkpoint import load_complete, load_tensors
 from ovd.config import load_config
 from ovd.registry import MODELS
@@ -42,7 +44,11 @@ class Predictor:
         for prediction in predictor.predict(['one.png', 'two.png']):
             print(prediction.names, prediction.boxes)
 
-    With a segmentor each answer is a ``Segmentation``: ``answer.labels`` [H, W], ``answer.areas``.
+    With a segmentor each answer is a ``Segmentation``: ``answer.labels`` [H, W], ``answer.areas``. A model
+    that reads sentences, such as ``GLIP``, finds what they name::
+
+        (answer,) = predictor.ground('one.png', 'a red star above a ring')
+        print(answer.phrases, answer.names, answer.boxes)
 
     Args:
         config: path of a config, or a loaded one; its ``test_dataloader`` gives the test pipeline.
@@ -135,15 +141,43 @@ class Predictor:
                 f'score_threshold and max_per_image select instances, '
                 f'{type(self.model).__name__} labels pixels'
             )
-        sources = (
-            [images] if isinstance(images, (str, os.PathLike, np.ndarray, Image.Image)) else list(images)
-        )
-        if batch_size < 1:
-            raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+        shown = self.vocabulary.labels
+        answers = (self._answer(sample, shown) for sample in self._stream(images, batch_size, {}))
         return [
             answer.select(score_threshold, max_per_image) if isinstance(answer, Prediction) else answer
-            for answer in self._stream(sources, batch_size)
+            for answer in answers
         ]
+
+    def ground(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        caption: str,
+        phrases: Sequence[Any] | None = None,
+        batch_size: int = 1,
+        score_threshold: float = 0.0,
+        max_per_image: int | None = None,
+    ) -> list[Grounding]:
+        """Find the phrases of a sentence on images; the vocabulary is left as it is.
+
+        Args:
+            images: as in ``predict``.
+            caption: the sentence, of any length, asked of every image.
+            phrases: what to look for, see ``caption_question``; by default what the model takes for phrases.
+            batch_size, score_threshold, max_per_image: as in ``predict``.
+        Raises:
+            FileNotFoundError: an image is absent; the message names it.
+            ValueError: an image that cannot be read, or a wrong question, see ``caption_question``.
+        """
+        prompt = caption_question(self.model, caption, phrases)
+        question = {'text': caption, 'tokens_positive': [list(map(list, ranges)) for ranges in prompt.spans]}
+        found = tuple(Phrase(text, spans) for text, spans in zip(prompt.names, prompt.spans))
+        answers = []
+        for sample in self._stream(images, batch_size, question):
+            answer = _instances(sample, prompt.names)
+            values = {field.name: getattr(answer, field.name) for field in fields(answer)}
+            grounding = Grounding(**values, caption=caption, phrases=found)
+            answers.append(grounding.select(score_threshold, max_per_image))
+        return answers
 
     def prepare(self, image: ImageSource) -> tuple[torch.Tensor, Any]:
         """The preprocessed input [1, 3, H, W] that the model gets for an image, and its data sample."""
@@ -152,19 +186,31 @@ class Predictor:
         data = self.model.data_preprocessor(batch, False)
         return data['inputs'], data['data_samples'][0]
 
-    def _stream(self, sources: list[ImageSource], batch_size: int) -> Iterator[Answer]:
-        """Answers in order, ``batch_size`` images in memory at a time."""
+    def _stream(
+        self, images: ImageSource | Sequence[ImageSource], batch_size: int, question: Mapping[str, Any]
+    ) -> Iterator[Any]:
+        """Data samples with answers in order, ``batch_size`` images in memory at a time.
+
+        Args:
+            question: what is added to each data sample.
+        """
+        is_one = isinstance(images, (str, os.PathLike, np.ndarray, Image.Image))
+        sources = [images] if is_one else list(images)
+        if batch_size < 1:
+            raise ValueError(f'batch_size must be at least 1, got {batch_size}')
         for start in range(0, len(sources), batch_size):
             window = sources[start : start + batch_size]
             inputs = [self._load(source, start + index) for index, source in enumerate(window)]
-            found: list[Answer | None] = [None] * len(inputs)
+            for item in inputs:
+                item['data_samples'].set_metainfo(dict(question))
+            found: list[Any] = [None] * len(inputs)
             for group in _equal_shapes(inputs):
                 batch = {key: [inputs[index][key] for index in group] for key in ('inputs', 'data_samples')}
                 with torch.no_grad():
                     samples = self.model.test_step(batch)
                 for index, sample in zip(group, samples):
-                    found[index] = self._answer(sample)
-            yield from (answer for answer in found if answer is not None)
+                    found[index] = sample
+            yield from found
 
     def _load(self, source: ImageSource, index: int) -> dict[str, Any]:
         """Run the test pipeline on the image at place ``index`` of the question."""
@@ -176,9 +222,8 @@ class Predictor:
         data: dict[str, Any] = loaded
         return data
 
-    def _answer(self, sample: Any) -> Answer:
-        """Move what a data sample holds to numpy and give it its names."""
-        shown = self.vocabulary.labels
+    def _answer(self, sample: Any, shown: tuple[str, ...]) -> Answer:
+        """What a data sample holds, with the names of its labels."""
         if self.is_segmentor:
             own = getattr(self.model, 'background_index', None)
             return Segmentation(
@@ -186,17 +231,7 @@ class Predictor:
                 vocabulary=shown,
                 background=find_background(shown) if own is None else own,
             )
-        instances = sample.pred_instances.cpu().numpy()
-        labels = instances.labels.astype(np.int64)
-        masks = instances.masks.astype(bool) if 'masks' in instances else None
-        return Prediction(
-            boxes=instances.bboxes.astype(np.float32).reshape(-1, 4),
-            scores=instances.scores.astype(np.float32),
-            labels=labels,
-            names=tuple(shown[label] for label in labels),
-            masks=masks,
-            size=tuple(sample.ori_shape),
-        )
+        return _instances(sample, shown)
 
     def colors(self) -> dict[str, RGB]:
         """A colour for each name of the vocabulary, equal on every picture."""
@@ -227,6 +262,20 @@ def _build_model(config: Config, checkpoint: str | os.PathLike[str]) -> nn.Modul
         raise ValueError(f'{type(model).__name__} takes no vocabulary: its classes are fixed in its weights')
     load_complete(model, tensors, source=checkpoint)
     return model
+
+
+def _instances(sample: Any, shown: Sequence[str]) -> Prediction:
+    """The instances of a data sample, moved to numpy, with the names of their labels."""
+    instances = sample.pred_instances.cpu().numpy()
+    labels = instances.labels.astype(np.int64)
+    return Prediction(
+        boxes=instances.bboxes.astype(np.float32).reshape(-1, 4),
+        scores=instances.scores.astype(np.float32),
+        labels=labels,
+        names=tuple(shown[label] for label in labels),
+        masks=instances.masks.astype(bool) if 'masks' in instances else None,
+        size=tuple(sample.ori_shape),
+    )
 
 
 def _test_pipelines(config: Config) -> tuple[Compose, Compose]:

@@ -11,6 +11,7 @@ import torch
 from mmengine.dist import get_dist_info, get_rank, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from torch.utils.data import IterableDataset
 
 from .files import atomic_path
@@ -154,6 +155,25 @@ class RepeatableHook(Hook):
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         seed_generators(runner.seed, get_rank(), runner.iter, with_cuda=True)
+
+
+@HOOKS.register_module()
+class PromptOffsetHook(Hook):
+    """Writes the tuned prompt of a GLIP at the end of its training, beside the whole checkpoints.
+
+    Args:
+        filename: in the work directory.
+    """
+
+    def __init__(self, filename: str = 'prompt.safetensors') -> None:
+        self.filename = filename
+
+    def after_train(self, runner: Any) -> None:
+        if is_main_process():
+            path = Path(runner.work_dir) / self.filename
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            model.save_offset(path)
+            runner.logger.info(f'Tuned prompt: {path}')
 
 
 def _place_stream(loader: Any, seed: int) -> None:

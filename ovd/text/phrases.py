@@ -1,7 +1,8 @@
 """Phrases of a text: what it names, as characters and as tokens, and how long texts are cut into prompts.
 
-Reading order: Prompt and its makers (class_prompt, caption_prompt, locate_phrases), token_positions and
-positive_map (characters -> tokens), split_names and split_caption (the limit of the text encoder).
+Reading order: Prompt and its makers (word_name, class_prompt, caption_prompt, locate_phrases),
+token_positions and positive_map (characters -> tokens), split_names and split_caption (the limit of the text
+encoder).
 """
 
 import re
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 Span = tuple[int, int]
+Wordings = Mapping[str, Mapping[str, str]]
 
 SEPARATOR = '. '
+_WORDING = ('prefix', 'name', 'suffix')
 _COMMENT = re.compile(r'\([^()]*\)')
 
 
@@ -66,21 +69,67 @@ def clean_name(name: str) -> str:
     return cleaned
 
 
-def class_prompt(names: Sequence[str], labels: Sequence[int] | None = None, final: str = '') -> Prompt:
+def word_name(name: str, wording: Mapping[str, str] | None = None) -> tuple[str, Span]:
+    """A class name as its sentence spells it, and the characters [start, end) that stand for the class.
+
+    Args:
+        wording: 'name', said instead of the class name, and 'prefix' and 'suffix' around it, all optional:
+            the suffix 'of a person' turns 'hand' into 'hand of a person', of which 'hand' is the class.
+    Raises:
+        ValueError: a name without words, see ``clean_name``; another key, or a part that is no text.
+
+    Source: the overrides of prompts in the released code of Li et al., CVPR 2022.
+    """
+    wording = wording or {}
+    wrong = [key for key, part in wording.items() if key not in _WORDING or not isinstance(part, str)]
+    if wrong:
+        raise ValueError(
+            f'wording of class {name!r}: expected texts for some of {list(_WORDING)}, '
+            f'got {wrong[0]!r}: {wording[wrong[0]]!r}'
+        )
+    said = clean_name(wording.get('name', name))
+    prefix, suffix = (re.sub(r'\s+', ' ', wording.get(key, '')) for key in ('prefix', 'suffix'))
+    prefix, suffix = prefix.lstrip(), suffix.rstrip()
+    if splits_word(prefix + said, len(prefix)):
+        prefix += ' '
+    if splits_word(said + suffix, len(said)):
+        suffix = ' ' + suffix
+    return prefix + said + suffix, (len(prefix), len(prefix) + len(said))
+
+
+def check_wordings(wordings: Wordings, names: Iterable[str]) -> None:
+    """Refuse (ValueError) wordings of classes that are not there, and what ``word_name`` cannot read."""
+    known = set(names)
+    for name, wording in wordings.items():
+        if name not in known:
+            raise ValueError(
+                f'a wording is given for {name!r}, which is none of the {len(known)} class names'
+            )
+        word_name(name, wording)
+
+
+def class_prompt(
+    names: Sequence[str],
+    labels: Sequence[int] | None = None,
+    final: str = '',
+    wordings: Wordings | None = None,
+) -> Prompt:
     """Class names in one sentence, 'person. traffic light. cup'.
 
     Args:
         names: any class names; each is cleaned first, see ``clean_name``.
         labels: their places in the user's list, by default 0 .. N - 1.
         final: what ends the sentence.
+        wordings: of some of the names, see ``word_name``.
     """
-    words = [clean_name(name) for name in names]
-    spans, start = [], 0
-    for word in words:
-        spans.append(((start, start + len(word)),))
-        start += len(word) + len(SEPARATOR)
-    chosen = tuple(range(len(words)) if labels is None else labels)
-    return Prompt(SEPARATOR.join(words) + final, tuple(spans), tuple(names), chosen)
+    spelled, spans, start = [], [], 0
+    for name in names:
+        words, (first, last) = word_name(name, (wordings or {}).get(name))
+        spelled.append(words)
+        spans.append(((start + first, start + last),))
+        start += len(words) + len(SEPARATOR)
+    chosen = tuple(range(len(names)) if labels is None else labels)
+    return Prompt(SEPARATOR.join(spelled) + final, tuple(spans), tuple(names), chosen)
 
 
 def caption_prompt(caption: str, spans: Any) -> Prompt:

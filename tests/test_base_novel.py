@@ -213,6 +213,24 @@ class TestSplit:
         assert dataset[0]['img_path'] == str(toy.parent / 'images' / '000000.png')
         assert labels_of(dataset) == [[0], [2], []]
 
+    def test_the_path_of_an_image_can_be_read_from_its_address(self, toy: Path) -> None:
+        def add_addresses(content: dict[str, Any]) -> None:
+            for image in content['images']:
+                image['coco_url'] = 'http://images.cocodataset.org/images/' + image['file_name']
+                image['file_name'] = 'elsewhere.png'
+
+        edit(toy, add_addresses)
+        options = {'ann_file': str(toy), 'data_prefix': {'img': str(toy.parent)}, 'test_mode': True}
+        dataset = OpenVocabularyDataset(**options, path_key='coco_url')
+        assert dataset[0]['img_path'] == str(toy.parent / 'images' / '000000.png')
+        with pytest.raises(FileNotFoundError, match=r'elsewhere\.png'):
+            OpenVocabularyDataset(**options)
+        with pytest.raises(ValueError, match=r"path_key must be one of .* got 'url'"):
+            OpenVocabularyDataset(**options, path_key='url')
+        edit(toy, lambda content: content['images'][0].pop('coco_url'))
+        with pytest.raises(ValueError, match='image 1 has no coco_url'):
+            OpenVocabularyDataset(**options, path_key='coco_url')
+
     def test_coco_split_agrees_with_the_built_in_vocabulary(self, tmp_path: Path) -> None:
         coco, coco_ov = Vocabulary.parse('coco'), Vocabulary.parse('coco_ov')
         path = write_coco(tmp_path, list(coco), [[]])

@@ -1,6 +1,7 @@
 """Recall of phrases: by hand, and the stored sentences of the reference."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,30 @@ def test_novel_phrases() -> None:
     assert scores['phrase/recall@1/base'] == 1
     assert scores['phrase/recall@1/novel'] == 0
     assert scores['phrase/any_object/novel'] == 0.5
+
+
+def test_phrases_are_counted_by_type_too() -> None:
+    typed = sample([(0, 0.9, LEFT), (1, 0.9, LEFT)], [(0, LEFT), (1, RIGHT)])
+    typed['phrase_types'] = {0: 'bodyparts', 1: ['scene', 'other']}
+    scores = evaluate([typed], ks=(1,))
+    values = {key: value for key, value in scores.items() if 'recall@1' in key}
+    assert values == {
+        'phrase/recall@1': 0.5,
+        'phrase/recall@1/bodyparts': 1,
+        'phrase/recall@1/other': 0,
+        'phrase/recall@1/scene': 0,
+    }
+
+
+def test_the_report_says_how_it_was_measured(tmp_path: Path) -> None:
+    metric = PhraseRecall(boxes='merged', out_file=tmp_path / 'report.json')
+    metric.dataset_meta = {'ann_file': 'phrases.jsonl'}
+    metric.process(None, [sample([(0, 0.9, LEFT)], [(0, LEFT), (1, RIGHT)])])
+    scores = metric.evaluate(1)
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert {f'phrase/{key}': value for key, value in report['metrics'].items()} == scores
+    expected = {'annotations': 'phrases.jsonl', 'sentences': 1, 'phrases': 2, 'boxes': 'merged'}
+    assert expected.items() <= report['protocol'].items()
 
 
 def test_the_stored_sentences_of_the_reference() -> None:

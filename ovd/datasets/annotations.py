@@ -94,18 +94,21 @@ def _first_repeated(items: Sequence[Any]) -> Any:
     return next(item for item, count in Counter(items).items() if count > 1)
 
 
-def file_name_of(image: Mapping[str, Any], path_parts: int | None, source: str) -> str:
+def file_name_of(
+    image: Mapping[str, Any], path_parts: int | None, source: str, path_key: str | None = None
+) -> str:
     """Path of an image below its folder: ``file_name``, or the last two parts of LVIS's ``coco_url``.
 
     Args:
         path_parts: keep only the last so many parts.
         source: the annotation file, for messages.
+        path_key: 'file_name' or 'coco_url'; by default the first of them that is there.
     """
-    name, parts = image.get('file_name'), path_parts
-    if name is None:
-        if 'coco_url' not in image:
-            raise ValueError(f'{source}: image {image["id"]} has neither file_name nor coco_url')
-        name, parts = image['coco_url'], parts or 2
+    keys = ('file_name', 'coco_url') if path_key is None else (path_key,)
+    key = next((key for key in keys if image.get(key) is not None), None)
+    if key is None:
+        raise ValueError(f'{source}: image {image["id"]} has no {" and no ".join(keys)}')
+    name, parts = image[key], path_parts or (2 if key == 'coco_url' else None)
     return str(PurePosixPath(*PurePosixPath(name).parts[-parts:])) if parts else name
 
 

@@ -44,6 +44,8 @@ class OpenVocabularyDataset(CocoDataset):
         missing_images: ``'refuse'`` or ``'drop'`` images that are not on disk, or leave it ``'unchecked'``.
         path_parts: keep only the last so many parts of ``file_name``. LVIS has only ``coco_url``, of which
             two are kept (``val2017/000000000139.jpg``).
+        path_key: ``'file_name'`` or ``'coco_url'``, where the path of an image is read; by default the first
+            that is there.
         filter_cfg: ``min_size`` (pixels) and ``filter_empty_gt`` (leave out images without a box of the
             split) as in mmdet, but also in test mode: the way to the 4,836 images of OV-COCO.
         kwargs: see ``mmengine.dataset.BaseDataset``.
@@ -62,6 +64,7 @@ class OpenVocabularyDataset(CocoDataset):
         degenerate_boxes: str = 'refuse',
         missing_images: str = 'refuse',
         path_parts: int | None = None,
+        path_key: str | None = None,
         test_mode: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -71,9 +74,12 @@ class OpenVocabularyDataset(CocoDataset):
         self.degenerate_boxes = degenerate_boxes
         self.missing_images = missing_images
         self.path_parts = path_parts
+        self.path_key = path_key
         check_option('novel_boxes', self.novel_boxes, ('refuse', 'drop', 'keep'))
         check_option('degenerate_boxes', degenerate_boxes, ('refuse', 'drop'))
         check_option('missing_images', missing_images, ('refuse', 'drop', 'unchecked'))
+        if path_key is not None:
+            check_option('path_key', path_key, ('file_name', 'coco_url'))
         super().__init__(*args, test_mode=test_mode, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -150,7 +156,7 @@ class OpenVocabularyDataset(CocoDataset):
         return present
 
     def _file_name(self, image: Mapping[str, Any]) -> str:
-        return file_name_of(image, self.path_parts, self.ann_file)
+        return file_name_of(image, self.path_parts, self.ann_file, self.path_key)
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
         """One image with its annotations to mmdet's layout; boxes [x1, y1, x2, y2] in original pixels."""

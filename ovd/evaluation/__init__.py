@@ -1,1 +1,12 @@
-from . import classification, detection, few_shot, grouping, phrases, proposals, retrieval, segmentation, voc  # noqa: F401
+from . import (  # noqa: F401
+    classification,
+    detection,
+    few_shot,
+    grouping,
+    joined,
+    phrases,
+    proposals,
+    retrieval,
+    segmentation,
+    voc,
+)

@@ -1,31 +1,46 @@
 """How often the best boxes of a phrase show what the phrase says."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
-from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
 from torch import Tensor
 
 from ovd.datasets.annotations import check_option
+from ovd.evaluation.report import ReportingMetric
 from ovd.registry import METRICS
 from ovd.text.nouns import NameMatcher
 from ovd.text.vocabulary import Vocabulary
 
-# Place of the first hit, chance of a random true box of the sample, whether the phrase is novel.
-_Phrase = tuple[int | None, float, bool | None]
+
+@dataclass(frozen=True)
+class PhraseResult:
+    """How one phrase fared.
+
+    Attributes:
+        rank: place of the first of its boxes that hits, None if none does.
+        chance: what naming one of the sample's true boxes at random would score.
+        groups: what it is counted under beside the whole: base or novel, types.
+    """
+
+    rank: int | None
+    chance: float
+    groups: tuple[str, ...]
 
 
 @METRICS.register_module()
-class PhraseRecall(BaseMetric):
+class PhraseRecall(ReportingMetric):
     """Recall@k of grounded phrases, averaged over phrases with at least one true box.
 
     Reads ``pred_instances`` (bboxes, scores, labels), ``gt_instances`` (bboxes, labels), both in the frame of
     the original image: load annotations after the last resize. Keys: ``phrase/recall@1`` ...,
     ``phrase/recall@all`` (any of a phrase's boxes) and ``phrase/any_object`` (what naming one of the sample's
-    true boxes at random would score at 1); with a vocabulary also ``.../base`` and ``.../novel``. Fractions
-    0..1, left out where there is no such phrase.
+    true boxes at random would score at 1); with a vocabulary also ``.../base`` and ``.../novel``, and
+    ``.../<type>`` where samples have the metainfo ``phrase_types`` (label -> type, or list of types).
+    Fractions 0..1, left out where there is no such phrase.
 
     Args:
         ks: how many of a phrase's best boxes count.
@@ -33,12 +48,15 @@ class PhraseRecall(BaseMetric):
         iou_threshold: overlap from which a box is a hit.
         vocabulary: tells novel phrases, which hold the name of a novel class, from base ones; the samples'
             metainfo must have ``text`` and ``tokens_positive``.
+        kwargs: see ``ReportingMetric``.
 
     Source: Plummer et al., "Flickr30k Entities", ICCV 2015; both kinds of boxes: Kamath et al., "MDETR",
         ICCV 2021.
     """
 
     default_prefix = 'phrase'
+    measure = 'recall'
+    with_chance = True
 
     def __init__(
         self,
@@ -58,43 +76,82 @@ class PhraseRecall(BaseMetric):
         self._vocabulary = None if vocabulary is None else Vocabulary.parse(vocabulary)
         self._matcher = None if self._vocabulary is None else NameMatcher(self._vocabulary)
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+    def check_dataset(self, dataset_meta: dict[str, Any]) -> None:
+        """Captions have no classes."""
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Keep how each phrase of each sample fared."""
         for sample in data_samples:
             found, truth = sample['pred_instances'], sample['gt_instances']
             order = found['scores'].argsort(descending=True, stable=True)
             boxes, labels = get_box_tensor(found['bboxes'])[order].cpu(), found['labels'][order].cpu()
             true_boxes, true_labels = get_box_tensor(truth['bboxes']).cpu(), truth['labels'].cpu()
             distinct = len(true_boxes.unique(dim=0))
-            phrases: list[_Phrase] = []
+            phrases = []
             for label in true_labels.unique().tolist():
                 own = true_boxes[true_labels == label]
                 rank = first_hit(boxes[labels == label], own, self.iou_threshold, self.boxes == 'merged')
                 share = len(own.unique(dim=0)) / distinct
-                phrases.append((rank, share, self._is_novel(sample, label)))
+                phrases.append(PhraseResult(rank, share, self._groups(sample, label)))
             self.results.append(phrases)
 
-    def compute_metrics(self, results: list[list[_Phrase]]) -> dict[str, float]:
+    def compute_metrics(self, results: list[list[PhraseResult]]) -> dict[str, float]:
         phrases = [phrase for sample in results for phrase in sample]
-        groups = {'': phrases}
-        if self._vocabulary is not None:
-            groups['/base'] = [phrase for phrase in phrases if not phrase[2]]
-            groups['/novel'] = [phrase for phrase in phrases if phrase[2]]
+        groups: dict[str, list[PhraseResult]] = {'': phrases}
+        for name in sorted({name for phrase in phrases for name in phrase.groups}):
+            groups[f'/{name}'] = [phrase for phrase in phrases if name in phrase.groups]
         metrics = {}
         for name, part in groups.items():
             if part:
                 for k in self.ks:
-                    hits = sum(rank is not None and rank < k for rank, _, _ in part)
-                    metrics[f'recall@{k}{name}'] = hits / len(part)
-                metrics[f'recall@all{name}'] = sum(rank is not None for rank, _, _ in part) / len(part)
-                metrics[f'any_object{name}'] = sum(share for _, share, _ in part) / len(part)
+                    hits = sum(phrase.rank is not None and phrase.rank < k for phrase in part)
+                    metrics[f'{self.measure}@{k}{name}'] = hits / len(part)
+                metrics[f'{self.measure}@all{name}'] = sum(p.rank is not None for p in part) / len(part)
+                if self.with_chance:
+                    metrics[f'any_object{name}'] = sum(phrase.chance for phrase in part) / len(part)
+        line = '  '.join(f'{key} {100 * value:.1f}' for key, value in metrics.items())
+        MMLogger.get_current_instance().info(f'{len(phrases)} phrases, {self.boxes} boxes: {line}')
+        meta = self.dataset_meta or {}
+        protocol = {
+            'annotations': meta.get('ann_file'),
+            'sentences': len(results),
+            'phrases': len(phrases),
+            'phrases_per_group': {name[1:]: len(part) for name, part in groups.items() if name},
+            'boxes': self.boxes,
+            'iou_threshold': self.iou_threshold,
+            'best_boxes': list(self.ks),
+            'vocabulary_hash': self._vocabulary.content_hash if self._vocabulary else None,
+        }
+        self.publish(metrics, protocol)
         return metrics
 
-    def _is_novel(self, sample: dict[str, Any], label: int) -> bool | None:
-        if self._matcher is None or self._vocabulary is None:
-            return None
+    def _groups(self, sample: Mapping[str, Any], label: int) -> tuple[str, ...]:
+        types = (sample.get('phrase_types') or {}).get(label, ())
+        groups = [types] if isinstance(types, str) else list(types)
+        if self._vocabulary is not None:
+            groups.append('novel' if self._is_novel(sample, label) else 'base')
+        return tuple(groups)
+
+    def _is_novel(self, sample: Mapping[str, Any], label: int) -> bool:
+        assert self._matcher is not None
+        assert self._vocabulary is not None
         words = ' '.join(sample['text'][start:end] for start, end in sample['tokens_positive'][label])
         found = self._matcher.find(words)
         return any(noun.label is not None and self._vocabulary.is_novel[noun.label] for noun in found)
+
+
+@METRICS.register_module()
+class ReferringPrecision(PhraseRecall):
+    """Precision@k of referring expressions: ``referring/precision@1`` ..., as ``PhraseRecall`` otherwise.
+
+    A sentence that means one object is right if one of its k best boxes is that object's.
+
+    Source: Kazemzadeh et al., "ReferItGame", EMNLP 2014; k = 1, 5, 10: Kamath et al., "MDETR", ICCV 2021.
+    """
+
+    default_prefix = 'referring'
+    measure = 'precision'
+    with_chance = False  # a sentence has one true box
 
 
 def first_hit(boxes: Tensor, truth: Tensor, iou_threshold: float, merged: bool) -> int | None:

@@ -10,7 +10,7 @@
         --config configs/groupvit_vits16_gcc_yfcc.py
 
 Layouts: detpro (DetPro and ViLD*, mmdet 2.x), lseg (isl-org/lang-seg), groupvit (NVlabs/GroupViT or
-transformers), glip (mmdet or microsoft/GLIP). The file is read weights-only. The copy of CLIP inside it is
+transformers), glip (mmdet or microsoft/GLIP), glipv2 (glip with its head for hidden words). The file is read weights-only. The copy of CLIP inside it is
 left out, and what its own code never uses; every key without a counterpart is listed. With --config the
 result is compared with that model, and refused if a weight is missing or of another shape.
 
@@ -32,6 +32,7 @@ LAYOUTS = {
     'lseg': ('LSeg', 'ovd.conversion.lseg', 'convert_lseg'),
     'groupvit': ('GroupViT', 'ovd.conversion.groupvit', 'convert_groupvit'),
     'glip': ('GLIP', 'ovd.conversion.glip', 'convert_glip'),
+    'glipv2': ('GLIP', 'ovd.conversion.glip', 'convert_glipv2'),
 }
 # Layouts of GroupViT that can be written -> suffix of the file.
 EXPORTS = {'nvlabs': '.pth', 'transformers': '.safetensors'}

@@ -12,12 +12,13 @@ from torch import Tensor
 from ovd.conversion.converted import Converted
 
 _TOWER = 'bbox_head.head.dyhead_tower.'
+_LANGUAGE = r'bbox_head\.head\.mlm_head\.'
 
 # Left out on purpose: (pattern of their keys in mmdet's format, why).
 _UNUSED = [
     (r'text\.model\.embeddings\.position_ids', 'numbers 0, 1, 2 ... that older versions of BERT kept'),
     (r'text\.model\.pooler\..+', "BERT's pooling layer, which GLIP never uses"),
-    (r'bbox_head\.head\.mlm_head\..+', 'the head of masked language modelling, which detection never uses'),
+    (_LANGUAGE + r'.+', 'the head of masked language modelling, which detection never uses'),
     (r'bbox_head\.head\.cls_logits\..+', 'a frozen convolution that the authors create and never use'),
     (r'(bbox_head|rpn)\.(anchor_generator|resizer)\..+', 'anchors and settings, which are made anew'),
     (r'resizer\..+', 'settings, which are made anew'),
@@ -31,6 +32,14 @@ _PARTS = [
     (r'bbox_head\.head\.bias_lang', r'bbox_head.bias_text'),
     (r'bbox_head\.head\.bias0', r'bbox_head.bias'),
     (r'(backbone|neck)\.(.+)', r'\1.\2'),
+]
+
+# The layout of transformers' language model head, whose bias is there under two names.
+_LANGUAGE_PARTS = [
+    (_LANGUAGE + r'(?:predictions\.)?transform\.dense\.(.+)', r'language.dense.\1'),
+    (_LANGUAGE + r'(?:predictions\.)?transform\.LayerNorm\.(.+)', r'language.norm.\1'),
+    (_LANGUAGE + r'(?:predictions\.)?decoder\.(.+)', r'language.decoder.\1'),
+    (_LANGUAGE + r'(?:predictions\.)?bias', r'language.decoder.bias'),
 ]
 
 # Names inside one element of the tower.
@@ -82,11 +91,13 @@ _MICROSOFT = [
 _MICROSOFT_MARK = 'rpn.head.'
 
 
-def convert_glip(tensors: Mapping[str, Tensor]) -> Converted:
+def convert_glip(tensors: Mapping[str, Tensor], with_language: bool = False) -> Converted:
     """Tensors of a GLIP checkpoint, shallow (A) or deep (B, C, T, L), in mmdet's format or the authors'.
 
     The numbers of attention heads are not in the file; the config says them.
 
+    Args:
+        with_language: keep the head of masked language modelling, for ``GLIPv2`` with ``language``.
     Raises:
         ValueError: not such a checkpoint.
     """
@@ -100,7 +111,8 @@ def convert_glip(tensors: Mapping[str, Tensor]) -> Converted:
     counts = dict.fromkeys((reason for _, reason in _UNUSED), 0)
     for key, original in clean.items():
         name = _as_mmdet(key) if is_microsoft else key
-        target = _renamed(name, is_deep)
+        target = _first_match(_LANGUAGE_PARTS, name) if with_language else None
+        target = target or _renamed(name, is_deep)
         reason = next((why for pattern, why in _UNUSED if re.fullmatch(pattern, target or name)), None)
         if reason is not None:
             stripped.append(original)
@@ -114,6 +126,11 @@ def convert_glip(tensors: Mapping[str, Tensor]) -> Converted:
     notes = [describe_glip(converted)]
     notes += [f'left out {count} tensors: {reason}' for reason, count in counts.items() if count]
     return Converted(converted, stripped, unmatched, tuple(notes))
+
+
+def convert_glipv2(tensors: Mapping[str, Tensor]) -> Converted:
+    """As ``convert_glip``, with the head of masked language modelling."""
+    return convert_glip(tensors, with_language=True)
 
 
 def describe_glip(converted: Mapping[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ from . import (  # noqa: F401
     conv_grouping,
     dpt,
     glip,
+    glipv2,
     group_encoder,
     group_readout,
     group_words,

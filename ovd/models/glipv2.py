@@ -1,0 +1,210 @@
+"""GLIPv2: GLIP that also tells regions of different images apart, guesses hidden words, and draws masks.
+
+Source: Zhang et al., "GLIPv2: Unifying Localization and Vision-Language Understanding", NeurIPS 2022. The
+authors released neither code nor weights under this name; the three parts are in the code of GLIP.
+Reading order: GLIPv2.loss; the parts are in ovd.losses.region_word, ovd.heads.masked_language, text_masks.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ovd.clip.prompt_features import PromptBatch, PromptFeatures
+from ovd.heads.masked_language import HiddenTokens, LanguageHead
+from ovd.losses.gather import joint_mean
+from ovd.losses.region_word import RegionWordContrast
+from ovd.registry import MODELS
+from ovd.text.phrases import Prompt, clean_name, token_positions
+
+from .glip import GLIP, ignored_tokens
+from .glip_head import Truth
+from .text_masks import MaskTruth, TextMaskHead
+
+_NO_CLASS = -1
+
+
+@MODELS.register_module()
+class GLIPv2(GLIP):
+    """GLIP with up to three more objectives; without any of them it is GLIP.
+
+    A sample's ``caption_ranges`` are the characters [start, end) of its ``text`` that tell of the image: by
+    default all of a caption, and none of a list of names. Other words are never hidden, and a text without
+    any is a list of class names. Masks are learned from the samples that have ``gt_instances.masks``.
+
+    Args:
+        contrast: arguments of ``RegionWordContrast``. Regions and words of the same class in different images
+            belong together where both come from class lists; captions of other images are negatives.
+        language: arguments of ``LanguageHead``; the encoder must have a token for hidden words. The text is
+            hidden from the whole model, so boxes are found by what is left of it.
+        masks: arguments of ``TextMaskHead``; detections then come with masks.
+        args, kwargs: see ``GLIP``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        contrast: Mapping[str, Any] | None = None,
+        language: Mapping[str, Any] | None = None,
+        masks: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        width, channels = self.text.embed_dim, self.bbox_head.project_text.out_features
+        self.contrast = None if contrast is None else RegionWordContrast(channels, width, **contrast)
+        self.mask_head = None if masks is None else TextMaskHead(channels, width, **masks)
+        self.language: LanguageHead | None = None
+        if language is not None:
+            tokenizer: Any = getattr(self.text, 'tokenizer', None)
+            mask_id = getattr(tokenizer, 'mask_token_id', None)
+            if mask_id is None:
+                raise ValueError(
+                    f'masked language modelling needs a text encoder with a token for hidden words, '
+                    f'{type(self.text).__name__} has none'
+                )
+            self.language = LanguageHead(width, len(tokenizer), mask_id, **language)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
+        """Losses of a batch; see ``GLIP``."""
+        samples = batch_data_samples
+        prompts = [self._training_prompt(sample) for sample in samples]
+        hidden = self._hide(prompts, samples)
+        text, entries = self._encode_training(prompts, None if hidden is None else hidden.ids)
+        counted = text.mask & ~torch.stack([ignored_tokens(*entry) for entry in entries])
+        truths = [self._truth(sample, *entry) for sample, entry in zip(samples, entries)]
+        maps = self.extract_feat(batch_inputs)
+        fused, tokens = self.bbox_head.tower(maps, text)
+        outputs = self.bbox_head.align(fused, tokens)
+        owners = self.bbox_head.owners(outputs.sizes, truths)
+        losses = self.bbox_head.loss(outputs, counted, truths, owners)
+        if self.contrast is not None:
+            places = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
+            word_ids = torch.stack([class_ids(*entry, is_list(s)) for entry, s in zip(entries, samples)])
+            losses['loss_contrast'] = self.contrast(
+                places, text.embedded, counted, owners, _padded_tokens(truths), word_ids
+            )
+        if self.language is not None and hidden is not None:
+            rows = self.language.token_losses(tokens, hidden.labels)
+            losses['loss_language'] = self.language.weight * joint_mean(rows)
+        if self.mask_head is not None:
+            with torch.no_grad():
+                found = self.bbox_head.predict(
+                    outputs,
+                    [token_map for _, token_map in entries],
+                    [prompt.labels for prompt in prompts],
+                    [sample.metainfo for sample in samples],
+                    self.test_cfg,
+                    rescale=False,
+                )
+            losses['loss_mask'] = self.mask_head.loss(
+                fused,
+                tokens,
+                [self._mask_truth(sample, *entry) for sample, entry in zip(samples, entries)],
+                [instances.bboxes for instances in found],
+            )
+        return losses
+
+    def _hide(self, prompts: Sequence[Prompt], samples: Sequence[DetDataSample]) -> HiddenTokens | None:
+        """Tokens of the sentences with some of them hidden, if any ever are."""
+        if self.language is None:
+            return None
+        found = self.text.tokenize([prompt.text for prompt in prompts])
+        may_hide = torch.zeros_like(found.mask)
+        for row, (prompt, sample, offsets) in enumerate(zip(prompts, samples, found.offsets)):
+            may_hide[row, token_positions(own_ranges(prompt, sample), offsets)] = True
+            if self.language.spare_phrases:
+                phrases = [span for spans in prompt.spans for span in spans]
+                may_hide[row, token_positions(phrases, offsets)] = False
+        return self.language.hide(found.ids, may_hide)
+
+    def _mask_truth(self, sample: DetDataSample, prompt: Prompt, token_map: Tensor) -> MaskTruth | None:
+        """What the mask head learns from an image."""
+        truth = sample.gt_instances
+        if 'masks' not in truth:
+            return None
+        here, entities = self._named_boxes(sample, prompt)
+        tokens = token_map[torch.tensor(entities, dtype=torch.long, device=token_map.device)]
+        return MaskTruth(truth.bboxes[here].to(torch.float32), tokens, truth.masks[here])
+
+    def _detect_pairs(
+        self,
+        maps: Sequence[Tensor],
+        batch: PromptBatch,
+        metainfos: Sequence[Mapping[str, Any]],
+        rescale: bool,
+    ) -> list[InstanceData]:
+        if self.mask_head is None:
+            return super()._detect_pairs(maps, batch, metainfos, rescale)
+        head, text, limit = self.bbox_head, batch.features, self.test_cfg['max_per_img']
+        fused, tokens = head.tower(maps, text) if head.is_fused else (maps, text.embedded)
+        outputs = head.align(fused, tokens)
+        found = head.predict(outputs, batch.token_maps, batch.labels, metainfos, self.test_cfg, rescale)
+        found = [instances[:limit] for instances in found]
+        boxes, entities = [], []
+        for instances, labels, metainfo in zip(found, batch.labels, metainfos):
+            factors = instances.bboxes.new_tensor(metainfo['scale_factor'] if rescale else (1, 1))
+            boxes.append(instances.bboxes * factors.repeat(2))
+            rows = {label: row for row, label in enumerate(labels)}
+            entities.append(torch.tensor([rows[label] for label in instances.labels.tolist()]).long())
+        for instances, logits in zip(
+            found, self.mask_head.predict(fused, tokens, batch.token_maps, boxes, entities)
+        ):
+            instances.mask_logits = logits
+        return found
+
+    def _detect(
+        self,
+        inputs: Tensor,
+        pairs: Sequence[tuple[int, PromptFeatures]],
+        samples: Sequence[DetDataSample],
+        rescale: bool,
+    ) -> list[InstanceData]:
+        found = super()._detect(inputs, pairs, samples, rescale)
+        if self.mask_head is not None:
+            for instances, sample in zip(found, samples):
+                instances.masks = self.mask_head.paste(instances, sample, rescale)
+                instances.pop('mask_logits', None)
+        return found
+
+
+def is_list(sample: DetDataSample) -> bool:
+    """Whether the text of a sample is a list of class names."""
+    text = sample.get('text', None)
+    return not isinstance(text, str) or sample.get('caption_ranges', None) == []
+
+
+def own_ranges(prompt: Prompt, sample: DetDataSample) -> list[tuple[int, int]]:
+    """Characters of a sentence that tell of its image; the sentence may be a window of the sample's text."""
+    if is_list(sample):
+        return []
+    ranges = sample.get('caption_ranges', None)
+    if ranges is None:
+        return [(0, len(prompt.text))]
+    shift = max(sample.text.find(prompt.text), 0)
+    return [(start - shift, end - shift) for start, end in ranges]
+
+
+def class_ids(prompt: Prompt, token_map: Tensor, is_class_list: bool) -> Tensor:
+    """[L] int64, the class that each token of a list of class names is part of; negative for none.
+
+    The number follows from the name alone, so it is the same in all sentences and on all processes.
+    """
+    ids = torch.full(token_map.shape[1:], _NO_CLASS, dtype=torch.long, device=token_map.device)
+    if is_class_list:
+        for name, is_own in zip(prompt.names, token_map):
+            digest = hashlib.sha256(clean_name(name).casefold().encode()).digest()
+            ids[is_own] = int.from_bytes(digest[:7], 'big')
+    return ids
+
+
+def _padded_tokens(truths: Sequence[Truth]) -> Tensor:
+    """Tokens of the boxes of B images, [B, G, L] with G of the image that has most, at least 1."""
+    most = max(1, *(len(truth.tokens) for truth in truths))
+    tokens = truths[0].tokens.new_zeros(len(truths), most, truths[0].tokens.shape[1])
+    for own, truth in zip(tokens, truths):
+        own[: len(truth.tokens)] = truth.tokens
+    return tokens

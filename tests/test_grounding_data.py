@@ -158,8 +158,58 @@ def test_phrases_of_novel_classes_lose_their_boxes(tmp_path: Path) -> None:
     assert info['tokens_ignored'] == [[17, 27]]
     assert [instance['bbox_label'] for instance in info['instances']] == [0]
     assert 'tokens_ignored' not in read(tmp_path, [LINE], vocabulary=split).get_data_info(0)
-    with pytest.raises(ValueError, match='needs a vocabulary with novel classes'):
+    with pytest.raises(ValueError, match="novel_boxes='drop' needs a vocabulary with novel"):
         read(tmp_path, [LINE], vocabulary=['star'], novel_boxes='drop')
+
+
+def scored(score: Any, **grounding: Any) -> dict[str, Any]:
+    """The line with scores of its rings."""
+    line = json.loads(json.dumps(LINE))
+    line['grounding']['regions'][1] |= {'score': score}
+    line['grounding'] |= grounding
+    return line  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize('score', [[0.9, 0.4], [[0.9, 0.4]]])
+def test_boxes_of_low_scores_are_left_out(tmp_path: Path, score: Any) -> None:
+    kept = [len(read(tmp_path, [scored(score)], min_score=least)[0]['instances']) for least in (0.0, 0.5)]
+    assert kept == [3, 2]
+    (info,) = read(tmp_path, [scored(score)], min_score=0.95)
+    assert info['tokens_positive'] == {0: [[0, 10]]}, 'a true box has no score'
+    assert info['tokens_ignored'] == [[17, 27]], 'the ring may still be there'
+
+
+def test_scores_go_with_boxes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='line 1: 1 scores came with 2 boxes'):
+        read(tmp_path, [scored(0.4)])
+
+
+def test_only_a_model_may_box_novel_phrases(tmp_path: Path) -> None:
+    options = {'vocabulary': {'names': ['star', 'ring'], 'novel': ['ring']}, 'novel_boxes': 'pseudo'}
+    true, pseudo = read(tmp_path, [LINE, scored([0.9, 0.4])], **options)
+    assert (len(true['instances']), true['tokens_ignored']) == (1, [[17, 27]])
+    assert len(pseudo['instances']) == 3
+    assert 'tokens_ignored' not in pseudo
+
+
+def test_phrases_that_a_line_ignores(tmp_path: Path) -> None:
+    (info,) = read(tmp_path, [scored([0.9, 0.4], tokens_ignored=[[11, 16]])])
+    assert info['tokens_ignored'] == [[11, 16]]
+    with pytest.raises(ValueError, match=r"line 1, tokens_ignored: .*'abov' .* splits a word"):
+        read(tmp_path, [scored([0.9, 0.4], tokens_ignored=[[11, 15]])])
+
+
+def test_detection_of_a_model_is_filtered_too(tmp_path: Path) -> None:
+    path = tmp_path / 'map.json'
+    path.write_text(json.dumps({'0': 'ring', '1': 'dog'}))
+    line = detection(1)
+    line['detection']['instances'][0]['score'] = 0.6
+    split = {'names': ['ring', 'dog'], 'novel': ['dog']}
+    for lines, least, expected in (([line], 0.5, 1), ([line], 0.7, 0), ([detection(1)], 0.0, 0)):
+        (info,) = read(
+            tmp_path, lines, label_map=path, vocabulary=split, novel_boxes='pseudo', min_score=least
+        )
+        assert len(info['instances']) == expected
 
 
 def test_the_stored_lines_are_read_as_by_the_reference(tmp_path: Path) -> None:

@@ -72,9 +72,7 @@ class FlickrEntitiesDataset(GroundingDataset):
             image, boxes = read_boxes(folder / 'Annotations' / f'{name}.xml')
             sentences = folder / 'Sentences' / f'{name}.txt'
             if not sentences.is_file():
-                raise FileNotFoundError(
-                    f'{sentences} does not exist: sentences of image {name} of {file}'
-                )
+                raise FileNotFoundError(f'{sentences} does not exist: sentences of image {name} of {file}')
             for number, line in enumerate(sentences.read_text(encoding='utf-8').splitlines(), 1):
                 if not line.strip():
                     continue

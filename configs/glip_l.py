@@ -3,8 +3,8 @@
     python tools/convert_checkpoint.py --from glip glip_l_mmdet-abfe026b.pth work_dirs/glip_l.safetensors
     python tools/test.py configs/glip_l.py work_dirs/glip_l.safetensors
 
-Li et al., CVPR 2022. Published zero-shot AP on COCO val2017: 51.4 (released weights, trained on 27 million
-images); the training data of the base configuration are not those.
+Li et al., CVPR 2022. Published zero-shot AP on COCO val2017: 51.4 (released weights, trained on 27
+million images); the training data of the base configuration are not those.
 """
 
 _base_ = './glip_t_a_o365.py'
@@ -26,3 +26,4 @@ model = dict(
         checkpointed=True,
     ),
 )
+optim_wrapper = dict(optimizer=dict(weight_decay=1e-2))

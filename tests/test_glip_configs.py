@@ -8,7 +8,7 @@ from helpers import ROOT
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from toy_bert import write_bert
-from toy_glip import add_truth, batch, images
+from toy_glip import add_truth, batch, images, slim
 
 from ovd.config import load_config
 from ovd.registry import DATASETS, MODELS, TRANSFORMS
@@ -17,28 +17,12 @@ from ovd.text.vocabulary import Vocabulary
 pytest.importorskip('transformers')
 
 CONFIGS = ROOT / 'configs'
-NAMES = sorted(path.stem for path in CONFIGS.glob('glip_*.py'))
+NAMES = sorted(path.stem for path in CONFIGS.glob('glip*.py'))
 
 
 def read(name: str) -> Config:
     init_default_scope('mmdet')
     return load_config(CONFIGS / f'{name}.py')
-
-
-def slim(config: Config, folder: Path) -> Config:
-    """The same wiring with thin layers; every option of the config stays."""
-    model = config.model
-    if model.backbone.type == 'SwinTransformer':
-        model.backbone.update(
-            embed_dims=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 4], window_size=7, init_cfg=None
-        )
-        model.neck.update(in_channels=[24, 48, 96], out_channels=32)
-        model.bbox_head.update(channels=32, num_blocks=2)
-        model.text.encoder.update(model=str(write_bert(folder)), pretrained=False)
-        if model.bbox_head.get('fusion'):
-            model.bbox_head.fusion.update(embed_dims=32, num_heads=4)
-            model.bbox_head.text_layer.update(num_heads=4, hidden_channels=48)
-    return config
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -72,13 +56,42 @@ def test_words_and_pipelines_fit(name: str, tmp_path: Path) -> None:
         assert words.names == asked.names
     train = config.train_dataloader.dataset
     parts = train.get('datasets', [train])
+    captions = tmp_path / 'captions.txt'
+    captions.write_text('a dog')
     for part in [*parts, dataset]:
+        while 'dataset' in part:
+            part = part.dataset
         assert DATASETS.get(part.type) is not None
         for step in part.pipeline:
-            if step.type == 'ovd.SampleClassNames':
+            if 'tokenizer' in step:
                 step.tokenizer = str(write_bert(tmp_path))
                 step.max_tokens = 256
+            if 'captions' in step:
+                step.captions = captions
             TRANSFORMS.build(step)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_header_says_how_to_run_it(name: str) -> None:
+    header = (CONFIGS / f'{name}.py').read_text().split('"""')[1]
+    assert f'configs/{name}.py' in header
+
+
+def test_the_sets_of_odinw_are_all_there(tmp_path: Path) -> None:
+    sizes = {}
+    for name in ('glip_t_odinw13', 'glip_t_odinw13_worded', 'glip_t_odinw35'):
+        config = read(name)
+        config.dump(tmp_path / f'{name}.py')  # as a run does
+        parts = config.test_dataloader.dataset.parts
+        assert len({part.data_root for part in parts.values()}) == len(parts)
+        sizes[name] = len(parts), sum('prompts' in part for part in parts.values())
+    assert sizes == {
+        'glip_t_odinw13': (13, 0),
+        'glip_t_odinw13_worded': (13, 6),
+        'glip_t_odinw35': (35, 6),
+    }
+    for part in read('glip_t_flickr30k'), read('glip_t_refcoco'), config:
+        assert DATASETS.get(part.test_dataloader.dataset.common.type) is not None
 
 
 def test_the_tower_of_published_size_is_built() -> None:

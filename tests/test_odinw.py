@@ -71,8 +71,8 @@ class TestOwnClasses:
         ('prompts', 'message'),
         [
             ({'cow': {'name': 'x'}}, r"no category for the prompt of 'cow'; it has '1: dog', '2: cat'"),
-            ({'cat': {'ending': 'x'}}, r"the prompt of 'cat' must be dict\(prefix="),
-            ({'cat': 'kitten'}, "got 'kitten'"),
+            ({'cat': {'ending': 'x'}}, "wording of class 'cat': .* got 'ending': 'x'"),
+            ({2: 'kitten'}, "the prompt of 2 must be a wording or None, got 'kitten'"),
         ],
     )
     def test_bad_prompts_are_named(self, root: Path, prompts: Any, message: str) -> None:

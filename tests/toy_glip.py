@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
+from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor
 from toy_bert import write_bert
@@ -65,6 +66,22 @@ def toy_glip(folder: Path, deep: bool = True, **changes: Any) -> GLIP:
     spread(model)
     model.eval()
     return model  # type: ignore[no-any-return]
+
+
+def slim(config: Config, folder: Path) -> Config:
+    """The wiring of a shipped config with thin layers; every option of it stays."""
+    model = config.model
+    if model.backbone.type == 'SwinTransformer':
+        model.backbone.update(
+            embed_dims=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 4], window_size=7, init_cfg=None
+        )
+        model.neck.update(in_channels=[24, 48, 96], out_channels=32)
+        model.bbox_head.update(channels=32, num_blocks=2)
+        model.text.encoder.update(model=str(write_bert(folder)), pretrained=False)
+        if model.bbox_head.get('fusion'):
+            model.bbox_head.fusion.update(embed_dims=32, num_heads=4)
+            model.bbox_head.text_layer.update(num_heads=4, hidden_channels=48)
+    return config
 
 
 def spread(model: torch.nn.Module) -> None:

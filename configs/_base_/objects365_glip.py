@@ -1,7 +1,7 @@
 """Objects365 v1 with sampled class names for training; COCO val2017, 80 names, for testing.
 
 Images are resized by Pillow: the short side to 480 .. 800 in training and 800 in testing, the long side to at
-most 1333. ``objects365_train`` and ``grounding_steps`` are there for leaves that mix data sets.
+most 1333. ``objects365_train``, ``grounding_steps`` and ``phrase_test_steps`` are there for leaves.
 """
 
 meta_keys = (
@@ -59,6 +59,11 @@ test_pipeline = [
     dict(type='ovd.LoadImage'),
     dict(type='FixScaleResize', scale=(800, 1333), keep_ratio=True, backend='pillow'),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+phrase_test_steps = [
+    *test_pipeline[:-1],
+    dict(type='LoadAnnotations', with_bbox=True),  # after the resize: boxes stay those of the original image
+    dict(type='PackDetInputs', meta_keys=meta_keys),
 ]
 test_dataloader = dict(
     batch_size=1,

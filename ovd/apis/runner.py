@@ -330,8 +330,12 @@ def evaluate(runner: ToolRunner, protocol: Mapping[str, Any]) -> dict[str, Any]:
     report: dict[str, Any] = {'metrics': results, 'protocol': dict(protocol)}
     for metric in metrics:
         own = getattr(metric, 'report', None) or {}
-        report['protocol'].update(own.get('protocol', {}))
-        report.update({key: value for key, value in own.items() if key not in ('metrics', 'protocol')})
+        tables = {key: value for key, value in own.items() if key not in ('metrics', 'protocol')}
+        for target, entries in ((report['protocol'], own.get('protocol', {})), (report, tables)):
+            for key, value in entries.items():
+                # Where two metrics differ, the later one's entry says whose it is.
+                differs = key in target and target[key] != value
+                target[f'{metric.prefix or type(metric).__name__}/{key}' if differs else key] = value
     return to_json(report)
 
 

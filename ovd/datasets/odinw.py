@@ -6,8 +6,7 @@ from typing import Any
 from ovd.datasets.annotations import Annotations, shorten
 from ovd.datasets.base_novel import OpenVocabularyDataset
 from ovd.registry import DATASETS
-
-_KEYS = ('prefix', 'name', 'suffix')
+from ovd.text.phrases import check_wordings
 
 
 @DATASETS.register_module()
@@ -19,8 +18,8 @@ class OwnClassesDataset(OpenVocabularyDataset):
 
     Args:
         prompts: by a category's name or id, its wording, such as dict(suffix=' of a person') or
-            dict(name='flat mushroom'); None leaves the category out, as a "background" or parent class of the
-            file must be.
+            dict(name='flat mushroom'), see ``word_name``; None leaves the category out, as a "background" or
+            parent class of the file must be.
         kwargs: see ``OpenVocabularyDataset``.
     Raises:
         ValueError: a prompt of no category, or one that is no wording; a category without a name.
@@ -42,7 +41,10 @@ class OwnClassesDataset(OpenVocabularyDataset):
             raise ValueError(
                 f'{self.ann_file} has no category for the prompt of {unknown[0]!r}; it has {shorten(names)}'
             )
-        prompts = {by_key[key]: self._checked(key, prompt) for key, prompt in self.prompts.items()}
+        for key, prompt in self.prompts.items():
+            if prompt is not None and not isinstance(prompt, Mapping):
+                raise ValueError(f'the prompt of {key!r} must be a wording or None, got {prompt!r}')
+        prompts = {by_key[key]: prompt for key, prompt in self.prompts.items()}
         left_out = {category for category, prompt in prompts.items() if prompt is None}
         content['categories'] = [item for item in content['categories'] if item['id'] not in left_out]
         content['annotations'] = [
@@ -56,22 +58,11 @@ class OwnClassesDataset(OpenVocabularyDataset):
                 )
         super()._resolve_classes(content)
         self.wordings = {
-            self._metainfo['classes'][self.cat2label[category]]: prompt
+            self._metainfo['classes'][self.cat2label[category]]: dict(prompt)
             for category, prompt in prompts.items()
             if prompt and category in self.cat2label
         }
-
-    def _checked(self, key: str | int, prompt: Any) -> dict[str, str] | None:
-        if prompt is None:
-            return None
-        if not isinstance(prompt, Mapping) or not all(
-            name in _KEYS and isinstance(text, str) for name, text in prompt.items()
-        ):
-            raise ValueError(
-                f'the prompt of {key!r} must be dict(prefix=..., name=..., suffix=...) of strings, or None, '
-                f'got {prompt!r}'
-            )
-        return dict(prompt)
+        check_wordings(self.wordings, self._metainfo['classes'])
 
     def prepare_data(self, idx: int) -> Any:
         """A sample with its question."""

@@ -328,6 +328,21 @@ def test_a_caption_among_others(tmp_path: Path) -> None:
     assert len(places) > 10
 
 
+def test_captions_that_name_classes_of_the_image_are_not_packed(tmp_path: Path) -> None:
+    captions = tmp_path / 'captions.txt'
+    captions.write_text('a blue star\na cat\nrings and stars\na starfish\n')
+    np.random.seed(0)  # noqa: NPY002
+    packed = {}
+    for vocabulary in (None, 'star, ring, cat'):
+        transform = PackNegativeCaptions(
+            captions, write_bert(tmp_path / 'bert'), plain_prob=0.0, full_prob=1.0, vocabulary=vocabulary
+        )
+        packed[vocabulary] = set(transform(own_caption())['text'].split('. '))
+    known = {'a cat', 'a starfish', 'a red star and a big ring'}
+    assert {text.strip('. ') for text in packed['star, ring, cat']} == known
+    assert {text.strip('. ') for text in packed[None]} == known | {'a blue star', 'rings and stars'}
+
+
 def test_how_often_captions_are_packed(tmp_path: Path) -> None:
     captions, folder = write_captions(tmp_path), write_bert(tmp_path / 'bert')
     np.random.seed(0)  # noqa: NPY002

@@ -15,6 +15,7 @@ from mmcv.transforms import BaseTransform
 
 from ovd.clip.token_encoders import load_token_counter
 from ovd.registry import TRANSFORMS
+from ovd.text.nouns import NameMatcher
 from ovd.text.phrases import class_prompt, clean_name
 from ovd.text.vocabulary import Vocabulary
 
@@ -124,6 +125,8 @@ class PackNegativeCaptions(BaseTransform):
         full_prob: how often as many captions as possible are added; otherwise 0 to ``max_negatives``, all
             equally often.
         max_tokens: longest text, special tokens included.
+        vocabulary: any spelling of ``Vocabulary.parse``; captions that name a class which the image's caption
+            names are not taken either: what they say may well be in the image.
 
     Source: Li et al., CVPR 2022, Appendix: 19 captions, with probabilities 0.4, 0.3 and 0.3.
     """
@@ -136,6 +139,7 @@ class PackNegativeCaptions(BaseTransform):
         plain_prob: float = 0.4,
         full_prob: float = 0.3,
         max_tokens: int = 256,
+        vocabulary: Any = None,
     ) -> None:
         if not 0 <= plain_prob <= 1 - full_prob <= 1:
             raise ValueError(f'plain_prob and full_prob are probabilities, got {plain_prob} and {full_prob}')
@@ -147,6 +151,7 @@ class PackNegativeCaptions(BaseTransform):
         self.plain_prob = plain_prob
         self.full_prob = full_prob
         self.budget = max_tokens - 2
+        self._matcher = None if vocabulary is None else NameMatcher(Vocabulary.parse(vocabulary))
 
     @cached_property
     def captions(self) -> list[str]:
@@ -180,15 +185,21 @@ class PackNegativeCaptions(BaseTransform):
     def _others(self, own: str, phrases: Sequence[str], wanted: int) -> list[str]:
         """Captions that fit beside the image's own."""
         left = self.budget - self._count(own)
+        classes = self._classes(own)
         others = []
         for index in np.random.randint(0, len(self.captions), wanted).tolist():  # noqa: NPY002
             other = _ended(self.captions[index])
-            if other != own and not any(phrase in other.lower() for phrase in phrases):
+            alike = other == own or any(phrase in other.lower() for phrase in phrases)
+            if not alike and classes.isdisjoint(self._classes(other)):
                 cost = self._count(other)
                 if cost <= left:
                     others.append(other)
                     left -= cost
         return others
+
+    def _classes(self, text: str) -> set[int | None]:
+        """Classes that a text names."""
+        return set() if self._matcher is None else {noun.label for noun in self._matcher.find(text)}
 
     def _count(self, text: str) -> int:
         return self.count_tokens([text])[0]

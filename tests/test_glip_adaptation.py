@@ -9,11 +9,11 @@ from helpers import ROOT
 from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from toy_bert import write_bert
-from toy_glip import WORDS, add_truth, batch, images, toy_glip
+from toy_glip import WORDS, add_truth, batch, images, toy_config, toy_glip
 from toy_runs import write_config
 
 from ovd.apis.runner import build_runner, prepare_training
-from ovd.checkpoint import load_complete, load_metadata, read_checkpoint, save_tensors
+from ovd.checkpoint import load_complete, load_into, load_metadata, read_checkpoint, save_tensors
 from ovd.clip.prompt_offset import PromptOffset
 from ovd.config import load_config
 from ovd.models.glip import GLIP
@@ -157,6 +157,29 @@ def test_wrong_use_of_tuned_prompts_is_named(folder: Path, tmp_path: Path) -> No
     save_tensors(tmp_path / 'bad.safetensors', {'rows': torch.zeros(2, 24)}, metadata)
     with pytest.raises(ValueError, match=r'bad\.safetensors is damaged: 2 rows for sentences of \d+ tokens'):
         PromptOffset.load(tmp_path / 'bad.safetensors')
+
+
+def test_training_starts_from_published_pieces(folder: Path, tmp_path: Path) -> None:
+    """A backbone's file and the folder of a BERT; or a whole file, whose model has no tuned prompt yet."""
+    source = toy_glip(folder)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.1)
+    save_tensors(tmp_path / 'backbone.safetensors', source.backbone.state_dict())
+    pieces = write_bert(tmp_path / 'bert')
+    save_tensors(pieces / 'model.safetensors', source.text.model.state_dict())
+    backbone = toy_config(folder)['backbone'] | {
+        'init_cfg': {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'backbone.safetensors')}
+    }
+    encoder = {'model': str(pieces), 'pretrained': True}
+    model = toy_glip(folder, backbone=backbone, text=text(folder, encoder=encoder))
+    model.init_weights()
+    for part in ('backbone', 'text'):
+        for name, tensor in getattr(source, part).state_dict().items():
+            assert torch.equal(getattr(model, part).state_dict()[name], tensor), (part, name)
+    report = load_into(tuned(folder), source.state_dict(), strict=False)
+    assert report.missing == ('text_offset.rows',)
+    assert not report.unexpected + report.mismatched
 
 
 def test_a_linear_probe_trains_the_last_layers_only(folder: Path) -> None:

@@ -11,6 +11,7 @@ from helpers import shared_path
 from ovd.text.phrases import (
     Prompt,
     caption_prompt,
+    check_wordings,
     class_prompt,
     clean_name,
     locate_phrases,
@@ -18,6 +19,7 @@ from ovd.text.phrases import (
     split_caption,
     split_names,
     token_positions,
+    word_name,
 )
 
 
@@ -46,6 +48,34 @@ def test_names_in_a_sentence() -> None:
     ]
     assert class_prompt(['a', 'b'], labels=[7, 3], final='. ').labels == (7, 3)
     assert class_prompt(['a', 'b'], final='. ').text == 'a. b. '
+
+
+def test_a_class_is_the_name_of_its_wording() -> None:
+    for name, wording, said, phrase in [
+        ('hand', {'suffix': ' of a person'}, 'hand of a person', 'hand'),
+        ('hand', {'prefix': 'a', 'suffix': 'of  a person '}, 'a hand of a person', 'hand'),
+        ('CoW', {'name': 'flat_mushroom'}, 'flat mushroom', 'flat mushroom'),
+        ('hand', {'suffix': '-held'}, 'hand-held', 'hand'),
+        ('car', {}, 'car', 'car'),
+        ('car', None, 'car', 'car'),
+    ]:
+        text, (start, end) = word_name(name, wording)
+        assert (text, text[start:end]) == (said, phrase)
+    prompt = class_prompt(['car', 'CoW', 'hand'], wordings={'CoW': {'prefix': 'the', 'name': 'cow'}})
+    assert prompt.text == 'car. the cow. hand'
+    assert [prompt.text[s:e] for ((s, e),) in prompt.spans] == ['car', 'cow', 'hand']
+    assert prompt.names == ('car', 'CoW', 'hand')
+
+
+def test_wrong_wordings_are_named() -> None:
+    with pytest.raises(ValueError, match=r"wording of class 'car': expected texts .* got 'after': 'x'"):
+        word_name('car', {'after': 'x'})
+    with pytest.raises(ValueError, match=r"got 'name': 3"):
+        word_name('car', {'name': 3})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match='has no words left'):
+        check_wordings({'car': {'name': '(x)'}}, ['car'])
+    with pytest.raises(ValueError, match="given for 'cat', which is none of the 1 class names"):
+        check_wordings({'cat': {}}, ['car'])
 
 
 def test_a_name_of_comments_only_is_refused() -> None:

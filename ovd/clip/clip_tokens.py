@@ -66,9 +66,9 @@ class ClipTokens(TokenEncoder):
             raise ValueError(f'features must be one of {list(FEATURES)}, got {features!r}')
         clip = build_clip(model, pretrained)
         tower: Any = getattr(clip.model, 'text', clip.model)
-        self.model = TokenTower(tower) if hasattr(tower, 'token_embedding') else None
-        if self.model is None or not self.model.is_cut:
+        if not hasattr(tower, 'token_embedding') or not TokenTower(tower).is_cut:
             raise ValueError(f'the text tower of CLIP {model} is not causal, or not pooled at its end token')
+        self.model = TokenTower(tower)
         self.tokenizer = ClipTokenizer(clip.tokenizer)
         self.features = features
         self.templates = get_templates(templates)

@@ -69,7 +69,7 @@ class Case:
     def report(self, *options: str) -> dict[str, Any]:
         out = self.folder / 'metrics.json'
         assert tool('test', self.config, self.weights, '--out', out, *options) == 0
-        return json.loads(out.read_text())  # type: ignore[no-any-return]
+        return json.loads(out.read_text())
 
 
 def xywh(box: torch.Tensor) -> list[float]:

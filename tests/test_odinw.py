@@ -88,7 +88,7 @@ def joined(root: Path, names: tuple[str, ...] = ('animals', 'hands'), **options:
         'data_prefix': {'img': 'images'},
     }
     config = {'type': 'ovd.NamedParts', 'parts': parts, 'common': common, 'pipeline': PIPELINE, **options}
-    return DATASETS.build(config)  # type: ignore[no-any-return]
+    return DATASETS.build(config)
 
 
 def predicted(dataset: NamedParts, index: int, label: int, box: list[float]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def predicted(dataset: NamedParts, index: int, label: int, box: list[float]) -> 
         scores=torch.tensor([0.9]),
         labels=torch.tensor([label]),
     )
-    return sample.to_dict()  # type: ignore[no-any-return]
+    return sample.to_dict()
 
 
 class TestNamedParts:

@@ -149,3 +149,35 @@ def test_precision_by_hand() -> None:
         'referring/precision@all': 0.5,
     }
     assert metric.report['protocol']['annotations'] == 'x.json'
+
+
+def test_equal_to_mmdet(tmp_path: Path) -> None:
+    """Random boxes around the true ones, several sets in one file, shuffled scores."""
+    from mmdet.evaluation.metrics import RefExpMetric
+
+    random = torch.Generator().manual_seed(0)
+    names = ('refcoco', 'refcoco+', 'refcocog')
+    images = [entry(id=number, dataset_name=names[number % 3]) for number in range(30)]
+    annotations = [{'id': i, 'image_id': i, 'category_id': 1, 'bbox': [10, 5, 20, 30]} for i in range(30)]
+    file = tmp_path / 'mixed.json'
+    file.write_text(json.dumps({'images': images, 'annotations': annotations, 'categories': [{'id': 1}]}))
+    theirs = RefExpMetric(str(file))
+    ours = {name: ReferringPrecision() for name in names}
+    truth = torch.tensor([[10.0, 5.0, 30.0, 35.0]])
+    for image in images:
+        noise = torch.randn(12, 4, generator=random) * 8
+        scores = torch.rand(12, generator=random).sort(descending=True).values
+        found = {'bboxes': truth + noise, 'scores': scores, 'labels': torch.zeros(12, dtype=torch.long)}
+        sample = {
+            'img_id': image['id'],
+            'pred_instances': found,
+            'gt_instances': {'bboxes': truth, 'labels': torch.zeros(1, dtype=torch.long)},
+        }
+        theirs.process({}, [sample])
+        ours[image['dataset_name']].process({}, [sample])
+    expected = theirs.compute_metrics(theirs.results)
+    for name, metric in ours.items():
+        scores = metric.evaluate(10)
+        for k in (1, 5, 10):
+            assert scores[f'referring/precision@{k}'] == pytest.approx(expected[f'{name}_precision@{k}'])
+    assert 0 < expected['refcoco_precision@1'] < expected['refcoco_precision@10']

@@ -67,7 +67,7 @@ class OwnClassesDataset(OpenVocabularyDataset):
     def prepare_data(self, idx: int) -> Any:
         """A sample with its question."""
         data = super().prepare_data(idx)
-        question = {'text': list(self._metainfo['classes'])}
+        question: dict[str, Any] = {'text': list(self._metainfo['classes'])}
         if self.wordings:
             question['wordings'] = self.wordings
         data['data_samples'].set_metainfo(question)

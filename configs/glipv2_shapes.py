@@ -24,6 +24,7 @@ model = dict(
         finest_scale=28,
         max_detections=20,
     ),
+    masks_at_test=False,  # phrases are scored by their boxes
 )
 meta_keys = (
     'img_id',

@@ -26,5 +26,5 @@ test_dataloader = dict(
         test_mode=True,
     )
 )
-model = dict(text=dict(vocabulary='shapes'))
+model = dict(text=dict(vocabulary='shapes'), masks_at_test=True)
 test_evaluator = dict(_delete_=True, type='ovd.DetectionMetric', metric=['bbox', 'segm'])

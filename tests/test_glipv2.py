@@ -319,6 +319,10 @@ def test_detections_come_with_masks(folder: Path, deep: bool) -> None:
     model.set_vocabulary([f'class {number}' for number in range(300)])
     (long,) = detect(model, batch(images(SHAPES)[:1]))
     assert long.pred_instances.masks.shape == (100, *SHAPES[0])
+    model.masks_at_test = False
+    (boxes_only,) = detect(model, batch(images(SHAPES)[:1]))
+    assert 'masks' not in boxes_only.pred_instances
+    model.masks_at_test = True
     model.test_cfg['score_thr'] = 1.0
     (nothing,) = detect(model, batch(images(SHAPES)[:1]))
     assert nothing.pred_instances.masks.shape == (0, *SHAPES[0])

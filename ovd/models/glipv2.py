@@ -41,7 +41,8 @@ class GLIPv2(GLIP):
             belong together where both come from class lists; captions of other images are negatives.
         language: arguments of ``LanguageHead``; the encoder must have a token for hidden words. The text is
             hidden from the whole model, so boxes are found by what is left of it.
-        masks: arguments of ``TextMaskHead``; detections then come with masks.
+        masks: arguments of ``TextMaskHead``.
+        masks_at_test: whether detections then come with masks.
         args, kwargs: see ``GLIP``.
     """
 
@@ -51,12 +52,14 @@ class GLIPv2(GLIP):
         contrast: Mapping[str, Any] | None = None,
         language: Mapping[str, Any] | None = None,
         masks: Mapping[str, Any] | None = None,
+        masks_at_test: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         width, channels = self.text.embed_dim, self.bbox_head.project_text.out_features
         self.contrast = None if contrast is None else RegionWordContrast(channels, width, **contrast)
         self.mask_head = None if masks is None else TextMaskHead(channels, width, **masks)
+        self.masks_at_test = masks_at_test
         self.language: LanguageHead | None = None
         if language is not None:
             tokenizer: Any = getattr(self.text, 'tokenizer', None)
@@ -137,7 +140,7 @@ class GLIPv2(GLIP):
         metainfos: Sequence[Mapping[str, Any]],
         rescale: bool,
     ) -> list[InstanceData]:
-        if self.mask_head is None:
+        if self.mask_head is None or not self.masks_at_test:
             return super()._detect_pairs(maps, batch, metainfos, rescale)
         head, text, limit = self.bbox_head, batch.features, self.test_cfg['max_per_img']
         fused, tokens = head.tower(maps, text) if head.is_fused else (maps, text.embedded)
@@ -164,7 +167,7 @@ class GLIPv2(GLIP):
         rescale: bool,
     ) -> list[InstanceData]:
         found = super()._detect(inputs, pairs, samples, rescale)
-        if self.mask_head is not None:
+        if self.mask_head is not None and self.masks_at_test:
             for instances, sample in zip(found, samples):
                 instances.masks = self.mask_head.paste(instances, sample, rescale)
                 instances.pop('mask_logits', None)

@@ -188,6 +188,17 @@ def test_contrast_pairs_equal_classes_of_two_images(folder: Path) -> None:
     assert losses['lists']['loss_cls'] == losses['captions']['loss_cls']
 
 
+def test_its_parts_can_be_trained_alone(folder: Path) -> None:
+    model = toy_glipv2(folder, trainable=['mask_head.*', 'contrast.*']).train()
+    names = {name.split('.')[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names == {'mask_head', 'contrast'}
+    assert model.mask_head is not None
+    assert model.mask_head.training
+    assert not model.backbone.training
+    sum(losses_of(model, mixed_data()).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
 # --- masks --------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,8 @@ class Embedded(NamedTuple):
 class RegionWordContrast(nn.Module):
     """Regions look for their words among those of all images, and words for their regions.
 
+    The sum is divided by the places with a box, mean over processes, as in the token loss.
+
     Args:
         region_channels: C of the maps, before image and text are fused.
         word_channels: W of the token features, before they are fused.

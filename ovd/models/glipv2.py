@@ -23,6 +23,7 @@ from ovd.text.phrases import Prompt, clean_name, token_positions
 
 from .glip import GLIP, ignored_tokens
 from .glip_head import Truth
+from .partial_training import train_only
 from .text_masks import MaskTruth, TextMaskHead
 
 _NO_CLASS = -1
@@ -43,7 +44,7 @@ class GLIPv2(GLIP):
             hidden from the whole model, so boxes are found by what is left of it.
         masks: arguments of ``TextMaskHead``.
         masks_at_test: whether detections then come with masks.
-        args, kwargs: see ``GLIP``.
+        trainable, args, kwargs: see ``GLIP``.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class GLIPv2(GLIP):
         language: Mapping[str, Any] | None = None,
         masks: Mapping[str, Any] | None = None,
         masks_at_test: bool = True,
+        trainable: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -70,6 +72,9 @@ class GLIPv2(GLIP):
                     f'{type(self.text).__name__} has none'
                 )
             self.language = LanguageHead(width, len(tokenizer), mask_id, **language)
+        self._is_partial = trainable is not None
+        if trainable is not None:
+            train_only(self, trainable)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         """Losses of a batch; see ``GLIP``."""

@@ -109,6 +109,37 @@ def test_both_paths_agree_in_values_and_gradients(
         torch.testing.assert_close(fused, clamped, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize('at_a_time', [1, 60, 1 << 22])
+def test_the_folded_path_of_inference_agrees(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('ovd.heads.fusion._SCORES_AT_A_TIME', at_a_time)
+    torch.manual_seed(0)
+    attention = BidirectionalAttention(8, 6, 32, 4).eval()
+    for layer in attention.children():
+        torch.nn.init.normal_(layer.bias)
+    places, text, mask = inputs()
+    for text_mask in (mask, None):
+        expected = attention(places, text, text_mask)
+        with torch.no_grad():
+            assert attention._is_foldable(places, text)
+            found = attention._attend_folded(places, text, text_mask)
+            assert found is not None
+            for ours, other in zip(found, expected):
+                torch.testing.assert_close(ours, other, atol=2e-6, rtol=1e-5)
+            for ours, other in zip(attention(places, text, text_mask), found):
+                assert torch.equal(ours, other)
+
+
+def test_folding_is_left_where_it_does_not_help() -> None:
+    places, text, mask = inputs()
+    many_heads = BidirectionalAttention(8, 6, 16, 16).eval()
+    with torch.no_grad():
+        assert not many_heads._is_foldable(places, torch.zeros(2, 400, 6))
+        assert BidirectionalAttention(8, 6, 16, 2)._attend_folded(places * 1e6, text, mask) is None
+        with torch.autocast('cpu', torch.bfloat16):
+            assert not many_heads._is_foldable(places, text)
+    assert not BidirectionalAttention(8, 6, 16, 2)._is_foldable(places, text)
+
+
 def test_the_fused_path_is_taken_only_where_no_score_is_clamped() -> None:
     query, key = torch.full((1, 1, 3, 4), 10.0), torch.full((1, 1, 2, 4), 10.0)
     assert scores_are_small(query, key)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LIMIT = 50_000.0  # of attention scores and activations, a guard against overflow in half precision
+_SCORES_AT_A_TIME = 1 << 22  # of attention in inference; affects memory only
 
 
 class VLFuse(nn.Module):
@@ -107,6 +108,10 @@ class BidirectionalAttention(nn.Module):
             text_mask: [B, L], True = real token; places attend to no other.
             place_mask: [B, N], True = real place; tokens attend to no other.
         """
+        if place_mask is None and self._is_foldable(places, text):
+            folded = self._attend_folded(places, text, text_mask)
+            if folded is not None:
+                return folded
         query = self._heads(self.query(places) * self.scale)
         key = self._heads(self.key(text))
         place_values, text_values = self._heads(self.image_value(places)), self._heads(self.text_value(text))
@@ -114,6 +119,50 @@ class BidirectionalAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         from_text, from_places = attend(query, key, place_values, text_values, text_mask, place_mask, dropout)
         return self.image_out(self._joined(from_text)), self.text_out(self._joined(from_places))
+
+    def _is_foldable(self, places: Tensor, text: Tensor) -> bool:
+        """Whether ``_attend_folded`` can be used, and is less work than projecting every place."""
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(places.device.type):
+            return False
+        channels, tokens, embed_dims = places.shape[2], text.shape[1], self.query.out_features
+        plain = 3 * channels * embed_dims + 4 * tokens * embed_dims
+        return 3 * tokens * self.num_heads * channels <= plain
+
+    def _attend_folded(
+        self, places: Tensor, text: Tensor, text_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """What ``forward`` returns, without projecting places; None where a score could reach the clamp.
+
+        A score (W x + b) k is x (W' k) + b k: the few keys are brought to the channels of the places, not the
+        many places to the heads, and so are the values. The tokens of all heads then form one long text.
+        """
+        heads = (self.num_heads, -1)
+        keys = self._heads(self.key(text) * self.scale)
+        shifts = (keys @ self.query.bias.unflatten(0, heads)[..., None]).squeeze(3)
+        keys = keys @ self.query.weight.unflatten(0, heads)
+        if not places.norm(dim=-1).max() * keys.norm(dim=-1).max() + shifts.abs().max() < LIMIT / 2:
+            return None
+        values = self._heads(self.text_value(text)) @ self.image_out.weight.unflatten(1, heads).permute(
+            1, 2, 0
+        )
+        place_change = self.image_out.bias.expand_as(places)
+        gathered = []
+        step = max(1, _SCORES_AT_A_TIME // (places.shape[0] * places.shape[1] * text.shape[1]))
+        for start in range(0, self.num_heads, step):
+            part = slice(start, start + step)
+            scores = torch.baddbmm(
+                shifts[:, part].flatten(1)[:, None], places, keys[:, part].flatten(1, 2).transpose(1, 2)
+            )
+            gathered.append(scores.softmax(1).transpose(1, 2) @ places)
+            scores = scores.unflatten(2, (-1, text.shape[1]))
+            if text_mask is not None:
+                scores = scores.masked_fill_(~text_mask[:, None, None], float('-inf'))
+            weights = scores.softmax(3).flatten(2)
+            place_change = torch.baddbmm(place_change, weights, values[:, part].flatten(1, 2))
+        from_places = torch.cat(gathered, dim=1).unflatten(1, heads)
+        from_places = from_places @ self.image_value.weight.unflatten(0, heads).transpose(1, 2)
+        from_places = from_places + self.image_value.bias.unflatten(0, heads)[:, None]
+        return place_change, self.text_out(self._joined(from_places))
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, N, E] -> [B, heads, N, E / heads]."""

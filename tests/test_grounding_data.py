@@ -296,6 +296,23 @@ def test_boxes_of_names_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
         SampleClassNames(names, tmp_path, max_names=0)
 
 
+def test_phrases_with_the_words_of_other_pictures(tmp_path: Path) -> None:
+    write_image(tmp_path / 'b.png', 64, 96)
+    other = json.loads(json.dumps(LINE).replace('red star', 'big comb'))
+    single = {**LINE, 'grounding': {**LINE['grounding'], 'regions': LINE['grounding']['regions'][:1]}}
+    lines = [LINE, LINE, {**other, 'filename': 'b.png'}, single]
+    plain, shuffled = read(tmp_path, lines), read(tmp_path, lines, shuffle_captions=True)
+    texts = [info['text'] for info in (shuffled.get_data_info(index) for index in range(4))]
+    assert texts == ['a big comb above a big ring'] * 2 + [CAPTION] * 2
+    for index in range(4):
+        mine, before = shuffled.get_data_info(index), plain.get_data_info(index)
+        assert mine['instances'] == before['instances']
+        assert mine['img_path'] == before['img_path']
+        assert mine['tokens_positive'].keys() == before['tokens_positive'].keys()
+        words = [mine['text'][s:e] for spans in mine['tokens_positive'].values() for s, e in spans]
+        assert words[0] == ('a big comb' if index < 2 else 'a red star')
+
+
 def write_captions(folder: Path) -> Path:
     path = folder / 'captions.txt'
     path.write_text('a dog\n\na cat and a bird.\nthe red star\na cup\na dog\n')

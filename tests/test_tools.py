@@ -404,6 +404,11 @@ def test_shuffling_the_text_needs_a_model_with_text(tmp_path: Path) -> None:
     config = Config({'model': {'type': 'ovd.LSeg', 'text': {'vocabulary': 'shapes'}}, **sections})
     prepare_testing(config, checkpoint, shuffle_text=True)
     assert config.model.text.shuffled is True
+    captions = {'dataset': {'type': 'RepeatDataset', 'dataset': {'type': 'ovd.GroundingDataset'}}}
+    config = Config({'model': {'type': 'ovd.GLIP', 'text': {}}, **sections, 'test_dataloader': captions})
+    prepare_testing(config, checkpoint, shuffle_text=True)
+    assert config.test_dataloader.dataset.dataset.shuffle_captions is True
+    assert 'shuffled' not in config.model.text
     with pytest.raises(ValueError, match=r'--shuffle-text.*ToyLine.*takes no text'):
         prepare_testing(Config({'model': {'type': 'ToyLine'}, **sections}), checkpoint, shuffle_text=True)
 

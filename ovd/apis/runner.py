@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -279,7 +279,8 @@ def prepare_testing(
 
     Args:
         vocabulary: classes to test with instead of the config's; the model and the test data both get it.
-        shuffle_text: give the novel classes each other's vectors, as a control.
+        shuffle_text: a control. Novel classes get each other's vectors; where the test data are captions,
+            their phrases get the words of other pictures.
     """
     if not os.path.isfile(checkpoint):
         raise FileNotFoundError(f'checkpoint {checkpoint} does not exist')
@@ -298,22 +299,29 @@ def prepare_testing(
     if vocabulary is not None:
         text.pop('embeddings', None)
         text.vocabulary = vocabulary
-        _set_vocabulary(config.test_dataloader.dataset, vocabulary)
+        for dataset in _data_sets(config.test_dataloader.dataset):
+            dataset['vocabulary'] = vocabulary
     if shuffle_text:
-        text.shuffled = True
+        of_captions = [
+            dataset
+            for dataset in _data_sets(config.test_dataloader.get('dataset', {}))
+            if dataset.get('type') == 'ovd.GroundingDataset'
+        ]
+        for dataset in of_captions:
+            dataset['shuffle_captions'] = True
+        if not of_captions:
+            text.shuffled = True
 
 
-def _set_vocabulary(dataset: Any, vocabulary: str) -> None:
-    """Replace the vocabulary of a dataset config, inside wrappers too."""
+def _data_sets(dataset: Any) -> Iterator[Any]:
+    """The configs of all data sets inside wrappers."""
     if isinstance(dataset, list | tuple):
         for part in dataset:
-            _set_vocabulary(part, vocabulary)
-    elif 'dataset' in dataset:
-        _set_vocabulary(dataset['dataset'], vocabulary)
-    elif 'datasets' in dataset:
-        _set_vocabulary(dataset['datasets'], vocabulary)
+            yield from _data_sets(part)
+    elif 'dataset' in dataset or 'datasets' in dataset:
+        yield from _data_sets(dataset['dataset' if 'dataset' in dataset else 'datasets'])
     else:
-        dataset['vocabulary'] = vocabulary
+        yield dataset
 
 
 def evaluate(runner: ToolRunner, protocol: Mapping[str, Any]) -> dict[str, Any]:

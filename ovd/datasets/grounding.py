@@ -6,7 +6,7 @@ with captions in ``coco_grounding.py``. What training does to sentences is in ``
 
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class GroundingDataset(BaseDataset):
             ``tokens_ignored``.
         bad_regions: 'refuse' or 'drop' boxes outside their image and ranges that do not fit their caption.
         missing_images: 'refuse', or leave it 'unchecked'.
+        shuffle_captions: ask for every phrase's box with the words of another picture's caption that has as
+            many phrases: a control, what boxes score when words say nothing.
         kwargs: see ``mmengine.dataset.BaseDataset``; ``data_prefix`` has the key ``img``.
     Raises:
         ValueError: a line that is no JSON object or lacks its mode, a bad region; the message has the line.
@@ -64,6 +66,7 @@ class GroundingDataset(BaseDataset):
         min_score: float = 0.0,
         bad_regions: str = 'refuse',
         missing_images: str = 'refuse',
+        shuffle_captions: bool = False,
         **kwargs: Any,
     ) -> None:
         check_option('novel_boxes', novel_boxes, ('keep', 'drop', 'pseudo'))
@@ -78,6 +81,7 @@ class GroundingDataset(BaseDataset):
         self._matcher = None if self.vocabulary is None else NameMatcher(self.vocabulary)
         self.bad_regions = bad_regions
         self.missing_images = missing_images
+        self.shuffle_captions = shuffle_captions
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -108,7 +112,7 @@ class GroundingDataset(BaseDataset):
         if left_out.total():
             counts = ', '.join(f'{count} {what}' for what, count in left_out.items() if count)
             MMLogger.get_current_instance().info(f'{file}: left out {counts}')
-        return data_list
+        return exchange_captions(data_list) if self.shuffle_captions else data_list
 
     def _records(self, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         """Samples as ODVG writes them, each with its place in the file, for messages."""
@@ -237,6 +241,26 @@ class GroundingDataset(BaseDataset):
     def _refuse(self, message: str) -> None:
         if self.bad_regions == 'refuse':
             raise ValueError(f"{message} (bad_regions='drop' leaves such regions out)")
+
+
+def exchange_captions(data_list: Sequence[Mapping[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
+    """Samples whose phrases, one by one, have the words of another picture's caption with as many phrases.
+
+    A caption stays where no other picture has one with as many phrases.
+    """
+    alike: dict[int, list[int]] = defaultdict(list)
+    for index, info in enumerate(data_list):
+        alike[len(info['tokens_positive'])].append(index)
+    generator = np.random.default_rng(seed)
+    exchanged = []
+    for info in data_list:
+        others = alike[len(info['tokens_positive'])]
+        start = int(generator.integers(len(others)))
+        order = (data_list[index] for index in [*others[start:], *others[:start]])
+        other = next((one for one in order if one['img_path'] != info['img_path']), info)
+        spans = dict(zip(info['tokens_positive'], other['tokens_positive'].values()))
+        exchanged.append({**info, 'text': other['text'], 'tokens_positive': spans})
+    return exchanged
 
 
 def _read_line(line: str, file: Path, number: int) -> dict[str, Any]:

@@ -123,7 +123,8 @@ def test_a_tuned_prompt_is_a_file_of_its_own(folder: Path, tmp_path: Path) -> No
     assert path.stat().st_size < 20_000
     assert load_metadata(path)['format'] == 'ovd.prompt_offset'
     # The words come with the file, the weights from the checkpoint that the prompt was tuned with.
-    loaded = toy_glip(folder, text={'encoder': {'model': str(folder)}, 'offset': str(path)})
+    words = {'encoder': {'model': str(folder)}, 'offset': str(path)}
+    loaded = toy_glip(folder, text=words, trainable=['text_offset.rows'])
     load_complete(loaded, weights)
     assert loaded.vocabulary.names == tuple(WORDS)
     torch.testing.assert_close(detect(loaded).scores, detect(model).scores)

@@ -10,9 +10,9 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freeze all parameters but those whose names match one of the patterns (``fnmatch``).
 
     Raises:
-        ValueError: a pattern that no parameter matches.
+        ValueError: a pattern that neither a parameter nor a buffer matches.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for part in (model.named_parameters(), model.named_buffers()) for name, _ in part]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise ValueError(f'no parameter is named {pattern!r}; there are {", ".join(names[:4])} ...')
@@ -24,4 +24,4 @@ def evaluate_frozen(model: nn.Module) -> None:
     """Put every module in which nothing is trained into eval mode: no dropout, no running statistics."""
     for module in model.modules():
         if not any(parameter.requires_grad for parameter in module.parameters()):
-            module.eval()
+            module.training = False

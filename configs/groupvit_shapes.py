@@ -7,7 +7,7 @@
 
 Xu et al., CVPR 2022, in small and with what it takes to work on 2,000 pictures: groups average local features
 of the tiny CLIP's convolutions, choose by cosines of standardised keys, and answer for the nouns of the
-captions. The tiny CLIP has seen captions only as well. 320 steps of 64 pictures, minutes on two cores; what
+captions. The tiny CLIP has seen captions only as well. 240 steps of 64 pictures, minutes on two cores; what
 was tried, and the scores, are in docs/groupvit_shapes.md.
 """
 
@@ -126,7 +126,7 @@ val_evaluator = [
 ]
 test_evaluator = val_evaluator
 
-max_iters = 320
+max_iters = 240
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

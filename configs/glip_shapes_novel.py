@@ -3,10 +3,10 @@
     python tools/train.py configs/glip_shapes_novel.py
     python tools/test.py configs/glip_shapes_novel.py work_dirs/glip_shapes_novel/latest.pth
 
-Li et al., CVPR 2022, in small: does a phrase find a shape whose word never had a box? The words of such phrases
-do not count in the loss. The recall of base and novel phrases is reported beside that of naming any object of
-the picture. Text from scratch knows nothing of a word it never had a box for: see glip_shapes_clip.py and
-glip_shapes_student.py.
+Li et al., CVPR 2022, in small: does a phrase find a shape whose word never had a box? The tiny CLIP has seen
+the words in captions; in the loss they do not count. The recall of base and novel phrases is reported beside
+that of naming any object of the picture. docs/glip_shapes.md compares this with glip_shapes_novel_scratch.py
+and glip_shapes_student.py.
 """
 
 _base_ = './glip_shapes.py'
@@ -39,7 +39,7 @@ train_dataloader = dict(
                         dict(
                             type='ovd.SampleClassNames',
                             vocabulary='shapes',
-                            tokenizer=_base_.text_encoder,
+                            tokenizer=_base_.clip,
                             max_names=24,
                         ),
                         dict(type='PackDetInputs', meta_keys=_base_.meta_keys),

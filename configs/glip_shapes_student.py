@@ -25,7 +25,7 @@ pseudo_labels = dict(
         novel_boxes='drop',
     ),
     score_thr=0.2,
-    max_boxes=2,
+    max_boxes=1,
     phrase_nms=0.5,
 )
 needs = [
@@ -69,7 +69,7 @@ train_dataloader = dict(
                         dict(
                             type='ovd.SampleClassNames',
                             vocabulary='shapes',  # novel names are never drawn
-                            tokenizer={{_base_.text_encoder}},
+                            tokenizer={{_base_.clip}},
                             max_names=24,
                         ),
                         dict(type='PackDetInputs', meta_keys={{_base_.meta_keys}}),

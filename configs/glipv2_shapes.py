@@ -11,8 +11,10 @@ masks, and boxes of class lists. glipv2_shapes_masks.py tests detection and mask
 _base_ = './glip_shapes.py'
 
 data_root = 'data/shapes/'
+text_encoder = 'ovd/assets/bert_tiny_shapes'  # reads tokens one by one, so words can be hidden from it
 model = dict(
     type='ovd.GLIPv2',
+    text=dict(encoder=dict(_delete_=True, model=text_encoder)),
     contrast=dict(embed_dim=64, max_positives=100, weight=0.1),
     language=dict(rate=0.15, mask_share=0.8, random_share=0.1, weight=0.5),
     masks=dict(
@@ -65,7 +67,7 @@ train_dataloader = dict(
                         dict(
                             type='ovd.SampleClassNames',
                             vocabulary='shapes',  # novel names are never drawn
-                            tokenizer={{_base_.text_encoder}},
+                            tokenizer=text_encoder,
                             max_names=24,
                         ),
                         dict(type='PackDetInputs', meta_keys=meta_keys),

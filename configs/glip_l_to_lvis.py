@@ -16,7 +16,7 @@ test_dataloader = dict(
     dataset=dict(
         data_root='data/lvis_v1/',
         ann_file='annotations/lvis_v1_val.json',
-        data_prefix=dict(img=''),
+        data_prefix=dict(img='../coco'),
         path_key='coco_url',
         vocabulary='lvis',
     )

@@ -13,8 +13,8 @@ test_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='ovd.NamedParts',
-        parts=_base_.odinw13,
-        common=dict(type='ovd.OwnClassesDataset', degenerate_boxes='drop'),
+        parts={name: _base_.odinw35[name] for name in _base_.odinw13},
+        common=_base_.odinw_common,
         missing='drop',
         pipeline=_base_.test_pipeline,
     )

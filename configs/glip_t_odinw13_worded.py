@@ -12,8 +12,11 @@ test_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='ovd.NamedParts',
-        parts=_base_.odinw13_worded,
-        common=dict(type='ovd.OwnClassesDataset', degenerate_boxes='drop'),
+        parts={
+            name: dict(_base_.odinw35[name], prompts=_base_.odinw_wordings.get(name))
+            for name in _base_.odinw13
+        },
+        common=_base_.odinw_common,
         missing='drop',
         pipeline=_base_.test_pipeline,
     )

@@ -27,6 +27,15 @@ pytest.importorskip('transformers')
 
 SIZE = (60, 90)  # of the images; they are read at 64 x 96 pixels
 CAPTION = 'a red star above a big ring'
+SECTIONS = (
+    'model',
+    'test_dataloader',
+    'test_cfg',
+    'test_evaluator',
+    'default_scope',
+    'default_hooks',
+    'env_cfg',
+)
 PLACEHOLDER = [10.0, 10.0, 20.0, 20.0]
 
 
@@ -34,10 +43,8 @@ class Case:
     """A shipped config at toy width, its weights, and the tool."""
 
     def __init__(self, name: str, folder: Path, change: Callable[[Config], None], **test_cfg: Any) -> None:
-        config = slim(load_config(ROOT / 'configs' / f'{name}.py'), folder / 'bert')
-        for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr'):
-            config.pop(key)
-        config.update(needs=[], work_dir=str(folder / 'work'))
+        shipped = slim(load_config(ROOT / 'configs' / f'{name}.py'), folder / 'bert')
+        config = Config({key: shipped[key] for key in SECTIONS} | {'work_dir': str(folder / 'work')})
         config.test_dataloader.num_workers = 0
         config.test_dataloader.pop('persistent_workers')
         change(config)
@@ -176,7 +183,6 @@ def test_odinw(tmp_path: Path, name: str) -> None:
     prompts = {'hands': {'hand': {'suffix': ' of a person'}}} if 'worded' in name else {}
 
     def change(config: Config) -> None:
-        known = next(iter(config.test_dataloader.dataset.parts.values()))
         config.test_dataloader.dataset.parts = {
             part: {
                 'data_root': str(tmp_path / part),
@@ -186,7 +192,6 @@ def test_odinw(tmp_path: Path, name: str) -> None:
             }
             for part in [*classes, 'cows']
         }
-        assert known.ann_file == 'valid/annotations_without_background.json'
 
     case = Case(name, tmp_path, change, max_per_img=1)
     for part, names in classes.items():

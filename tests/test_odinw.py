@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import write_coco
+from helpers import shared_path, write_coco
 from mmengine.structures import InstanceData
 
 from ovd.datasets.joined import NamedParts
 from ovd.datasets.odinw import OwnClassesDataset
 from ovd.evaluation.joined import NamedPartsMetric
 from ovd.registry import DATASETS
+from ovd.text.vocabulary import Vocabulary
 
 NEAR, FAR = [10.0, 10.0, 20.0, 10.0], [40.0, 30.0, 20.0, 10.0]
 PIPELINE = [
@@ -159,3 +160,18 @@ class TestNamedParts:
     def test_other_data_are_refused(self) -> None:
         with pytest.raises(ValueError, match='needs a data set of parts'):
             NamedPartsMetric({'type': 'ovd.PhraseRecall'}).dataset_meta = {'classes': ['a']}
+
+
+def test_photographs_with_the_80_classes_of_their_file() -> None:
+    folder = shared_path('data/coco_mini')
+    dataset = OwnClassesDataset(
+        ann_file=str(folder / 'annotations' / 'instances_val2017.json'),
+        data_prefix={'img': str(folder / 'val2017')},
+        prompts={'person': {'name': 'human'}, 18: {'suffix': ' on a leash'}},
+        test_mode=True,
+        pipeline=PIPELINE,
+    )
+    assert len(dataset) == 79
+    sample = dataset[0]['data_samples']
+    assert tuple(sample.text) == Vocabulary.parse('coco').names
+    assert sample.wordings == {'person': {'name': 'human'}, 'dog': {'suffix': ' on a leash'}}

@@ -4,9 +4,9 @@
     python tools/test.py configs/glip_shapes_novel.py work_dirs/glip_shapes_novel/latest.pth
 
 Li et al., CVPR 2022, in small: does a phrase find a shape whose word never had a box? The tiny CLIP has seen
-the words in captions; in the losses they do not count. The recall of base and novel phrases is reported beside
-that of naming any object of the picture. docs/glip_shapes.md compares this with glip_shapes_novel_scratch.py
-and glip_shapes_student.py.
+the words in captions; in the losses they do not count. The recall of base and novel phrases is reported
+beside that of naming any object of the picture. docs/glip_shapes.md compares this with
+glip_shapes_novel_scratch.py and glip_shapes_student.py.
 """
 
 _base_ = './glip_shapes.py'

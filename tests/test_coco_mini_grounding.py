@@ -135,12 +135,15 @@ def test_captions_and_boxes_of_photographs(tmp_path: Path, monkeypatch: pytest.M
     assert labelled
     assert all(region['score'] for line in labelled for region in line['grounding']['regions'])
 
-    photograph = next((images / 'val2017').iterdir())
-    call = [str(photograph), '--texts', 'dog, bicycle, person', '--score-thr', '0', '--max-per-image', '5']
-    assert not tool('demo')(
-        [*call, '--config', 'small.py', '--checkpoint', 'work/latest.pth', '--out', 'answer']
-    )
-    answer = json.loads(Path(f'answer/{photograph.stem}.json').read_text())
-    assert {found['name'] for found in answer['instances']} <= {'dog', 'bicycle', 'person'}
-    with Image.open(photograph) as original, Image.open(f'answer/{photograph.stem}.png') as drawn:
-        assert drawn.width >= original.width
+    line = labelled[0]
+    photograph = images / 'val2017' / line['filename']
+    call = [str(photograph), '--score-thr', '0', '--config', 'small.py', '--checkpoint', 'work/latest.pth']
+    assert not tool('demo')([*call, '--texts', 'dog, bicycle', '--max-per-image', '5', '--out', 'names'])
+    answer = json.loads(Path(f'names/{photograph.stem}.json').read_text())
+    assert {found['name'] for found in answer['instances']} <= {'dog', 'bicycle'}
+    caption = line['grounding']['caption']
+    assert not tool('demo')([*call, '--caption', caption, '--max-per-image', '5', '--out', 'sentence'])
+    assert json.loads(Path(f'sentence/{photograph.stem}.json').read_text())['caption'] == caption
+    for folder in ('names', 'sentence'):
+        with Image.open(photograph) as original, Image.open(f'{folder}/{photograph.stem}.png') as drawn:
+            assert drawn.width >= original.width

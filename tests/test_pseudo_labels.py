@@ -1,13 +1,12 @@
 """Pseudo labels: what becomes one, what is read back, and the same bytes after kills and by ranks."""
 
 import importlib.util
+import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ovd.datasets.grounding import GroundingDataset
 
 pytest.importorskip('transformers')
 
-KILLS = int(os.environ.get('OVD_KILLS', '10'))
+EVENTS = 3 + 2 * (1 + 2 + 2)  # images; header, parts, labels and manifest, before and after they are there
 CAPTIONS = ['a red star above a ring', 'a big dog  and a cart\n', 'nothing here']
 PIPELINE = [
     {'type': 'ovd.LoadImage'},
@@ -315,44 +314,58 @@ def test_missing_files_are_named(reference: Any) -> None:
         PseudoLabelling(None, 'cpu')  # type: ignore[arg-type]
 
 
-def run_and_kill(labelling: PseudoLabelling, delay: float) -> bool:
-    """Label in a forked process; kill -9 it after ``delay`` seconds. Whether it was killed."""
+def run_and_kill(labelling: PseudoLabelling, after: int) -> bool:
+    """Label in a forked process that kills itself at event ``after``; whether it came so far.
+
+    Events are an image that is done, and the moments before and after a file appears under its name.
+    """
     child = os.fork()
-    if child == 0:
-        try:
-            labelling.run(labelling.start())
-            os._exit(0)
-        except BaseException:
-            os._exit(3)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == 3), 'the job failed by itself'
-    return os.WIFSIGNALED(status)
+    if child:
+        _, status = os.waitpid(child, 0)
+        assert not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == 3), 'the job failed by itself'
+        return os.WIFSIGNALED(status)
+    events, rename = itertools.count(1), Path.replace
+
+    def tick(*_: Any) -> None:
+        if next(events) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def replace(path: Path, target: Any) -> Path:
+        tick()
+        renamed = rename(path, target)
+        tick()
+        return renamed
+
+    try:
+        Path.replace = replace  # type: ignore[assignment,method-assign]
+        labelling.run(labelling.start(), on_image=tick)
+        os._exit(0)
+    except BaseException:
+        os._exit(3)
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 @pytest.mark.filterwarnings('ignore:This process .* is multi-threaded')
-def test_kills_at_random_moments_change_nothing(reference: Any, tmp_path: Path) -> None:
-    """``OVD_KILLS`` kills; everything anew whenever the labels get finished."""
+def test_kills_at_any_moment_change_nothing(reference: Any, tmp_path: Path) -> None:
+    """Killed at every event in turn; from the start again whenever the labels get finished."""
     torch.set_num_threads(1)
-    section, out = elsewhere(reference, tmp_path), tmp_path / 'out'
-    labelling = PseudoLabelling(section, 'cpu')
-    start = time.monotonic()
+    labelling, out = PseudoLabelling(elsewhere(reference, tmp_path), 'cpu', limit=3), tmp_path / 'out'
     labelling.run(labelling.start())
-    duration = time.monotonic() - start
+    expected = contents(out)
     shutil.rmtree(out)
-    moments = random.Random(0)
-    killed = attempts = 0
-    while killed < KILLS and attempts < 20 * KILLS:
-        attempts += 1
-        killed += run_and_kill(labelling, moments.uniform(0, 0.7 * duration))
-        if (out / 'pseudo.manifest.json').exists() and not (out / 'pseudo.jsonl.parts').exists():
-            assert visible(out) == reference[1]
-            shutil.rmtree(out)
-    assert killed == KILLS
+    for after in range(1, EVENTS + 1):
+        assert run_and_kill(labelling, after)
+        labelling.run(labelling.start())
+        assert visible(out) == expected, f'killed at event {after}'
+        shutil.rmtree(out)
+    assert not run_and_kill(labelling, EVENTS + 1), 'nothing happens after the manifest is there'
+    shutil.rmtree(out)
+    for _ in range(EVENTS):
+        run_and_kill(labelling, 5)
+        if (out / 'pseudo.manifest.json').exists():
+            break
     labelling.run(labelling.start())
-    assert visible(out) == reference[1]
+    assert visible(out) == expected
 
 
 def visible(folder: Path) -> dict[str, bytes]:

@@ -211,6 +211,7 @@ class PseudoLabelling:
     def _join(self) -> dict[str, Any] | None:
         """Write labels and manifest if all parts are there."""
         if (manifest := self._finished()) is not None:
+            shutil.rmtree(self.parts, ignore_errors=True)  # where a job was killed before it did
             return manifest
         if self.num_finished < len(self.plan):
             return None

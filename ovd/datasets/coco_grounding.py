@@ -64,7 +64,7 @@ class CocoGroundingDataset(GroundingDataset):
         labels = match_categories(self.vocabulary, content['categories'])
         is_novel = self.vocabulary.is_novel if self.novel_boxes != 'keep' else ()
         hidden = {label for label, novel in enumerate(is_novel) if novel}
-        boxes: dict[int, dict[int, list[list[float]]]] = {}
+        boxes: dict[Any, dict[int, list[list[float]]]] = {}  # by image id
         for annotation in content['annotations']:
             label = labels.get(annotation['category_id'])
             if label is not None and label not in hidden and not annotation.get('iscrowd'):

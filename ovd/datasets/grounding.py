@@ -146,7 +146,7 @@ class GroundingDataset(BaseDataset):
         caption, instances, spans, types = record['grounding']['caption'], [], {}, {}
         ignored = self._ignored(record, where, left_out)
         for label, region in enumerate(record['grounding'].get('regions') or []):
-            boxes = np.asarray(region['bbox'], dtype=np.float64).reshape(-1, 4)
+            boxes: np.ndarray = np.asarray(region['bbox'], dtype=np.float64).reshape(-1, 4)
             scores = _scores(region, len(boxes), where)
             try:
                 prompt = caption_prompt(caption, {label: region.get('tokens_positive')})

@@ -1,19 +1,25 @@
 """mmdet's own GLIP at toy width, helped over what newer versions of transformers dropped."""
 
-import importlib
-from functools import lru_cache, partial
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from helpers import ROOT
 from mmdet.models.dense_heads import atss_vlfusion_head
-from mmdet.models.utils import vlfuse_helper
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 from toy_glip import MEAN, STD
+
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+try:
+    import mmdet_glip
+finally:
+    sys.path.remove(str(ROOT / 'benchmarks'))
 
 
 def toy_peer(
@@ -74,32 +80,13 @@ def toy_peer(
             }
         )
     )
-    tokenizer = model.language_model.tokenizer
-    if not hasattr(tokenizer, 'batch_encode_plus'):
-        tokenizer.batch_encode_plus = tokenizer.__call__
+    mmdet_glip.mend_tokenizer(model)
     return model.eval()  # type: ignore[no-any-return]
 
 
 def _help_over_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plumbing only: an import, the additive mask, and how the attention module calls its two halves."""
+    """As the benchmark does, undone after the test."""
     if not issubclass(atss_vlfusion_head.BertEncoderLayer, nn.Module):
-        helper = _helper()
-        monkeypatch.setattr(atss_vlfusion_head, 'BertEncoderLayer', helper.BertEncoderLayer)
-        monkeypatch.setattr(atss_vlfusion_head, 'VLFuse', helper.VLFuse)
-
-
-@lru_cache
-def _helper() -> Any:
-    """The peer's fusion module, imported again where its import of transformers had failed."""
-    from transformers import modeling_utils, pytorch_utils
-
-    modeling_utils.apply_chunking_to_forward = pytorch_utils.apply_chunking_to_forward
-    helper = importlib.reload(vlfuse_helper)
-    del modeling_utils.apply_chunking_to_forward
-    helper.BertAttention.forward = lambda self, hidden, mask, *_, **__: (
-        self.output(self.self(hidden, mask)[0], hidden),
-    )
-    helper.BertEncoderLayer.get_extended_attention_mask = lambda self, mask, *_: (
-        (1.0 - mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
-    )
-    return helper
+        parts = mmdet_glip.mended_parts()
+        monkeypatch.setattr(atss_vlfusion_head, 'BertEncoderLayer', parts.BertEncoderLayer)
+        monkeypatch.setattr(atss_vlfusion_head, 'VLFuse', parts.VLFuse)

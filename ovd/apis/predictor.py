@@ -194,8 +194,9 @@ class Predictor:
         Args:
             question: what is added to each data sample.
         """
-        is_one = isinstance(images, (str, os.PathLike, np.ndarray, Image.Image))
-        sources = [images] if is_one else list(images)
+        sources = (
+            [images] if isinstance(images, (str, os.PathLike, np.ndarray, Image.Image)) else list(images)
+        )
         if batch_size < 1:
             raise ValueError(f'batch_size must be at least 1, got {batch_size}')
         for start in range(0, len(sources), batch_size):

@@ -51,7 +51,7 @@ train_dataloader = dict(
                 data_prefix=dict(img='train'),
                 vocabulary='shapes',
                 novel_boxes='pseudo',
-                min_score=0.3,
+                min_score=0.2,
                 pipeline={{_base_.phrase_steps}},
             ),
             dict(

@@ -161,7 +161,9 @@ def status(field: str) -> int:
     """A size of ``/proc/self/status``, in bytes."""
     found = re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())
     if found is None:
-        raise NotImplementedError(f'peak memory on a CPU is read from /proc/self/status, which has no {field}')
+        raise NotImplementedError(
+            f'peak memory on a CPU is read from /proc/self/status, which has no {field}'
+        )
     return int(found[1]) * 1024
 
 

@@ -13,6 +13,7 @@ from toy_lseg import model_config
 
 from ovd.apis.cli import run_tool
 
+
 @pytest.fixture
 def memory() -> Iterator[ModuleType]:
     sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -57,7 +58,7 @@ def test_peaks_speak_of_what_came_after_the_reset(peaks: ModuleType) -> None:
 def test_a_peak_that_stays_is_refused(memory: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {'VmHWM': 400 << 20, 'VmRSS': 100 << 20}
     monkeypatch.setattr(memory, 'status', sizes.__getitem__)
-    with pytest.raises(NotImplementedError, match='VmHWM|/proc'):
+    with pytest.raises(NotImplementedError, match=r'VmHWM|/proc'):
         memory.reset_peak('cpu')
 
 

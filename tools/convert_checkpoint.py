@@ -10,9 +10,10 @@
         --config configs/groupvit_vits16_gcc_yfcc.py
 
 Layouts: detpro (DetPro and ViLD*, mmdet 2.x), lseg (isl-org/lang-seg), groupvit (NVlabs/GroupViT or
-transformers), glip (mmdet or microsoft/GLIP), glipv2 (glip with its head for hidden words). The file is read weights-only. The copy of CLIP inside it is
-left out, and what its own code never uses; every key without a counterpart is listed. With --config the
-result is compared with that model, and refused if a weight is missing or of another shape.
+transformers), glip (mmdet or microsoft/GLIP), glipv2 (glip with its head for hidden words). The file is read
+weights-only. The copy of CLIP inside it is left out, and what its own code never uses; every key without a
+counterpart is listed. With --config the result is compared with that model, and refused if a weight is
+missing or of another shape.
 
 --to takes weights of ours back: 'nvlabs' writes a .pth file, 'transformers' a .safetensors file and, with
 --config, the config.json that belongs beside it.

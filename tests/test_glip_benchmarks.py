@@ -74,16 +74,25 @@ def test_figures_are_the_peers_time_over_ours_and_our_memory_over_the_peers(peer
 def test_other_answers_are_not_compared(
     peer: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    np.savez(tmp_path / 'peer.npz', scores=np.array([0.5, 0.4]))
-    np.savez(tmp_path / 'ours40.npz', scores=np.array([0.5, 0.40001]))
-    peer.check_answers({}, tmp_path)
-    assert 'the same 2 boxes' in capsys.readouterr().err
-    np.savez(tmp_path / 'ours40.npz', scores=np.array([0.5, 0.41]))
-    with pytest.raises(ValueError, match=r'scores differ by 0\.01'):
-        peer.check_answers({}, tmp_path)
-    np.savez(tmp_path / 'ours40.npz', scores=np.array([0.5]))
-    with pytest.raises(ValueError, match='the peer finds 2 boxes, we find 1'):
-        peer.check_answers({}, tmp_path)
+    def write(side: str, scores: list[float], labels: list[int], shift: float = 0.0) -> None:
+        boxes = np.arange(4 * len(scores)).reshape(-1, 4) + shift
+        np.savez(tmp_path / f'{side}.npz', scores=np.array(scores), labels=np.array(labels), bboxes=boxes)
+
+    write('peer', [0.5, 0.4], [1, 2])
+    write('ours40', [0.5, 0.40001], [1, 2], 0.01)
+    peer.check_answers(tmp_path)
+    assert '2 of 2 boxes are equal' in capsys.readouterr().err
+    others: list[tuple[list[float], list[int], float]] = [
+        ([0.5, 0.41], [1, 2], 0.0),
+        ([0.5, 0.4], [1, 3], 0.0),
+        ([0.5, 0.4], [1, 2], 1.0),
+        ([0.5], [1], 0.0),
+        ([], [], 0.0),
+    ]
+    for other in others:
+        write('ours40', *other)
+        with pytest.raises(ValueError, match=r'the peer finds 2 boxes, we \d, of which \d are equal'):
+            peer.check_answers(tmp_path)
 
 
 def test_the_stand_in_for_a_tokenizer_spells_every_name(peer: ModuleType, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LIMIT = 50_000.0  # of attention scores and activations, a guard against overflow in half precision
-_SCORES_AT_A_TIME = 1 << 22  # of attention in inference; affects memory only
+_SCORES_AT_A_TIME = 1 << 21  # of attention in inference; affects memory only
 
 
 class VLFuse(nn.Module):

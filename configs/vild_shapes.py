@@ -7,7 +7,7 @@
     python tools/test.py configs/vild_shapes.py work_dirs/vild_shapes/latest.pth
 
 Gu et al., ICLR 2022, in small: a slim ResNet-18 that starts from the proposal network, one head for words and
-distillation, the tiny CLIP as teacher. 600 steps of 16 pictures, minutes on two cores; scores and times are
+distillation, the tiny CLIP as teacher. 550 steps of 16 pictures, minutes on two cores; scores and times are
 in docs/results.md.
 """
 
@@ -206,7 +206,7 @@ test_dataloader = dict(
 val_evaluator = dict(type='ovd.DetectionMetric', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-max_iters = 600
+max_iters = 550
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

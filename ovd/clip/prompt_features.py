@@ -176,15 +176,14 @@ def split_batch(
     """P prompts without padding."""
     batch = encode_batch(encoder, prompts, offset=offset)
     lengths = batch.features.mask.sum(1).tolist()
-    return [
-        PromptFeatures(
-            prompt,
-            batch.features.hidden[row, :length].float().clone(),
-            batch.features.embedded[row, :length].float().clone(),
-            batch.token_maps[row][:, :length].clone(),
-        )
-        for row, (prompt, length) in enumerate(zip(prompts, lengths))
-    ]
+    found = []
+    for row, (prompt, length) in enumerate(zip(prompts, lengths)):
+        hidden = batch.features.hidden[row, :length].float().clone()
+        embedded = batch.features.embedded[row, :length].float()
+        # Of the last layer alone both are the same numbers, which need not be kept twice.
+        embedded = hidden if torch.equal(hidden, embedded) else embedded.clone()
+        found.append(PromptFeatures(prompt, hidden, embedded, batch.token_maps[row][:, :length].clone()))
+    return found
 
 
 def _widened(token_map: Tensor, length: int) -> Tensor:

@@ -41,7 +41,7 @@ _TEST_CFG: dict[str, Any] = {
     'ranking': 'centerness',
     'aggregation': 'mean',
     'pairs_per_forward': 8,
-    'places_per_forward': 4096,
+    'places_per_forward': 2048,
 }
 
 

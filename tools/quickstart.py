@@ -39,11 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--from-scratch', action='store_true', help='train the tiny CLIP, too')
     args = parser.parse_args(argv)
 
-    import torch
-
-    # Models this small run faster beside their loader process on one thread than on two (docs/results.md).
-    if 'OMP_NUM_THREADS' not in os.environ:
-        torch.set_num_threads(1)
     start = time.perf_counter()
     steps = Steps(OUT)
     clip: list[str] = []
@@ -78,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = WORK / 'clip_tiny_shapes' / 'clip'
         clip = [f'model.text.encoder.model={folder}']
         cached_clip = [f'region_cache.image_encoder.model={folder}']
+    import torch
+
+    # From here on a loader or another training is at work beside each training.
+    if 'OMP_NUM_THREADS' not in os.environ:
+        torch.set_num_threads(1)
     train('train a proposal network on base boxes', 'rpn_shapes')
     with steps.beside('train ViLD-text, the control', *training('vild_text_shapes', clip)):
         call = ['configs/vild_shapes.py', *with_options(cached_clip)]

@@ -18,6 +18,7 @@ from ovd.text.phrases import (
     positive_map,
     split_caption,
     split_names,
+    splits_word,
     token_positions,
     word_name,
 )
@@ -227,3 +228,55 @@ def test_captions_of_the_reference_cases() -> None:
             prompt = caption_prompt(case['input']['caption'], case['input']['tokens_positive'])
             assert prompt.text == case['caption']
             assert list(prompt.names) == case['entities']
+
+
+@pytest.mark.parametrize('spans', [[[0, 4]], [[401, 406]], [[0, 4], [401, 406]]])
+def test_phrases_with_blanks_at_their_ends_lie_in_a_window(spans: list[list[int]]) -> None:
+    """The blanks of a text's ends belong to no token, so no window has them."""
+    caption = ' ' + ' '.join(f'w{index:02}' for index in range(100)) + ' a.   '
+    prompt = caption_prompt(caption, [[span] for span in spans])
+    windows = split_caption(prompt, word_offsets(prompt.text), max_tokens=12)
+    assert [label for window in windows for label in window.labels] == list(range(len(spans)))
+    for window in windows:
+        assert window.text == prompt.text[window.start : window.start + len(window.text)]
+        positions = positive_map(window, word_offsets(window.text))
+        expected = [caption[start:end].split() for start, end in (spans[label] for label in window.labels)]
+        words = [[window.text[slice(*word_offsets(window.text)[p])] for p in own] for own in positions]
+        assert [''.join(own) for own in words] == [''.join(own) for own in expected]
+
+
+def test_a_phrase_without_tokens_in_a_long_caption_is_named() -> None:
+    caption = 'word ' * 30 + '\u200b. word'
+    prompt = caption_prompt(caption, [[[150, 151]], [[0, 4]]])
+    with pytest.raises(ValueError, match=r"phrase '\\u200b' has no tokens in 'word word"):
+        split_caption(prompt, [pair for pair in word_offsets(prompt.text) if pair != (150, 151)], 12)
+
+
+def test_a_window_of_a_window_knows_where_it_begins() -> None:
+    prompt = caption_prompt('a red star above a ring.', [[[2, 10]], [[17, 23]]])
+    window = prompt.window(6, 24, [0, 1])
+    assert window.spans == (((0, 4),), ((11, 17),))
+    assert window.window(11, 18, [1]).start == 17
+    assert window.window(11, 18, [1]).text == 'a ring.'
+
+
+@pytest.mark.parametrize(
+    ('text', 'position', 'splits'),
+    [
+        ('car', 1, True),
+        ('a car', 2, False),
+        ('cafe\u0301', 4, True),  # parts a letter from its accent
+        ('cafe\u0301s', 5, True),
+        ('cafe\u0301 s', 5, False),
+        ('कारखाना', 3, True),  # after a vowel sign and a consonant
+        ('का और', 2, False),
+        ('東京', 1, False),
+        ('รถยนต์', 2, False),  # Thai: no blanks between words
+        ('ที่นี่', 1, True),  # a Thai vowel sign belongs to its letter
+        ('カー', 1, False),
+        ('ｶｰ', 1, False),
+        ('東京tower', 2, False),
+    ],
+)  # fmt: skip
+def test_where_a_cut_goes_through_a_word(text: str, position: int, splits: bool) -> None:
+    assert splits_word(text, position) == splits

@@ -17,6 +17,7 @@ Wordings = Mapping[str, Mapping[str, str]]
 SEPARATOR = '. '
 _WORDING = ('prefix', 'name', 'suffix')
 _COMMENT = re.compile(r'\([^()]*\)')
+_NO_BLANKS = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]')  # Thai, Lao, Burmese, Khmer
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Prompt:
         spans: per entity, its character ranges [start, end) of the text; several when it is interrupted.
         names: per entity, the user's own words for it.
         labels: per entity, its place in the user's list.
+        start: where a longer text, which this is a window of, has the first character of this one.
     """
 
     text: str
     spans: tuple[tuple[Span, ...], ...]
     names: tuple[str, ...]
     labels: tuple[int, ...]
+    start: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.spans) == len(self.names) == len(self.labels):
@@ -45,12 +48,18 @@ class Prompt:
         return len(self.spans)
 
     def window(self, start: int, end: int, entities: Sequence[int]) -> 'Prompt':
-        """Characters [start, end) of the text with some of its entities, which must lie inside."""
+        """Characters [start, end) of the text with what lies there of some of its entities."""
         return Prompt(
             self.text[start:end],
-            tuple(tuple((b - start, e - start) for b, e in self.spans[entity]) for entity in entities),
+            tuple(
+                tuple(
+                    (max(b, start) - start, min(e, end) - start) for b, e in ranges if b < end and e > start
+                )
+                for ranges in (self.spans[entity] for entity in entities)
+            ),
             tuple(self.names[entity] for entity in entities),
             tuple(self.labels[entity] for entity in entities),
+            self.start + start,
         )
 
 
@@ -183,11 +192,29 @@ def locate_phrases(caption: str, phrases: Sequence[str]) -> list[list[list[int]]
 
 
 def splits_word(text: str, position: int) -> bool:
-    """Whether a cut before character ``position`` goes through a word; Chinese, say, can be cut anywhere."""
+    """Whether a cut before character ``position`` goes through a word, or parts a letter from its marks.
+
+    Scripts that write no blanks between words, such as Chinese and Thai, can be cut between any two letters.
+    """
     if not 0 < position < len(text):
         return False
-    pair = text[position - 1 : position + 1]
-    return all(char.isalnum() and unicodedata.east_asian_width(char) not in 'WF' for char in pair)
+    if _is_mark(text[position]):
+        return not text[position - 1].isspace()
+    before = position - 1
+    while before and _is_mark(text[before]):
+        before -= 1
+    return _ends_at_blanks(text[before]) and _ends_at_blanks(text[position])
+
+
+def _is_mark(char: str) -> bool:
+    """Whether a character is drawn onto the letter before it."""
+    return unicodedata.category(char)[0] == 'M'
+
+
+def _ends_at_blanks(char: str) -> bool:
+    """Whether a character belongs to words that blanks and signs tell apart."""
+    is_wide = unicodedata.east_asian_width(char) in 'WFH'
+    return char.isalnum() and not is_wide and not _NO_BLANKS.match(char)
 
 
 def token_positions(ranges: Iterable[Sequence[int]], offsets: Sequence[Sequence[int]]) -> list[int]:
@@ -271,7 +298,7 @@ def split_caption(
         offsets: per token, its characters [start, end), of the whole text.
         max_tokens: longest window, ``special_tokens`` at its ends included.
     Raises:
-        ValueError: a phrase that is longer than a window.
+        ValueError: a phrase that is longer than a window, or has no tokens.
     """
     words = [(start, end) for start, end in offsets if end > start]
     budget = max_tokens - special_tokens
@@ -279,22 +306,16 @@ def split_caption(
         return [prompt]
     if not len(prompt):
         return _consecutive(prompt, words, budget)
-    reach = [(min(b for b, _ in ranges), max(e for _, e in ranges)) for ranges in prompt.spans]
-    left = sorted(range(len(prompt)), key=lambda entity: reach[entity])
+    extents = [_extent(words, prompt, entity, budget) for entity in range(len(prompt))]
+    left = sorted(range(len(prompt)), key=lambda entity: extents[entity])
     windows = []
     while left:
-        begin, until = _extent(words, *reach[left[0]])
-        if until - begin > budget:
-            raise ValueError(
-                f'phrase {prompt.names[left[0]]!r} takes {until - begin} tokens, '
-                f'more than the {budget} of a prompt'
-            )
+        begin, until = extents[left[0]]
         spare = budget - (until - begin)
         first = _word_start(prompt.text, words, max(0, begin - spare // 2), begin)
         last = _word_end(prompt.text, words, min(len(words), first + budget), until)
-        start, end = words[first][0], words[last - 1][1]
-        inside = [entity for entity in left if start <= reach[entity][0] and reach[entity][1] <= end]
-        windows.append(prompt.window(start, end, inside))
+        inside = [entity for entity in left if first <= extents[entity][0] and extents[entity][1] <= last]
+        windows.append(prompt.window(words[first][0], words[last - 1][1], inside))
         left = [entity for entity in left if entity not in inside]
     return windows
 
@@ -320,10 +341,17 @@ def _fill(token_counts: Sequence[int], budget: int) -> list[range]:
     return [*prompts, range(start, len(token_counts))] if len(token_counts) else []
 
 
-def _extent(words: Sequence[Sequence[int]], start: int, end: int) -> tuple[int, int]:
-    """Range of the tokens that share a character with [start, end)."""
-    inside = token_positions([(start, end)], words)
-    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+def _extent(words: Sequence[Sequence[int]], prompt: Prompt, entity: int, budget: int) -> tuple[int, int]:
+    """The first token of an entity, and the one after its last; at most ``budget`` lie between."""
+    inside = token_positions(prompt.spans[entity], words)
+    if not inside:
+        raise ValueError(f'phrase {prompt.names[entity]!r} has no tokens in {_short(prompt.text)}')
+    begin, until = inside[0], inside[-1] + 1
+    if until - begin > budget:
+        raise ValueError(
+            f'phrase {prompt.names[entity]!r} takes {until - begin} tokens, more than the {budget} of a prompt'
+        )
+    return begin, until
 
 
 def _word_start(text: str, words: Sequence[Sequence[int]], first: int, limit: int) -> int:
@@ -343,7 +371,8 @@ def _word_end(text: str, words: Sequence[Sequence[int]], last: int, limit: int) 
 def _checked_ranges(caption: str, label: Any, ranges: Any) -> tuple[Span, ...]:
     where = f'phrase {label} of caption {_short(caption)}'
     if isinstance(ranges, (str, bytes)) or not isinstance(ranges, Sequence) or not ranges:
-        raise ValueError(f'{where}: expected a list of [start, end), got {ranges!r}')
+        hint = f'; the whole caption is [[0, {len(caption)}]]' if ranges == -1 else ''
+        raise ValueError(f'{where}: expected a list of [start, end), got {ranges!r}{hint}')
     checked = []
     for pair in ranges:
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(end, int) for end in pair):

@@ -349,7 +349,8 @@ def _extent(words: Sequence[Sequence[int]], prompt: Prompt, entity: int, budget:
     begin, until = inside[0], inside[-1] + 1
     if until - begin > budget:
         raise ValueError(
-            f'phrase {prompt.names[entity]!r} takes {until - begin} tokens, more than the {budget} of a prompt'
+            f'phrase {prompt.names[entity]!r} takes {until - begin} tokens, '
+            f'more than the {budget} of a prompt'
         )
     return begin, until
 

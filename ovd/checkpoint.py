@@ -28,6 +28,7 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .files import atomic_path
 from .safe_reading import PathLike, UnsafeCheckpointError, read_checkpoint, require_file
@@ -122,37 +123,73 @@ def compare(
 ) -> LoadReport:
     """Report how ``tensors`` fit ``module``; the patterns (``fnmatch``) name keys not worth reporting.
 
-    What the hooks of ``register_load_state_dict_pre_hook`` rename or resize on loading is done before.
+    What loading itself renames or resizes is done before: the report says what ``load_state_dict`` does.
     """
-    expected = module.state_dict()
-    tensors = _after_load_hooks(module, tensors)
+    return _trial(module, tensors, allow_missing, allow_unexpected)[0]
+
+
+class _NoCopies(TorchFunctionMode):
+    """Inside, ``Tensor.copy_`` does nothing, and so loading changes no weight."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is Tensor.copy_ else func(*args, **(kwargs or {}))
+
+
+def _trial(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    allow_missing: Iterable[str] = (),
+    allow_unexpected: Iterable[str] = (),
+) -> tuple[LoadReport, dict[str, Tensor]]:
+    """What loading would do, and the tensors without those of another shape.
+
+    Goes through the modules as ``load_state_dict`` does, with their hooks and their own
+    ``_load_from_state_dict``, by which hosts rename what older or other models call differently.
+    """
+    expected = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    found: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+
+    def load(part: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
+        part._load_from_state_dict(state, prefix, {}, True, [], unexpected, [])
+        own = (key for key in state if key.startswith(prefix) and '.' not in key[len(prefix) :])
+        found.update((key, state[key]) for key in own if key in expected)
+        for name, child in part._modules.items():
+            inner = f'{prefix}{name}.'
+            below = {key: tensor for key, tensor in state.items() if key.startswith(inner)}
+            if child is None:
+                unexpected.extend(below)
+            else:
+                load(child, below, inner)
+
+    with _NoCopies():
+        load(module, dict(tensors), '')
+    given = {id(tensor) for tensor in tensors.values()}
+    mismatched = {
+        key: tensor
+        for key, tensor in found.items()
+        if tensor.shape != expected[key].shape and (tensor.shape, expected[key].dim()) != ((1,), 0)
+    }
+    # Batch norms invent a counter that the file lacks.
+    matched = [key for key in found.keys() - mismatched if key in tensors or id(found[key]) in given]
     allow_missing = [*allow_missing, '*num_batches_tracked']
-    allow_unexpected = list(allow_unexpected)
-
-    def is_allowed(key: str, patterns: list[str]) -> bool:
-        return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
-
-    shared = [key for key in expected if key in tensors and isinstance(expected[key], Tensor)]
-    mismatched = tuple(
-        (key, tuple(tensors[key].shape), tuple(expected[key].shape))
-        for key in shared
-        if tensors[key].shape != expected[key].shape
+    report = LoadReport(
+        missing=tuple(_not_allowed((key for key in expected if key not in found), allow_missing)),
+        unexpected=tuple(_not_allowed(unexpected, allow_unexpected)),
+        mismatched=tuple(
+            (key, tuple(mismatched[key].shape), tuple(expected[key].shape))
+            for key in expected
+            if key in mismatched
+        ),
+        num_matched=len(matched),
     )
-    return LoadReport(
-        missing=tuple(k for k in expected if k not in tensors and not is_allowed(k, allow_missing)),
-        unexpected=tuple(k for k in tensors if k not in expected and not is_allowed(k, allow_unexpected)),
-        mismatched=mismatched,
-        num_matched=len(shared) - len(mismatched),
-    )
+    refused = {id(tensor) for tensor in mismatched.values()}
+    return report, {key: tensor for key, tensor in tensors.items() if id(tensor) not in refused}
 
 
-def _after_load_hooks(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as ``module.load_state_dict`` sees them, once the modules' own hooks have changed them."""
-    seen = dict(tensors)
-    for name, part in module.named_modules():
-        for hook in part._load_state_dict_pre_hooks.values():
-            hook(seen, f'{name}.' if name else '', {}, True, [], [], [])
-    return seen
+def _not_allowed(keys: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    patterns = list(patterns)
+    return [key for key in keys if not any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)]
 
 
 def load_into(
@@ -174,7 +211,7 @@ def load_into(
         ValueError: strict and something does not fit, or nothing at all fits; the model is unchanged.
     """
     tensors = _unwrapped(tensors)
-    report = compare(module, tensors, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+    report, fitting = _trial(module, tensors, allow_missing, allow_unexpected)
     if report.num_matched == 0 and tensors:
         raise ValueError(
             f'{source} belongs to another model: none of its {len(tensors)} tensors fits '
@@ -182,8 +219,7 @@ def load_into(
         )
     if strict and not report.is_complete:
         raise ValueError(f'{source} does not fit {type(module).__name__}: {report}')
-    other_shape = {key for key, _, _ in report.mismatched}
-    module.load_state_dict({k: v for k, v in tensors.items() if k not in other_shape}, strict=False)
+    module.load_state_dict(fitting, strict=False)
     return report
 
 

@@ -586,3 +586,47 @@ def test_what_load_hooks_rename_counts_as_fitting() -> None:
     assert load_into(model, tensors).is_complete
     assert model[0].weight.eq(1).all()
     assert set(tensors) == {'module.old.weight', 'module.old.bias'}
+
+
+class Renamer(nn.Module):
+    """Renames on loading, by a method of its own as mmdet's detectors do, and has a part that is absent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new = nn.Linear(2, 2)
+        self.register_module('clip', None)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for key in [key for key in state if key.startswith(f'{prefix}old.')]:
+            state[key.replace('old.', 'new.')] = state.pop(key)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def test_what_a_module_renames_on_loading_counts_as_fitting() -> None:
+    model = nn.ModuleDict({'part': Renamer()})
+    before = model.part.new.weight.clone()
+    tensors = {'part.old.weight': torch.ones(2, 2), 'part.old.bias': torch.ones(2)}
+    assert compare(model, tensors) == LoadReport((), (), (), 2)
+    assert torch.equal(model.part.new.weight, before), 'comparing changes nothing'
+    assert load_into(model, tensors).is_complete
+    assert model.part.new.weight.eq(1).all()
+
+
+def test_a_renamed_tensor_of_another_shape_is_left_out() -> None:
+    model = Renamer()
+    tensors = {'old.weight': torch.ones(2, 2), 'old.bias': torch.ones(5)}
+    report = load_into(model, tensors, strict=False)
+    assert report == LoadReport((), (), (('new.bias', (5,), (2,)),), 1)
+    assert model.new.weight.eq(1).all()
+
+
+def test_what_belongs_to_an_absent_part_is_left_over() -> None:
+    tensors = {**Renamer().state_dict(), 'clip.proj': torch.ones(1), 'new.more.x': torch.ones(1)}
+    assert compare(Renamer(), tensors).unexpected == ('new.more.x', 'clip.proj')
+
+
+def test_a_scalar_stored_as_one_element_fits() -> None:
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.zeros(()))
+    assert load_into(model, {'scale': torch.full((1,), 3.0)}).is_complete
+    assert model.scale.item() == 3

@@ -145,9 +145,6 @@ class ToolRunner(Runner):
         tensors = checkpoint['state_dict']
         for pattern, replacement in revise_keys:
             tensors = {re.sub(pattern, replacement, key): value for key, value in tensors.items()}
-        if hasattr(model, 'rpn_head') and not any(key.startswith('rpn_head.') for key in tensors):
-            # mmdet's two-stage detectors start from a proposal network of its own, which has this name there.
-            tensors = {re.sub(r'^bbox_head\.', 'rpn_head.', key): value for key, value in tensors.items()}
         if self._train_loop is not None and not self._resume:
             report = load_into(model, tensors, strict=strict, source=filename)
             if not report.is_complete:

@@ -10,6 +10,7 @@ import pytest
 
 from ovd.text import nouns
 from ovd.text.nouns import GROUPVIT_TAGS, Noun, NounExtractor
+from ovd.text.phrases import caption_prompt
 
 CAPTION = 'A woman walks two dogs past a red fire truck.'
 # Penn Treebank tags of the words of CAPTION.
@@ -194,6 +195,27 @@ def test_phrases_end_in_a_noun_and_a_final_one_is_not_lost(
     assert words(extractor.extract(CAPTION)) == ['woman', 'dogs', 'red fire truck']
     assert words(extractor.extract('two dogs past a bowl of fresh fruit')) == ['dogs', 'bowl of fresh fruit']
     assert words(extractor.extract('a "red" truck')) == ['truck']
+
+
+@pytest.mark.parametrize(
+    ('caption', 'tagged', 'found'),
+    [
+        ('a 5km run', [('DT', 0, 1), ('CD', 2, 3), ('NN', 3, 5), ('NN', 6, 9)], ['5km run']),
+        ('wanna ring', [('NN', 0, 3), ('TO', 3, 5), ('NN', 6, 10)], ['wanna', 'ring']),
+        ('star2ring', [('NN', 0, 4), ('CD', 4, 5), ('NN', 5, 9)], ['star2ring']),
+        ("dog's 東京bowl", [('NN', 0, 3), ('POS', 3, 5), ('DT', 6, 8), ('NN', 8, 12)], ['dog', 'bowl']),
+    ],
+)
+def test_phrases_of_a_tagger_are_whole_words(
+    monkeypatch: pytest.MonkeyPatch, caption: str, tagged: list[tuple[str, int, int]], found: list[str]
+) -> None:
+    """Taggers cut '5km' and 'wanna' in two; a phrase that splits a word is one that no prompt takes."""
+    install_spacy(monkeypatch)
+    extractor = NounExtractor('spacy', phrases=True)
+    monkeypatch.setattr(extractor, '_tag', lambda text: [nouns.Token(*token) for token in tagged])
+    phrases = extractor.extract(caption)
+    assert words(phrases) == found
+    caption_prompt(caption, [[[noun.start, noun.end]] for noun in phrases])
 
 
 def test_nothing_is_used_without_its_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,15 @@ class PromptEncoder:
         """A caption, in windows if it is too long, see ``split_caption``."""
         return split_caption(prompt, self.encoder.offsets(prompt.text), self.encoder.max_tokens)
 
+    def check(self, prompt: Prompt) -> None:
+        """Refuse a caption that cannot be read.
+
+        Raises:
+            ValueError: a phrase without tokens, or of more than a prompt takes.
+        """
+        for window in self.caption_prompts(prompt):
+            positive_map(window, self.encoder.offsets(window.text))
+
     def forget(self) -> None:
         """Encode everything anew; needed after weights were written to behind autograd's back."""
         self._kept.clear()

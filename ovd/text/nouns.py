@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+from .phrases import splits_word
 from .vocabulary import Vocabulary, VocabularySpec
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class NounExtractor:
         assert self._tag is not None
         tokens = self._tag(caption)
         if self.phrases:
-            spans = _phrase_spans(tokens)
+            spans = _whole_words(caption, _phrase_spans(tokens))
         else:
             spans = [(token.start, token.end) for token in tokens if token.tag in self.tags]
         return [Noun(caption[start:end], start, end) for start, end in spans]
@@ -206,6 +207,19 @@ def _phrase_spans(tokens: Sequence[Token]) -> list[tuple[int, int]]:
     """Character positions of the noun phrases, a final one included."""
     kinds = ''.join(_KINDS.get(token.tag[:2], ' ') for token in tokens)
     return [(tokens[m.start()].start, tokens[m.end() - 1].end) for m in _PHRASE.finditer(kinds)]
+
+
+def _whole_words(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans that a tagger cut out of words ("km" of "5km"), widened to the words; each word once."""
+    widened: list[tuple[int, int]] = []
+    for start, end in spans:
+        while splits_word(text, start):
+            start -= 1
+        while splits_word(text, end):
+            end += 1
+        if not widened or start >= widened[-1][1]:
+            widened.append((start, end))
+    return widened
 
 
 # Words that end a phrase to the left: what stands before a noun and is none of these says how it looks.

@@ -23,6 +23,7 @@ pseudo_labels = dict(
         missing_images='drop',
     ),
     nouns=dict(phrases=True),
+    broken_images='drop',
     score_thr=0.5,
 )
 train_dataloader = dict(

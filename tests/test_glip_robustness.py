@@ -13,6 +13,7 @@ from toy_glip import WORDS, batch, images, toy_config, toy_glip
 from ovd.clip.bert import BertText
 from ovd.clip.prompt_features import PromptEncoder
 from ovd.models.glip import GLIP
+from ovd.text.nouns import Noun, NounExtractor
 from ovd.text.phrases import Prompt, caption_prompt, class_prompt, locate_phrases, positive_map
 from ovd.text.vocabulary import Vocabulary
 
@@ -238,3 +239,14 @@ def test_words_have_the_same_features_whatever_is_encoded_beside_them(tmp_path: 
         (alone,) = PromptEncoder(encoder).encode([prompt])
         assert torch.equal(kept.hidden, alone.hidden)
         assert torch.equal(kept.embedded, alone.embedded)
+
+
+def test_phrases_that_cannot_be_read_are_not_looked_for(model: GLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tagger takes joiners of emojis and lists of keywords for nouns, the text encoder does not."""
+    keywords = ' '.join(['star'] * 300)
+    caption = f'a dog \u200d and {keywords}'
+    nouns = [Noun('dog', 2, 5), Noun('\u200d', 6, 7), Noun(keywords, 12, len(caption))]
+    monkeypatch.setattr(NounExtractor, 'extract', lambda self, text: nouns)
+    assert model.find_phrases(caption) == [[[2, 5]]]
+    detect(model, batch(images(SHAPES[:1]), text=[caption]))
+    assert model.readable_phrases(caption, []) == []

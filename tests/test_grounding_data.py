@@ -96,6 +96,16 @@ def test_a_pipeline_makes_training_samples(tmp_path: Path) -> None:
         (changed(tokens_positive=[[0, 99]]), r'line 2: .*\[0, 99\) are not in the caption of 27'),
         (changed(tokens_positive=[[0, 9]]), "line 2: .*'a red sta' .* splits a word"),
         (changed(bbox=[100, 8, 120, 40]), r'line 2: box \[100.0, .* not in the image of 96 x 64'),
+        (LINE | {'height': '64'}, "line 2: 'height' is '64'"),
+        (LINE | {'filename': None}, "line 2: 'filename' is None"),
+        (LINE | {'grounding': {}}, "line 2: the caption of 'grounding' is None, expected a text"),
+        (LINE | {'grounding': []}, "line 2: the caption of 'grounding' is None, expected a text"),
+        (changed(bbox=None), r"line 2: region 0: expected 'bbox', \[x1, .* got None"),
+        (changed(bbox=[1, 2, 3]), r'line 2: region 0: expected .* got \[1, 2, 3\]'),
+        (changed(bbox=[[1, 2, 3, 4], [5]]), 'line 2: region 0: expected'),
+        (changed(bbox=[40, 8, 8, 40]), r'line 2: box \[40.0, .*\] \[x1, y1, x2, y2\] has no area'),
+        (changed(score='high'), "line 2: expected a score for each box, got 'high'"),
+        (changed(phrase='a blue star'), "line 2: phrase 0 is 'a blue star', its characters are 'a red star'"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: Any, message: str) -> None:
@@ -112,6 +122,20 @@ def test_bad_regions_can_be_left_out(tmp_path: Path) -> None:
     dataset = read(tmp_path, lines, bad_regions='drop')
     for info in dataset:
         assert info['tokens_positive'] == {1: [[17, 27]]}
+
+
+def test_a_phrase_may_be_spelled_otherwise_but_not_be_another(tmp_path: Path) -> None:
+    lines = [changed(phrase=phrase) for phrase in ('A red  STAR', ['star', 'a red'], 'a-red_star', None)]
+    for info in read(tmp_path, lines):
+        assert info['tokens_positive'] == {0: [[0, 10]], 1: [[17, 27]]}
+    (info,) = read(tmp_path, [changed(phrase='red star above')], bad_regions='drop')
+    assert info['tokens_positive'] == {1: [[17, 27]]}
+
+
+def test_a_file_without_samples_is_named(tmp_path: Path) -> None:
+    """A sampler of endless batches would wait for the first sample for ever."""
+    with pytest.raises(ValueError, match=r'lines\.jsonl has no samples'):
+        read(tmp_path, [''])
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

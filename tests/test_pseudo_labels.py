@@ -15,6 +15,7 @@ import torch
 from helpers import ROOT, write_image
 from mmdet.utils import register_all_modules
 from toy_glip import toy_config, toy_glip
+from toy_predictor import write_toy
 from toy_regions import contents, run_tool
 
 from ovd.apis.predictor import Predictor
@@ -22,6 +23,7 @@ from ovd.apis.pseudo_boxes import CaptionTask, Selection, label_image, select
 from ovd.apis.pseudo_labels import PseudoLabelling
 from ovd.config import load_config
 from ovd.datasets.grounding import GroundingDataset
+from ovd.text.nouns import Noun, NounExtractor
 
 pytest.importorskip('transformers')
 
@@ -173,6 +175,72 @@ def test_one_image_with_several_captions_costs_its_features_once(reference: Any)
         assert [r['phrase'] for r in alone['regions']] == [r['phrase'] for r in line['regions']]
         for one, other in zip(alone['regions'], line['regions']):
             assert torch.allclose(torch.tensor(one['bbox']), torch.tensor(other['bbox']), atol=0.02)
+
+
+def test_noun_phrases_are_asked_for_unless_words_are_wanted(reference: Any, tmp_path: Path) -> None:
+    nouns = {'backend': 'vocabulary', 'vocabulary': ['star', 'ring']}
+    phrases = {}
+    for name, changes in (('default', {}), ('words', {'phrases': False})):
+        section = elsewhere(reference, tmp_path / name) | {'nouns': {**nouns, **changes}}
+        label(section, limit=1)
+        phrases[name] = read_lines(section)[0]['grounding']['regions'][0]['phrase']
+    assert phrases == {'default': 'red star', 'words': 'star'}
+
+
+def test_a_teacher_of_class_lists_is_refused(reference: Any, tmp_path: Path) -> None:
+    config, checkpoint = write_toy(tmp_path)
+    teacher = {'config': str(config), 'checkpoint': str(checkpoint)}
+    with pytest.raises(ValueError, match=r'pseudo_labels\.teacher is a ToyDetector, .* such as GLIP'):
+        PseudoLabelling({**reference[0], 'teacher': teacher}, 'cpu')
+
+
+def test_a_broken_image_ends_the_job_unless_it_is_dropped(reference: Any, tmp_path: Path) -> None:
+    images = tmp_path / 'images'
+    shutil.copytree(reference[0]['captions']['data_prefix']['img_path'], images)
+    (images / '1.png').write_bytes(b'no image')
+    captions = {**reference[0]['captions'], 'data_prefix': {'img_path': str(images)}}
+    section = elsewhere(reference, tmp_path) | {'captions': captions, 'images_per_part': 1}
+    for workers in (0, 2):
+        with pytest.raises(ValueError, match=r"1\.png is damaged .*\(pseudo_labels\.broken_images='drop'"):
+            label(section, limit=3, workers=workers)
+    assert len(list((tmp_path / 'out').rglob('part-*'))) == 1, 'what was done before it is kept'
+    manifest = label(section | {'broken_images': 'drop'}, limit=3)
+    assert (manifest['counts']['lines'], manifest['counts']['broken_images']) == (4, 1)
+    assert {line['filename'] for line in read_lines(section)} == {'0.png', '2.png'}
+    with pytest.raises(ValueError, match=r"broken_images must be one of .* got 'skip'"):
+        PseudoLabelling(section | {'broken_images': 'skip'}, 'cpu')
+
+
+def test_phrases_that_the_teacher_cannot_read_do_not_end_the_job(
+    reference: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A joiner of emojis has no tokens; a list of keywords is longer than the text encoder reads."""
+    longest = ' '.join(['star'] * 300)
+    caption = f'a red star \u200d {longest}'
+    nouns = [Noun('red star', 2, 10), Noun('\u200d', 11, 12), Noun(longest, 13, len(caption))]
+    monkeypatch.setattr(NounExtractor, 'extract', lambda self, text: nouns)
+    path = tmp_path / 'captions.jsonl'
+    path.write_text(json.dumps({'image': '0.png', 'caption': caption}))
+    section = elsewhere(reference, tmp_path)
+    section['captions'] = {**section['captions'], 'ann_file': str(path)}
+    label(section)
+    (line,) = read_lines(section)
+    assert [region['phrase'] for region in line['grounding']['regions']] == ['red star']
+
+
+def test_a_second_round_keeps_the_scores_of_the_first(reference: Any, tmp_path: Path) -> None:
+    """What the first teacher found does not become true."""
+    captions = {
+        'type': 'ovd.GroundingDataset',
+        'ann_file': reference[0]['out'],
+        'data_prefix': {'img': reference[0]['captions']['data_prefix']['img_path']},
+    }
+    section = elsewhere(reference, tmp_path) | {'captions': captions}
+    counts = label(section)['counts']
+    assert counts['true_boxes'] == 0
+    assert counts['pseudo_boxes'] > 0
+    first, second = (read_lines(each)[0]['grounding']['regions'][0] for each in (reference[0], section))
+    assert first == second
 
 
 STAR, RING = [[2, 6]], [[9, 13]]

@@ -1,7 +1,8 @@
 """Let a trained model ground the phrases of captions, and write what it finds as training data (ODVG).
 
-python tools/pseudo_label.py configs/glip_shapes_student.py [--limit 100] [--device cuda] [--cfg-options
-KEY=VALUE ...] torchrun --nproc-per-node 8 tools/pseudo_label.py configs/glip_shapes_student.py
+    python tools/pseudo_label.py configs/glip_shapes_student.py [--limit 100] [--device cuda]
+        [--cfg-options KEY=VALUE ...]
+    torchrun --nproc-per-node 8 tools/pseudo_label.py configs/glip_shapes_student.py
 
 Kill it whenever you like: the same command continues, with any number of processes.
 """

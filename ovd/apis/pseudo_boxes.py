@@ -24,7 +24,7 @@ class CaptionTask:
     """A caption with the phrases whose boxes are known, and those that the teacher is asked for.
 
     Attributes:
-        known: regions as ODVG writes them, without scores.
+        known: regions as ODVG writes them; with scores where another teacher found their boxes.
         asked: character ranges of each phrase without boxes.
     """
 
@@ -61,8 +61,9 @@ def grounding_task(info: Mapping[str, Any]) -> CaptionTask:
     """A caption of a ``GroundingDataset``: its boxes are known, its ignored phrases are asked for."""
     known = []
     for label, ranges in info['tokens_positive'].items():
-        boxes = [entry['bbox'] for entry in info['instances'] if entry['bbox_label'] == label]
-        known.append(_region(info['text'], ranges, boxes))
+        own = [entry for entry in info['instances'] if entry['bbox_label'] == label]
+        scores = [entry['score'] for entry in own if 'score' in entry]
+        known.append(_region(info['text'], ranges, [entry['bbox'] for entry in own], scores))
     asked = tuple([list(span)] for span in info.get('tokens_ignored') or ())
     return CaptionTask(info['text'], tuple(known), asked)
 
@@ -94,7 +95,7 @@ def label_image(
                 own = [(box, score) for place, box, score in chosen if place == label]
                 if own:
                     boxes, scores = zip(*own)
-                    regions.append(_region(task.text, ranges, list(boxes)) | {'score': list(scores)})
+                    regions.append(_region(task.text, ranges, list(boxes), list(scores)))
                 else:
                     left += ranges
         if regions:
@@ -138,7 +139,8 @@ def _words(text: str, ranges: Ranges) -> str:
     return ' '.join(text[start:end] for start, end in ranges).casefold()
 
 
-def _region(text: str, ranges: Ranges, boxes: list[list[float]]) -> dict[str, Any]:
+def _region(text: str, ranges: Ranges, boxes: list[list[float]], scores: list[float]) -> dict[str, Any]:
     parts = [text[start:end] for start, end in ranges]
     phrase = parts[0] if len(parts) == 1 else parts
-    return {'phrase': phrase, 'tokens_positive': ranges, 'bbox': boxes}
+    region: dict[str, Any] = {'phrase': phrase, 'tokens_positive': ranges, 'bbox': boxes}
+    return region | {'score': scores} if scores else region

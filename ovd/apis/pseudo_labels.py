@@ -14,6 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,22 @@ from mmdet.structures import DetDataSample
 from torch import Tensor
 
 from ..config import load_config
-from ..datasets.captions import CaptionDataset
+from ..datasets.annotations import check_option
+from ..datasets.captions import CaptionDataset, Tally
 from ..datasets.grounding import GroundingDataset
+from ..datasets.images import BrokenImageError
 from ..files import atomic_path, sha256_file, sha256_json, write_json
 from ..registry import DATASETS
 from ..text.nouns import NounExtractor
 from ..version import __version__
 from .caching import key_problems, map_ahead
 from .predictor import Predictor
-from .pseudo_boxes import CaptionTask, Selection, grounding_task, label_image
+from .pseudo_boxes import CaptionTask, Ranges, Selection, grounding_task, label_image
 
 _FORMAT = 'ovd.pseudo_labels/1'
 _REQUIRED = ('out', 'teacher', 'captions')
-_SECTION = (*_REQUIRED, 'nouns', 'score_thr', 'max_boxes', 'phrase_nms', 'images_per_part')
+_SELECTION = ('score_thr', 'max_boxes', 'phrase_nms')
+_SECTION = (*_REQUIRED, *_SELECTION, 'nouns', 'images_per_part', 'broken_images')
 _TEACHER = ('config', 'checkpoint')
 
 
@@ -43,9 +47,11 @@ class PseudoLabelling:
 
     Args:
         section: ``out``, the ODVG file to write; ``teacher`` (``config``, ``checkpoint``); ``captions``, a
-            ``CaptionDataset``, whose phrases are found by ``nouns`` (arguments of ``NounExtractor``), or a
-            ``GroundingDataset``, whose boxes are kept and whose ignored phrases are asked for; the arguments
-            of ``Selection``; ``images_per_part``, the unit that a killed job repeats.
+            ``CaptionDataset``, all captions of each image, whose noun phrases are found by ``nouns``
+            (arguments of ``NounExtractor``), or a ``GroundingDataset``, whose boxes are kept and whose
+            ignored phrases are asked for; the arguments of ``Selection``; ``images_per_part``, the unit that
+            a killed job repeats; ``broken_images``, 'refuse' or 'drop' (and count) images that cannot be
+            read.
         device: of the teacher.
         limit: only the first images.
     Raises:
@@ -58,9 +64,10 @@ class PseudoLabelling:
             raise ValueError(f'limit is {limit}, expected at least one image')
         self.out = Path(section['out'])
         self.parts = self.out.with_name(f'{self.out.name}.parts')
-        self.selection = Selection(
-            **{key: section[key] for key in ('score_thr', 'max_boxes', 'phrase_nms') if key in section}
-        )
+        self.selection = Selection(**{key: section[key] for key in _SELECTION if key in section})
+        self.broken_images = section.get('broken_images', 'refuse')
+        check_option('broken_images', self.broken_images, ('refuse', 'drop'))
+        self._dropped = Tally('images')
         self.dataset = DATASETS.build({**section['captions'], 'pipeline': [], 'test_mode': True})
         if not isinstance(self.dataset, CaptionDataset | GroundingDataset):
             raise ValueError(
@@ -69,7 +76,7 @@ class PseudoLabelling:
             )
         self.nouns = None
         if isinstance(self.dataset, CaptionDataset):
-            self.nouns = NounExtractor(**(section.get('nouns') or {}))
+            self.nouns = NounExtractor(**{'phrases': True, **(section.get('nouns') or {})})
         images = group_by_image(self.dataset)[:limit]
         size = int(section.get('images_per_part', 64))
         if size < 1:
@@ -78,6 +85,11 @@ class PseudoLabelling:
         config = load_config(section['teacher']['config'])
         checkpoint = section['teacher']['checkpoint']
         self.teacher = Predictor(config, checkpoint, device)
+        if not hasattr(self.teacher.model, 'readable_phrases'):
+            raise ValueError(
+                f'pseudo_labels.teacher is a {type(self.teacher.model).__name__}, which is asked for lists '
+                'of words; captions are for models that read them, such as GLIP'
+            )
         self.settings = _plain(
             {
                 'format': _FORMAT,
@@ -88,6 +100,7 @@ class PseudoLabelling:
                 'captions': section['captions'],
                 'captions_sha256': sha256_file(self.dataset.ann_file) if self.dataset.ann_file else None,
                 'nouns': section.get('nouns'),
+                'nouns_found_by': self.nouns.backend if self.nouns else None,
                 'selection': vars(self.selection),
                 'images': len(images),
                 'images_per_part': size,
@@ -144,22 +157,24 @@ class PseudoLabelling:
 
         Args:
             pending: from ``start``.
-            on_image: called with the number of new boxes of each image, for a progress bar.
+            on_image: called with the number of boxes of each image that have a score, for a progress bar.
             workers: threads that load images ahead; 0 loads in line.
         Returns:
             the manifest, or None while other ranks have parts to do.
+        Raises:
+            FileNotFoundError, BrokenImageError: an image that cannot be read, unless these are dropped;
+                finished parts are kept, and the next run continues.
         """
         for index in pending:
             self.teacher.model.eval()  # forgets encoded captions: a part must not depend on earlier ones
             lines: list[dict[str, Any]] = []
             images = [(self._path(rows), rows) for rows in self.plan[index]]
-            tasks = map_ahead(lambda image: (*image, self._load(image)), images, workers)
+            tasks = map_ahead(lambda image: (*image, self._load(image[0])), images, workers)
             for path, rows, loaded in tasks:
-                found = label_image(self.teacher.model, *loaded, self._tasks(rows), self.selection)
-                size = dict(zip(('height', 'width'), map(int, loaded[1].ori_shape)))
-                lines += [{'filename': self._filename(path), **size, 'grounding': line} for line in found]
+                made = [{'broken': path}] if loaded is None else self._label(path, rows, *loaded)
+                lines += made
                 if on_image is not None:
-                    on_image(sum(len(r['bbox']) for line in found for r in line['regions'] if 'score' in r))
+                    on_image(sum(_count(line)['pseudo_boxes'] for line in made))
             with atomic_path(self._part(index)) as temporary:
                 temporary.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
         return self._join()
@@ -168,12 +183,22 @@ class PseudoLabelling:
         """The captions of an image."""
         infos = [self.dataset.get_data_info(row) for row in rows]
         if self.nouns is None:
-            return [grounding_task(info) for info in infos]
+            tasks = [grounding_task(info) for info in infos]
+            return [replace(task, asked=self._readable(task.text, task.asked)) for task in tasks]
         texts = [' '.join(text.split()) for info in infos for text in info['captions']]
         return [
-            CaptionTask(text, (), tuple([[noun.start, noun.end]] for noun in self.nouns.extract(text)))
+            CaptionTask(
+                text,
+                (),
+                self._readable(text, [[[noun.start, noun.end]] for noun in self.nouns.extract(text)]),
+            )
             for text in texts
         ]
+
+    def _readable(self, text: str, phrases: Sequence[Ranges]) -> tuple[Ranges, ...]:
+        """Those of the phrases that the teacher can read, see ``GLIP.readable_phrases``."""
+        readable: list[Ranges] = self.teacher.model.readable_phrases(text, phrases)
+        return tuple(readable)
 
     def _path(self, rows: Sequence[int]) -> str:
         path: str = self.dataset.get_data_info(rows[0])['img_path']
@@ -185,8 +210,25 @@ class PseudoLabelling:
         folder = prefix.get('img_path') or prefix.get('img') or ''
         return Path(os.path.relpath(path, folder) if folder else path).as_posix()
 
-    def _load(self, image: tuple[str, Sequence[int]]) -> tuple[Tensor, DetDataSample]:
-        return self.teacher.prepare(image[0])
+    def _load(self, path: str) -> tuple[Tensor, DetDataSample] | None:
+        """What the teacher sees of an image; None for a broken one that is dropped."""
+        try:
+            return self.teacher.prepare(path)
+        except (BrokenImageError, FileNotFoundError) as error:
+            if self.broken_images == 'refuse':
+                hint = "pseudo_labels.broken_images='drop' leaves such images out"
+                raise type(error)(f'{error} ({hint})') from None
+            self._dropped.add('broken', str(error))
+            return None
+
+    def _label(
+        self, path: str, rows: Sequence[int], inputs: Tensor, sample: DetDataSample
+    ) -> list[dict[str, Any]]:
+        """ODVG lines of an image."""
+        found = label_image(self.teacher.model, inputs, sample, self._tasks(rows), self.selection)
+        height, width = map(int, sample.ori_shape)
+        header = {'filename': self._filename(path), 'height': height, 'width': width}
+        return [{**header, 'grounding': line} for line in found]
 
     def _part(self, index: int) -> Path:
         return self.parts / f'part-{index:06d}.jsonl'
@@ -222,8 +264,10 @@ class PseudoLabelling:
             with atomic_path(self.out) as temporary, temporary.open('w', encoding='utf-8') as stream:
                 for index in range(len(self.plan)):
                     for line in self._part(index).read_text(encoding='utf-8').splitlines(keepends=True):
-                        stream.write(line)
-                        counts.update(_count(json.loads(line)['grounding']))
+                        content = json.loads(line)
+                        counts.update(_count(content))
+                        if 'grounding' in content:
+                            stream.write(line)
         except FileNotFoundError:  # another rank joined them meanwhile
             if (manifest := self._finished()) is None:
                 raise
@@ -262,17 +306,21 @@ def group_by_image(dataset: Any) -> list[list[int]]:
     return [list(group) for _, group in groups]
 
 
-def _count(grounding: Mapping[str, Any]) -> dict[str, int]:
+def _count(line: Mapping[str, Any]) -> Counter[str]:
+    """What a line of a part adds to the counts."""
+    if 'broken' in line:
+        return Counter(broken_images=1)
+    grounding = line['grounding']
     found = [region for region in grounding['regions'] if 'score' in region]
     total = sum(len(region['bbox']) for region in grounding['regions'])
     pseudo = sum(len(region['bbox']) for region in found)
-    return {
-        'lines': 1,
-        'true_boxes': total - pseudo,
-        'pseudo_boxes': pseudo,
-        'pseudo_phrases': len(found),
-        'left_phrases': len(grounding.get('tokens_ignored') or ()),
-    }
+    return Counter(
+        lines=1,
+        true_boxes=total - pseudo,
+        pseudo_boxes=pseudo,
+        pseudo_phrases=len(found),
+        left_phrases=len(grounding.get('tokens_ignored') or ()),
+    )
 
 
 def _plain(value: Any) -> Any:

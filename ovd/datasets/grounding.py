@@ -6,6 +6,7 @@ with captions in ``coco_grounding.py``. What training does to sentences is in ``
 
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from ovd.text.phrases import caption_prompt
 from ovd.text.vocabulary import Vocabulary
 
 _MIN_SIDE = 1.0  # pixels; thinner boxes are left out, as by mmdet
+_KEYS: dict[str, Any] = {'filename': str, 'height': (int, float), 'width': (int, float)}
+_WORD = re.compile(r'[^\W_]+')
 
 
 @DATASETS.register_module()
@@ -31,7 +34,8 @@ class GroundingDataset(BaseDataset):
 
     A caption gives ``text``, ``tokens_positive`` (label -> character ranges) and boxes whose labels are
     places in its list of regions; regions without a box that is left have no entry. Detection gives boxes
-    whose labels index the vocabulary. ``img_id`` is the number of the line, from 0.
+    whose labels index the vocabulary. Boxes that a model found keep their ``score``. ``img_id`` is the number
+    of the line, from 0.
 
     Args:
         label_map: JSON file {"0": "person", ...}; makes this detection data.
@@ -44,7 +48,8 @@ class GroundingDataset(BaseDataset):
         min_score: lowest score of a box that has one (pseudo labels; true boxes have none). Phrases without
             a box that is left are ignored likewise, and so are those that the line itself lists as
             ``tokens_ignored``.
-        bad_regions: 'refuse' or 'drop' boxes outside their image and ranges that do not fit their caption.
+        bad_regions: 'refuse' or 'drop' boxes outside their image, and ranges that do not fit their caption or
+            hold other words than the region's ``phrase``.
         missing_images: 'refuse', or leave it 'unchecked'.
         shuffle_captions: ask for every phrase's box with the words of another picture's caption that has as
             many phrases: a control, what boxes score when words say nothing.
@@ -56,6 +61,7 @@ class GroundingDataset(BaseDataset):
     """
 
     METAINFO: dict[str, Any] = {}
+    own_words = True  # captions bring what is asked for
 
     def __init__(
         self,
@@ -73,6 +79,7 @@ class GroundingDataset(BaseDataset):
         check_option('bad_regions', bad_regions, ('refuse', 'drop'))
         check_option('missing_images', missing_images, ('refuse', 'unchecked'))
         self.label_map = label_map
+        self.own_words = label_map is None
         self.vocabulary = None if vocabulary is None else Vocabulary.parse(vocabulary)
         if novel_boxes != 'keep' and not (self.vocabulary and any(self.vocabulary.is_novel)):
             raise ValueError(f'novel_boxes={novel_boxes!r} needs a vocabulary with novel classes')
@@ -103,6 +110,8 @@ class GroundingDataset(BaseDataset):
             else:
                 info |= self._detection(record, where, labels, left_out)
             data_list.append(info)
+        if not data_list:
+            raise ValueError(f'{file} has no samples')
         if self.missing_images == 'refuse':
             missing = find_missing([info['img_path'] for info in data_list])
             if missing:
@@ -143,13 +152,18 @@ class GroundingDataset(BaseDataset):
             raise ValueError(
                 f"{where} has no 'grounding'; detection data need label_map=, a file of their names"
             )
-        caption, instances, spans, types = record['grounding']['caption'], [], {}, {}
+        grounding = record['grounding']
+        caption = grounding.get('caption') if isinstance(grounding, Mapping) else None
+        if not isinstance(caption, str):
+            raise ValueError(f"{where}: the caption of 'grounding' is {caption!r:.40}, expected a text")
+        instances, spans, types = [], {}, {}
         ignored = self._ignored(record, where, left_out)
-        for label, region in enumerate(record['grounding'].get('regions') or []):
-            boxes: np.ndarray = np.asarray(region['bbox'], dtype=np.float64).reshape(-1, 4)
+        for label, region in enumerate(grounding.get('regions') or []):
+            boxes = _read_boxes(region, f'{where}: region {label}')
             scores = _scores(region, len(boxes), where)
             try:
                 prompt = caption_prompt(caption, {label: region.get('tokens_positive')})
+                _check_words(region.get('phrase'), prompt.names[0], label)
             except ValueError as error:
                 self._refuse(f'{where}: {error}')
                 left_out['phrases with bad ranges'] += 1
@@ -160,12 +174,13 @@ class GroundingDataset(BaseDataset):
                 left_out['phrases of novel classes'] += 1
                 continue
             if scores is not None and len(boxes):
-                boxes = boxes[scores >= self.min_score]
-                left_out['boxes of low scores'] += int((scores < self.min_score).sum())
+                good = scores >= self.min_score
+                boxes, scores = boxes[good], scores[good]
+                left_out['boxes of low scores'] += int((~good).sum())
                 if not len(boxes):
                     ignored += ranges
                     continue
-            kept = self._boxes(boxes.tolist(), label, record, where, left_out)
+            kept = self._boxes(boxes.tolist(), scores, label, record, where, left_out)
             if kept:
                 spans[label] = ranges
                 instances += kept
@@ -199,23 +214,25 @@ class GroundingDataset(BaseDataset):
         if 'grounding' in record:
             raise ValueError(f"{where} has 'grounding', but the data set is detection: it has a label_map")
         instances = []
-        for instance in (record.get('detection') or {}).get('instances', []):
-            if not 0 <= instance['label'] < len(labels):
-                raise ValueError(f'{where}: label {instance["label"]} is not in {self.label_map}')
-            label = labels[instance['label']]
-            score = instance.get('score')
-            hidden = self.novel_boxes == 'drop' or (self.novel_boxes == 'pseudo' and score is None)
+        for place, instance in enumerate((record.get('detection') or {}).get('instances', [])):
+            boxes = _read_boxes(instance, f'{where}: instance {place}')
+            scores = _scores(instance, len(boxes), where)
+            if instance.get('label') not in range(len(labels)):
+                raise ValueError(f'{where}: label {instance.get("label")!r} is not in {self.label_map}')
+            label = labels[int(instance['label'])]
+            hidden = self.novel_boxes == 'drop' or (self.novel_boxes == 'pseudo' and scores is None)
             if hidden and self.vocabulary and self.vocabulary.is_novel[label]:
                 left_out['boxes of novel classes'] += 1
-            elif score is not None and score < self.min_score:
+            elif scores is not None and (scores < self.min_score).all():
                 left_out['boxes of low scores'] += 1
             else:
-                instances += self._boxes([instance['bbox']], label, record, where, left_out)
+                instances += self._boxes(boxes.tolist(), scores, label, record, where, left_out)
         return {'instances': instances}
 
     def _boxes(
         self,
         boxes: Sequence[Sequence[float]],
+        scores: np.ndarray | None,
         label: int,
         record: Mapping[str, Any],
         where: str,
@@ -223,19 +240,21 @@ class GroundingDataset(BaseDataset):
     ) -> list[dict[str, Any]]:
         """The boxes that can be trained on; not clipped."""
         kept = []
-        for x1, y1, x2, y2 in boxes:
+        for place, (x1, y1, x2, y2) in enumerate(boxes):
             inside_width = min(x2, record['width']) - max(x1, 0)
             inside_height = min(y2, record['height']) - max(y1, 0)
             if not (inside_width > 0 and inside_height > 0):
+                what = 'is not in' if x2 > x1 and y2 > y1 else '[x1, y1, x2, y2] has no area in'
                 self._refuse(
-                    f'{where}: box {[x1, y1, x2, y2]} is not in the image of '
+                    f'{where}: box {[x1, y1, x2, y2]} {what} the image of '
                     f'{record["width"]} x {record["height"]} pixels'
                 )
                 left_out['boxes outside their image'] += 1
             elif x2 - x1 < _MIN_SIDE or y2 - y1 < _MIN_SIDE:
                 left_out['boxes under one pixel'] += 1
             else:
-                kept.append({'bbox': [x1, y1, x2, y2], 'bbox_label': label, 'ignore_flag': 0})
+                box = {'bbox': [x1, y1, x2, y2], 'bbox_label': label, 'ignore_flag': 0}
+                kept.append(box if scores is None else box | {'score': float(scores[place])})
         return kept
 
     def _refuse(self, message: str) -> None:
@@ -270,17 +289,52 @@ def _read_line(line: str, file: Path, number: int) -> dict[str, Any]:
         raise ValueError(f'{file}, line {number} is not JSON: {error}') from None
     if not isinstance(record, dict):
         raise ValueError(f'{file}, line {number} is {record!r:.40}, expected an object')
-    missing = [key for key in ('filename', 'height', 'width') if key not in record]
-    if missing:
-        raise ValueError(f'{file}, line {number} has no {missing[0]!r}')
+    for key, kind in _KEYS.items():
+        if key not in record:
+            raise ValueError(f'{file}, line {number} has no {key!r}')
+        if not isinstance(record[key], kind):
+            raise ValueError(f'{file}, line {number}: {key!r} is {record[key]!r:.40}')
     return record
+
+
+def _read_boxes(region: Any, where: str) -> np.ndarray:
+    """Boxes [N, 4] of a region, which has one or a list of them.
+
+    Raises:
+        ValueError: not such boxes, or no object.
+    """
+    given = region.get('bbox') if isinstance(region, Mapping) else region
+    try:
+        boxes: np.ndarray = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        boxes = np.zeros(())
+    if boxes.size == 0 and given == []:
+        return np.zeros((0, 4))
+    if boxes.ndim not in (1, 2) or boxes.shape[-1] != 4 or not isinstance(region, Mapping):
+        raise ValueError(f"{where}: expected 'bbox', [x1, y1, x2, y2] or a list of such, got {given!r:.60}")
+    return boxes.reshape(-1, 4)
 
 
 def _scores(region: Mapping[str, Any], count: int, where: str) -> np.ndarray | None:
     """Scores [count] of a region's boxes, nested or not; None where they are true boxes."""
     if region.get('score') is None:
         return None
-    scores = np.asarray(region['score'], dtype=np.float64).reshape(-1)
+    try:
+        scores = np.asarray(region['score'], dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        raise ValueError(f'{where}: expected a score for each box, got {region["score"]!r:.60}') from None
     if len(scores) != count:
         raise ValueError(f'{where}: {len(scores)} scores came with {count} boxes')
     return scores
+
+
+def _check_words(phrase: Any, said: str, label: int) -> None:
+    """Refuse a region whose characters hold other words than its phrase, if it has one."""
+    given = ' '.join(map(str, phrase)) if isinstance(phrase, list) else phrase
+    if isinstance(given, str) and _words(given) != _words(said):
+        raise ValueError(f'phrase {label} is {given!r}, its characters are {said!r}')
+
+
+def _words(text: str) -> list[str]:
+    """Words without regard to order, capital letters and signs between them."""
+    return sorted(_WORD.findall(text.casefold()))

@@ -147,7 +147,7 @@ class GLIP(BaseDetector):
         self._nouns = None
 
     def find_phrases(self, caption: str) -> list[list[list[int]]]:
-        """Character ranges [start, end) of the noun phrases of a caption, one list per phrase.
+        """Character ranges [start, end) of the noun phrases of a caption that can be read, a list per phrase.
 
         Raises:
             ValueError, ImportError: see ``NounExtractor``.
@@ -156,7 +156,29 @@ class GLIP(BaseDetector):
             self._nouns = NounExtractor(
                 **{'vocabulary': self._vocabulary, 'phrases': True, **self._nouns_cfg}
             )
-        return [[[noun.start, noun.end]] for noun in self._nouns.extract(caption)]
+        found = [[[noun.start, noun.end]] for noun in self._nouns.extract(caption)]
+        return self.readable_phrases(caption, found)
+
+    def readable_phrases(self, caption: str, phrases: Sequence[list[list[int]]]) -> list[list[list[int]]]:
+        """Those of a caption's phrases that have tokens, and not more than a prompt takes."""
+        try:
+            self._prompts.check(caption_prompt(caption, phrases))
+        except ValueError:
+            if len(phrases) == 1:
+                return []
+            return [phrase for phrase in phrases if self.readable_phrases(caption, [phrase])]
+        return list(phrases)
+
+    def describe(self) -> dict[str, Any]:
+        """What results depend on besides data and weights, for the protocol of a report: fusion makes scores
+        depend on how names are cut.
+        """
+        prompting = {
+            'names_per_prompt': self.names_per_prompt,
+            'vocabulary_sentences': len(self._class_prompts),
+            **{key: self.test_cfg[key] for key in ('ranking', 'aggregation', 'score_thr')},
+        }
+        return {'prompting': prompting}
 
     def train(self, mode: bool = True) -> 'GLIP':
         """Forget encoded prompts too: hooks change weights behind autograd's back between the modes."""

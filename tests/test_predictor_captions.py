@@ -116,6 +116,7 @@ def test_threshold_and_limit_keep_the_phrases(predictor: Predictor) -> None:
         ([[[3, 10]]], "'ed star' at .* splits a word"),
         ('red star', "expected a list of at least one phrase, got 'red star'"),
         ([], 'at least one phrase'),
+        (-1, r'got -1; the whole sentence is \[\[\[0, 37\]\]\]'),
     ],
 )
 def test_wrong_phrases_are_named(predictor: Predictor, phrases: Any, message: str) -> None:

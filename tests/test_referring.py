@@ -97,6 +97,9 @@ def test_a_referring_expression_is_one_phrase(tmp_path: Path) -> None:
         ({'id': 7, 'file_name': 'a.png'}, box(0), "number 0 of the images has no 'height'"),
         (entry(), {'image_id': 7}, "number 0 of the annotations has no 'bbox'"),
         (entry(), {'image_id': 7, 'bbox': [1, 1, 5, 5]}, "image 7: a box has no 'phrase_ids'"),
+        (entry(tokens_positive_eval=-1), box(0), 'image 7: tokens_positive_eval is -1, expected a list'),
+        (entry(caption=None), box(0), 'image 7 has the caption None'),
+        (entry(), box(0, bbox=(10, 5)), r'image 7: expected a box \[x, y, width, height\], got \[10, 5\]'),
     ],
 )
 def test_bad_entries_are_named(tmp_path: Path, image: Any, annotation: Any, message: str) -> None:

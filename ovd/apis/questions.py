@@ -29,8 +29,11 @@ def caption_question(model: Any, caption: str, phrases: Sequence[Any] | None = N
         if not len(prompt):
             raise ValueError(f'no noun was found in caption {caption!r}: say which phrases to look for')
         return prompt
-    if isinstance(phrases, str) or not len(phrases):
-        raise ValueError(f'expected a list of at least one phrase, got {phrases!r}')
+    if isinstance(phrases, str) or not isinstance(phrases, Sequence) or not phrases:
+        raise ValueError(
+            f'expected a list of at least one phrase, got {phrases!r}; the whole sentence is '
+            f'[[[0, {len(caption)}]]]'
+        )
     places = iter(locate_phrases(caption, [phrase for phrase in phrases if isinstance(phrase, str)]))
     return caption_prompt(
         caption, [next(places) if isinstance(phrase, str) else phrase for phrase in phrases]

@@ -39,6 +39,7 @@ class SentenceDataset(BaseDataset):
     """
 
     METAINFO: dict[str, Any] = {}
+    own_words = True  # sentences bring what is asked for
 
     def __init__(
         self,
@@ -73,6 +74,8 @@ class SentenceDataset(BaseDataset):
             absent = [key for key in ('id', 'file_name', 'height', 'width', 'caption') if key not in image]
             if absent:
                 raise ValueError(f'{self.ann_file}: number {number} of the images has no {absent[0]!r}')
+            if not isinstance(image['caption'], str):
+                raise ValueError(f'{self.ann_file}: image {image["id"]} has the caption {image["caption"]!r}')
             if self.only is None or image.get('dataset_name') == self.only:
                 data_list.append(self._sample(image, objects.get(image['id'], []), left_out))
         if not data_list:
@@ -125,7 +128,10 @@ class SentenceDataset(BaseDataset):
         self, item: Mapping[str, Any], image: Mapping[str, Any], where: str, left_out: Counter[str]
     ) -> list[float] | None:
         """[x1, y1, x2, y2], not clipped."""
-        x, y, width, height = item['bbox']
+        box = item['bbox']
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(n, (int, float)) for n in box):
+            raise ValueError(f'{where}: expected a box [x, y, width, height], got {box!r}')
+        x, y, width, height = box
         inside = x < image['width'] and y < image['height'] and x + width > 0 and y + height > 0
         if width > 0 and height > 0 and inside:
             return [x, y, x + width, y + height]
@@ -154,7 +160,10 @@ class PhraseSentences(SentenceDataset):
     ) -> tuple[dict[int, list[list[int]]], list[list[int]]]:
         if 'tokens_positive_eval' not in image:
             raise ValueError(f"{where} has no 'tokens_positive_eval'")
-        spans = dict(enumerate(image['tokens_positive_eval']))
+        phrases = image['tokens_positive_eval']
+        if not isinstance(phrases, list):
+            raise ValueError(f'{where}: tokens_positive_eval is {phrases!r}, expected a list of phrases')
+        spans = dict(enumerate(phrases))
         if any('phrase_ids' not in item for item in objects):
             raise ValueError(f"{where}: a box has no 'phrase_ids'")
         found = [item['phrase_ids'] for item in objects]

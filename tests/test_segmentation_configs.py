@@ -117,6 +117,31 @@ def test_label_maps(base: str) -> None:
             assert metric.evaluate(1)['seg/mIoU'] == 1
 
 
+def test_unseen_classes_of_coco_stuff() -> None:
+    """Ignored in training, asked for in testing, averaged by themselves."""
+    write_stuff()
+    words = Vocabulary.parse('cocostuff_unseen15')
+    assert words.names == Vocabulary.parse('cocostuff171').names
+    assert sum(words.is_novel) == 15
+    cow, person = words.index('cow'), words.index('person')
+    for part in ('train2017', 'val2017'):
+        pair(COCO / part / '0.jpg', COCO / 'stuffthingmaps' / part / '0.png', [0, 20, 255])
+    config = load_config(BASES.parent / 'lseg_vitl16_coco_stuff_unseen.py')
+    labels = []
+    for section in ('train_dataloader', 'test_dataloader'):
+        entry = config[section].dataset
+        entry.pipeline = [step for step in entry.pipeline if 'Random' not in step.type and step.type != 'Pad']
+        dataset = DATASETS.build(entry)
+        labels.append(dataset[0]['data_samples'].gt_sem_seg.data)
+    assert [label.unique().tolist() for label in labels] == [[-1, person], [-1, person, cow]]
+    metric = METRICS.build(config.test_evaluator)
+    metric.dataset_meta = dataset.metainfo
+    predicted = labels[1].clamp(min=0)
+    metric.process({}, [{'pred_sem_seg': {'data': predicted}, 'gt_sem_seg': {'data': labels[1]}}])
+    metrics = metric.evaluate(1)
+    assert [metrics[f'seg/{key}'] for key in ('mIoU_seen', 'mIoU_unseen', 'hIoU')] == [1, 1, 1]
+
+
 def test_groupvit_words_read_the_same_maps() -> None:
     for base, words in (('voc_seg', 'voc_groupvit'), ('context_seg', 'context59_groupvit')):
         write, _, expected = LAYOUTS[base]

@@ -172,6 +172,20 @@ class TestPascal:
         assert pairs_of(dataset) == [('d', TABLE), ('e', TABLE)]
         assert 'dining table' in dataset.metainfo['unseen_classes']
 
+    def test_words_in_another_order_are_refused(self, voc: Path) -> None:
+        """Folds and lists are numbers: under other words they would ask for another class than they mean."""
+        first, second, *others = Vocabulary.parse('fewshot_pascal').names
+        for test_mode in (False, True):
+            with pytest.raises(ValueError, match=f'{first!r} comes before {second!r} in the data set'):
+                pascal(voc, fold=2, supports=0, test_mode=test_mode, vocabulary=[second, first, *others])
+
+    def test_lists_need_all_classes(self, voc: Path) -> None:
+        some = Vocabulary.parse('fewshot_pascal').names[:8]
+        with pytest.raises(
+            ValueError, match=r"lists number the classes .* lacks 'chair', 'cow', .*\(12 in all\)"
+        ):
+            pascal(voc, fold=0, test_mode=True, vocabulary=some, lists=str(voc / 'splits'))
+
     def test_a_loader_flattens_episodes(self, voc: Path) -> None:
         dataset = pascal(voc, fold=0, pipeline=SQUARE)
         collate = FUNCTIONS.get('ovd.flatten_episodes')
@@ -358,6 +372,13 @@ class TestFss:
         assert Path(query.img_path).parent.name == Path(support.img_path).parent.name == 'b_train'
         assert query.img_path != support.img_path
 
+    def test_words_must_be_in_the_order_of_the_lists(self, fss: Path) -> None:
+        (fss / 'classes.txt').write_text('a_train\nb_train\nc_test\nm_val\nz_test\n')  # sorted as a whole
+        with pytest.raises(ValueError, match="'m_val' comes before 'c_test' in the data set"):
+            fss1000(fss, test_mode=True, vocabulary=str(fss / 'classes.txt'))
+        (fss / 'classes.txt').write_text('a_train\nb_train\nm_val\nc_test\nz_test\n')
+        assert len(fss1000(fss, test_mode=True, vocabulary=str(fss / 'classes.txt'))) == 6
+
     def test_missing_parts(self, fss: Path) -> None:
         (fss / 'data' / 'c_test' / '2.png').unlink()
         with pytest.raises(FileNotFoundError, match=r'label map .*c_test/2\.png does not exist; 1 of 6'):
@@ -382,10 +403,13 @@ class TestSquare:
     def test_the_image_is_what_torchvision_makes_of_it(self) -> None:
         image = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
         step = SquareResize(size=32)
-        found = step({'img': image, 'img_shape': (50, 90), 'ori_shape': (50, 90)})
+        results = {'img': image, 'img_shape': (50, 90), 'ori_shape': (50, 90)}
+        found = step({**results, 'gt_seg_map': image[..., 0], 'seg_fields': ['gt_seg_map']})
         expected = transforms.Resize((32, 32))(Image.fromarray(image))
         assert (found['img'] == np.asarray(expected)).all()
         assert found['img_shape'] == found['ori_shape'] == (32, 32)
+        asked = step(dict(results))  # nothing to be scored: the answer is wanted in the picture's frame
+        assert (asked['img_shape'], asked['ori_shape']) == ((32, 32), (50, 90))
 
     def test_labels_and_frames(self) -> None:
         labels = np.array([[0, 1], [-1, 0]], np.int16)

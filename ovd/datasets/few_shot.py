@@ -11,6 +11,8 @@ Reading order: ``FewShotDataset``, ``flatten_episodes``, ``SquareResize``; the d
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from ovd.datasets.annotations import check_option
+from ovd.datasets.annotations import check_option, shorten
 from ovd.datasets.label_maps import IGNORE_INDEX, LabelTable, read_label_map
+from ovd.datasets.label_rules import LabelRules
 from ovd.datasets.segmentation import OpenVocabularySegDataset
 from ovd.registry import FUNCTIONS, TRANSFORMS
 from ovd.text.vocabulary import Vocabulary
@@ -36,6 +39,9 @@ class FewShotDataset(OpenVocabularySegDataset):
     ``data_samples`` are lists of the query and its supports: the loader needs
     ``collate_fn=dict(type='ovd.flatten_episodes')``. ``metainfo`` has in addition ``fold`` and
     ``episode_classes``, the classes asked for here; the fold's classes are the unseen ones.
+
+    Folds and lists go by the places of the classes, so the vocabulary must hold them in the order of the data
+    set, and with lists all of them.
 
     Args:
         fold: which classes are left out of training and tested.
@@ -127,6 +133,26 @@ class FewShotDataset(OpenVocabularySegDataset):
             f'{self.source}: {len(self.episodes)} episodes of {len(self.images_of)} classes, fold {self.fold}'
         )
         return records
+
+    def _resolve(self, vocabulary: Vocabulary, rules: LabelRules, raw_classes: Mapping[int, str]) -> None:
+        super()._resolve(vocabulary, rules, raw_classes)
+        kept = self.label_table.labels
+        if rules.unseen != 'keep':
+            kept = replace(rules, unseen='keep').resolve(vocabulary, raw_classes, self.source).table.labels
+        places = {raw: kept[raw] for raw in sorted(raw_classes) if 0 <= kept[raw] < len(vocabulary)}
+        for before, after in pairwise(places.values()):
+            if before > after:
+                first, second = vocabulary.names[before], vocabulary.names[after]
+                raise ValueError(
+                    f'{self.source}: {first!r} comes before {second!r} in the data set, in the vocabulary '
+                    f'it is the other way round; folds and lists go by the order of the data set'
+                )
+        absent = [name for raw, name in raw_classes.items() if raw not in places]
+        if absent and self.lists is not None:
+            raise ValueError(
+                f'{self.source}: lists number the classes of the data set, of which the vocabulary lacks '
+                f'{shorten(absent)}'
+            )
 
     def table_of(self, label: int) -> LabelTable:
         """What raw ids are when this class is asked for: 1, or 0, or ignored."""
@@ -227,7 +253,8 @@ class SquareResize(BaseTransform):
     Args:
         size: side of the square in pixels.
         score_at: ``'square'``: predictions and labels are compared in the square, as published;
-            ``'original'`` leaves labels and ``ori_shape`` as they are. Training needs ``'square'``.
+            ``'original'`` leaves labels and ``ori_shape`` as they are. Training needs ``'square'``. An image
+            without labels, of which nothing is scored, keeps its ``ori_shape``.
     """
 
     def __init__(self, size: int = 480, score_at: str = 'square') -> None:
@@ -241,9 +268,9 @@ class SquareResize(BaseTransform):
         results['img'] = np.array(Image.fromarray(results['img']).resize(square, Image.Resampling.BILINEAR))
         results['img_shape'] = square
         results['scale_factor'] = (self.size / width, self.size / height)
-        if self.score_at == 'square':
+        if self.score_at == 'square' and results.get('seg_fields'):
             results['ori_shape'] = square
-            for key in results.get('seg_fields', ()):
+            for key in results['seg_fields']:
                 rows, columns = (nearest_places(side, self.size) for side in results[key].shape)
                 results[key] = results[key][rows[:, None], columns]
         return results

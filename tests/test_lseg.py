@@ -247,6 +247,24 @@ def test_words_can_be_changed_and_permuted() -> None:
         torch.testing.assert_close(materialize(model.score_maps(image)), before.flip(1))
 
 
+@pytest.mark.parametrize('kind', [None, 'depthwise', 'bottleneck'])
+def test_repeated_words_change_nothing(kind: str | None) -> None:
+    """A word asked for twice has the same scores twice, and the first one's label wins."""
+    block = None if kind is None else {'kind': kind, 'depth': 2}
+    model = segmentor({'regularization': block}).eval()
+    image = preprocessed(model, batch(1))[0]
+    once = toy_words()
+    with torch.no_grad():
+        before, labels = materialize(model.score_maps(image)), predictions_of(model, batch(1))
+        vectors = torch.cat([once.embeddings, once.embeddings[[1, 0]]])
+        names = Vocabulary([*NAMES, 'dog, again', 'cat, again'])
+        model.set_vocabulary(TextEmbeddings(vectors, names, ('{}',), ''))
+        after = materialize(model.score_maps(image))
+        torch.testing.assert_close(after[:, :5], before)
+        assert torch.equal(after[:, 5:], after[:, [1, 0]])
+        assert torch.equal(predictions_of(model, batch(1))[0].pred_sem_seg.data, labels[0].pred_sem_seg.data)
+
+
 @pytest.mark.parametrize('classes', [1, 300])
 def test_any_number_of_classes_trains_and_predicts(classes: int) -> None:
     names = [f'thing {index}' for index in range(classes)]
@@ -340,6 +358,14 @@ def fpn(options: dict[str, Any]) -> dict[str, Any]:
 
 
 FPN = {'type': 'FPN', 'in_channels': [8, 16, 32, 64], 'out_channels': 16, 'num_outs': 4}
+UPER = {
+    'type': 'UPerHead',
+    'in_channels': [8, 16, 32, 64],
+    'in_index': [0, 1, 2, 3],
+    'channels': 8,
+    'num_classes': 16,
+    'norm_cfg': {'type': 'BN'},
+}
 FUSION = {'type': 'ovd.DPTFusion', 'in_channels': [16] * 4, 'out_channels': 16, 'norm_cfg': {'type': 'BN'}}
 
 
@@ -353,12 +379,13 @@ def dpt(readout: str = 'project', **options: Any) -> dict[str, Any]:
         (fpn(FPN), 4),
         ({**fpn(FPN), 'in_index': 2}, 16),
         (fpn([FPN, FUSION]), 2),
+        (fpn(UPER), 4),
         ({'backbone': RESNET, 'neck': {**FUSION, 'in_channels': WIDTHS}}, 2),
         (dpt(patch=32), 2),
         (dpt(patch=14), 1.75),
         (dpt('ignore'), 2),
     ],
-    ids=['mmseg_fpn', 'mmseg_fpn_coarse', 'mmseg_fpn_fusion', 'resnet', 'patch32', 'patch14', 'ignore'],
+    ids=['fpn', 'fpn_coarse', 'fpn_fusion', 'decode_head', 'resnet', 'patch32', 'patch14', 'ignore'],
 )
 def test_other_image_nets_train_and_predict_at_odd_sizes(options: dict[str, Any], stride: float) -> None:
     model = segmentor(**options)

@@ -62,4 +62,6 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={'neck.': dict(lr_mult=10.0), 'head.': dict(lr_mult=10.0)}),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=20)
+default_hooks = dict(checkpoint=dict(interval=max_iters // 4, max_keep_ckpts=4))
+sync_bn = 'torch'  # on several GPUs the ResNet's norms too
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=0, end=max_iters)]

@@ -8,8 +8,10 @@ import pytest
 import torch
 from helpers import write_image
 from mmengine.config import Config, ConfigDict
+from mmengine.model import convert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from PIL import Image
+from torch.nn.modules.batchnorm import _BatchNorm
 from toy_clip import RESNET, write_architecture
 from toy_lseg import batch, losses_of, predictions_of, vit, words
 
@@ -110,6 +112,27 @@ def test_decoder_and_head_learn_ten_times_faster_and_nothing_else(name: str, tmp
     for parameter_name, parameter in model.named_parameters():
         expected = base if parameter_name.startswith('backbone.') else 10 * base
         assert rates[id(parameter)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('name', PAIRS)
+def test_few_shot_training_keeps_what_it_validates(name: str) -> None:
+    config = read(name)
+    checkpoint, loop = config.default_hooks.checkpoint, config.train_cfg
+    assert checkpoint.interval == loop.val_interval
+    assert checkpoint.max_keep_ckpts * checkpoint.interval == loop.max_iters
+
+
+def test_on_several_gpus_all_norms_of_the_resnet_are_synchronised(tmp_path: Path) -> None:
+    config = read('lseg_r101_pascal5i')
+    config.model.pop('text')
+    model = MODELS.build(slim(config.model, tmp_path)).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model.extract_feat(image)
+        model = convert_sync_batchnorm(model, config.sync_bn).eval()
+        torch.testing.assert_close(model.extract_feat(image), before)
+    norms = {type(module) for module in model.modules() if isinstance(module, _BatchNorm)}
+    assert norms == {torch.nn.SyncBatchNorm}
 
 
 @pytest.mark.parametrize('name', PAIRS)

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -80,23 +81,50 @@ def predictor(toy: dict[str, Any]) -> Predictor:
     return Predictor(toy['config'], toy['checkpoint'], device='cpu')
 
 
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_labels_are_those_of_the_test_tool(
     predictor: Predictor, toy: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The metric's PNGs hold what the test loop predicted."""
-    spec = importlib.util.spec_from_file_location('tool_test', ROOT / 'tools' / 'test.py')
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     arguments = [str(toy['config']), str(toy['checkpoint']), '--work-dir', str(tmp_path)]
-    assert run_tool(tool.main, arguments) == 0, capsys.readouterr().err
+    assert run_tool(tool('test').main, arguments) == 0, capsys.readouterr().err
     found = predictor.predict(toy['images'])
     assert [answer.size for answer in found] == SIZES
     for answer, image in zip(found, toy['images']):
         (saved,) = (toy['folder'] / 'predicted').rglob(f'{image.stem}.png')
         assert np.array_equal(np.asarray(Image.open(saved)), answer.labels)
         assert len(answer.names) > 1
+
+
+def test_the_test_tool_takes_batches_of_any_sizes(
+    predictor: Predictor, toy: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ['test_dataloader.batch_size=4', f'test_evaluator.save_maps={tmp_path / "maps"}']
+    arguments = [str(toy['config']), str(toy['checkpoint']), '--work-dir', str(tmp_path / 'work')]
+    assert run_tool(tool('test').main, [*arguments, '--cfg-options', *options]) == 0, capsys.readouterr().err
+    for answer, image in zip(predictor.predict(toy['images']), toy['images']):
+        (saved,) = (tmp_path / 'maps').rglob(f'{image.stem}.png')
+        assert (np.asarray(Image.open(saved)) != answer.labels).mean() < 0.002
+
+
+def test_few_shot_nets_answer_in_the_frame_of_the_picture(toy: dict[str, Any]) -> None:
+    """Their pipeline squeezes pictures to a square, where tests are scored; a question is not scored."""
+    config = Config.fromfile(toy['config'])
+    pipeline = config.test_dataloader.dataset.pipeline
+    pipeline[1:3] = [{'type': 'ovd.LoadSegmentation'}, {'type': 'ovd.SquareResize', 'size': 64}]
+    predictor = Predictor(config, toy['checkpoint'], device='cpu')
+    found = predictor.predict(toy['images'])
+    assert [answer.size for answer in found] == SIZES
+    assert predictor.prepare(toy['images'][0])[0].shape == (1, 3, 64, 64)
+    assert found[0].draw(np.asarray(Image.open(toy['images'][0]))).shape[2] == 3
 
 
 def test_batches_do_not_change_the_answer(predictor: Predictor, toy: dict[str, Any]) -> None:

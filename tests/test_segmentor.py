@@ -117,6 +117,20 @@ def test_test_step_of_the_host_reaches_the_same_labels() -> None:
     assert torch.equal(a.pred_sem_seg.data, b.pred_sem_seg.data)
 
 
+@pytest.mark.parametrize('step', ['test_step', 'val_step'])
+@torch.no_grad()
+def test_a_batch_may_hold_images_of_different_sizes(step: str) -> None:
+    model = toy(stride=2)
+    shapes = [(10, 12), (16, 9), (10, 12), (7, 7)]
+    images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for shape in shapes]
+    found = getattr(model, step)({'inputs': images, 'data_samples': samples(*shapes)})
+    assert [sample.ori_shape for sample in found] == shapes
+    assert [shape[0] for shape in model.forwards] == [2, 1, 1]
+    for image, shape, sample in zip(images, shapes, found):
+        (single,) = model.test_step({'inputs': [image], 'data_samples': samples(shape)})
+        assert torch.equal(sample.pred_sem_seg.data, single.pred_sem_seg.data)
+
+
 @torch.no_grad()
 def test_mirrored_inputs_are_mirrored_back() -> None:
     model, image = toy(), torch.randn(1, 3, 9, 11)

@@ -108,6 +108,23 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
     def add_to_samples(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> None:
         """Put further results into the samples of a batch of preprocessed images [B, 3, H, W]."""
 
+    def test_step(self, data: Any) -> list[SegDataSample]:
+        """Label the images of a collated batch; they may be of different sizes, which mmseg refuses."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(data['inputs']):
+            groups.setdefault(tuple(image.shape), []).append(index)
+        if len(groups) < 2:
+            return super().test_step(data)
+        found: dict[int, SegDataSample] = {}
+        for indices in groups.values():
+            part = {key: [values[index] for index in indices] for key, values in data.items()}
+            found.update(zip(indices, super().test_step(part)))
+        return [found[index] for index in range(len(found))]
+
+    def val_step(self, data: Any) -> list[SegDataSample]:
+        """As ``test_step``."""
+        return self.test_step(data)
+
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Label every pixel.
 

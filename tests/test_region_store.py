@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 from ovd.clip import region_shard
+from ovd.clip.proposal_files import read_proposals
 from ovd.clip.region_store import RegionStore, RegionStoreWriter, images_per_shard
 
 DIM, MOST, PER_SHARD = 8, 5, 3
@@ -131,6 +132,18 @@ def test_interrupted_store_is_continued_to_the_same_bytes(tmp_path: Path, store:
     (target / '.shard-000001.safetensors.rank0.tmp').write_bytes(b'half a shard')
     (target / '.shard-000002.safetensors.rank5.tmp').write_bytes(b'half a shard')
     assert RegionStoreWriter(target, header()).pending(IDS) == IDS[stop // PER_SHARD * PER_SHARD :]
+    write(target)
+    assert contents(target) == contents(store)
+
+
+def test_damaged_shard_of_an_interrupted_store_is_named_with_the_remedy(tmp_path: Path, store: Path) -> None:
+    target = tmp_path / 'again'
+    write(target, stop=6)
+    shard = target / 'shard-000001.safetensors'
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r'shard-000001\.safetensors is truncated.*; delete it to'):
+        write(target)
+    shard.unlink()
     write(target)
     assert contents(target) == contents(store)
 
@@ -400,3 +413,18 @@ def test_manifest_is_plain_json(store: Path) -> None:
     manifest = json.loads((store / 'manifest.json').read_text())
     assert [entry['images'] for entry in manifest['shards']] == [3, 3, 3, 1]
     assert manifest['format'] == 'ovd.region_store/1'
+
+
+def test_a_store_may_have_more_shards_than_a_process_may_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('ovd.clip.region_store._OPEN_SHARDS', 8)
+    resource = pytest.importorskip('resource')
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/dev/fd')) + 20, hard))
+    try:
+        ids = list(range(1, 41))
+        write(tmp_path / 'store', ids, images_per_shard=1)
+        assert len(read_proposals(tmp_path / 'store', ids).boxes) == RegionStore(tmp_path / 'store').num_rows
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

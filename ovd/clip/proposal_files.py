@@ -157,11 +157,10 @@ def _from_pickle(source: Path, image_ids: list[int]) -> ProposalTable:
 
 def _from_store(source: Path) -> ProposalTable:
     store = RegionStore(source)
-    rows = {image_id: store.read(image_id) for image_id in store.image_ids.tolist()}
-    parts = {
-        image_id: np.concatenate([item.boxes, item.scores[:, None]], axis=1)
-        for image_id, item in rows.items()
-    }
+    parts = {}
+    for image_id in store.image_ids.tolist():
+        rows = store.read(image_id)  # views, which hold their shard open: only the copy is kept
+        parts[image_id] = np.concatenate([rows.boxes, rows.scores[:, None]], axis=1)
     table = _table(source / 'manifest.json', parts, is_complete=True)
     table.source = str(source)
     return table

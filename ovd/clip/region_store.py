@@ -14,7 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file, save
@@ -191,8 +191,11 @@ class RegionStoreWriter:
         path = self.folder / shard_name(index)
         if not path.exists():
             return False
-        shard = open_shard(path)
-        shard.check_content()
+        try:
+            shard = open_shard(path)
+            shard.check_content()
+        except ValueError as error:
+            raise ValueError(f'{error}; delete it to have it made again') from None
         planned, found = self._plan[index], shard.tensors['image_ids'].tolist()
         if (
             shard.settings_sha256 != self._settings_sha256
@@ -236,24 +239,25 @@ class RegionStoreWriter:
             if owner % self.world_size == self.rank:
                 path.unlink(missing_ok=True)
 
-    def _all_shards(self) -> list[Shard] | None:
-        shards = []
+    def _all_shards(self) -> 'list[_ShardSummary] | None':
+        """What each shard of every rank says of itself, or None while one is missing; none stays open."""
+        summaries = []
         for index, planned in enumerate(self._plan):
             path = self.folder / shard_name(index)
             if not path.exists():
                 return None
-            shards.append(open_shard(path))
-            if shards[-1].tensors['image_ids'].tolist() != planned:
+            summaries.append(_summarize(open_shard(path)))
+            if summaries[-1].image_ids.tolist() != planned:
                 return None
-        return shards or None
+        return summaries or None
 
-    def _write_manifest(self, shards: list[Shard]) -> dict[str, Any]:
+    def _write_manifest(self, shards: 'list[_ShardSummary]') -> dict[str, Any]:
         index = {
-            'image_ids': np.concatenate([shard.tensors['image_ids'] for shard in shards]),
-            'shards': np.concatenate(
-                [np.full(len(s.tensors['image_ids']), s.index, np.int64) for s in shards]
+            'image_ids': np.concatenate([shard.image_ids for shard in shards]),
+            'shards': np.repeat(
+                np.arange(len(shards), dtype=np.int64), [len(shard.image_ids) for shard in shards]
             ),
-            'counts': np.concatenate([np.diff(shard.tensors['first_row']) for shard in shards]),
+            'counts': np.concatenate([shard.counts for shard in shards]),
         }
         index_path = self.folder / 'index.safetensors'
         self._publish(index_path.name, save(index))
@@ -261,20 +265,34 @@ class RegionStoreWriter:
             **self.header,
             'rows': int(index['counts'].sum()),
             'index_sha256': sha256_file(index_path),
-            'shards': [
-                {
-                    'name': shard.path.name,
-                    'images': len(shard.tensors['image_ids']),
-                    'rows': len(shard.tensors['scores']),
-                    'bytes': shard.num_bytes,
-                    'header_sha256': shard.header_sha256,
-                    'content_sha256': shard.content_sha256,
-                }
-                for shard in shards
-            ],
+            'shards': [shard.entry for shard in shards],
         }
         self._publish('manifest.json', _json_bytes(manifest))
         return manifest
+
+
+class _ShardSummary(NamedTuple):
+    """What index and manifest keep of a shard."""
+
+    image_ids: np.ndarray
+    counts: np.ndarray
+    entry: dict[str, Any]
+
+
+def _summarize(shard: Shard) -> _ShardSummary:
+    """Copies alone: a mapped shard holds a file open, and a store may have thousands of shards."""
+    return _ShardSummary(
+        shard.tensors['image_ids'].copy(),
+        np.diff(shard.tensors['first_row']),
+        {
+            'name': shard.path.name,
+            'images': len(shard.tensors['image_ids']),
+            'rows': len(shard.tensors['scores']),
+            'bytes': shard.num_bytes,
+            'header_sha256': shard.header_sha256,
+            'content_sha256': shard.content_sha256,
+        },
+    )
 
 
 class RegionStore:
@@ -410,7 +428,8 @@ class RegionStore:
     def _place_of(self, image_id: int) -> int:
         if image_id not in self._place:
             raise KeyError(
-                f'image {image_id} is not in the region store {self.folder} ({len(self)} images)'
+                f'image {image_id} is not in the region store {self.folder} ({len(self)} images); '
+                'tools/cache_clip_regions.py without --limit makes it complete'
             ) from None
         return self._place[image_id]
 

@@ -4,8 +4,7 @@
     python tools/test.py configs/lseg_r101_pascal5i.py work_dirs/lseg_r101_pascal5i/latest.pth
 
 Li et al., ICLR 2022, Sec. 4.2: trained on the 15 classes outside the fold, tested on its five by name alone;
-images squeezed to 480 x 480, queries and supports both trained on. Other folds: change `fold` here, or give
---cfg-options train_dataloader.dataset.fold=1 val_dataloader.dataset.fold=1 test_dataloader.dataset.fold=1.
+images squeezed to 480 x 480, queries and supports both trained on. Other folds: --cfg-options fold=1.
 The authors swept the learning rate for each data set, unpublished, and stopped within four epochs
 (isl-org/lang-seg, issues 34 and 36). 20 episodes of two pictures to a step, about 40 GB on one GPU
 (estimate); SyncBN and a smaller train_dataloader.batch_size spread them over several. The ImageNet weights go

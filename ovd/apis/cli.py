@@ -144,7 +144,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         action=KeyValue,
         default={},
         metavar='KEY=VALUE',
-        help='overrides, such as train_dataloader.batch_size=4 or param_scheduler.0.end=100',
+        help='overrides, such as max_iters=100, data_root=/disk/coco/ or train_dataloader.batch_size=4',
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes are started')
 

@@ -217,3 +217,11 @@ def test_encoders_and_counters_by_name(architecture: Path) -> None:
     texts = ['a red star', 'c++', '']
     counter = pickle.loads(pickle.dumps(load_token_counter('clip')))
     assert counter(texts) == built.count_tokens(texts) == [3, 2, 0]
+
+
+def test_names_whose_signs_melt_into_the_separator_fit_their_sentences(architecture: Path) -> None:
+    """'#' and the full stop after it are other tokens than each by itself."""
+    prompts = PromptEncoder(encoder(architecture, features='phrases', max_tokens=13))
+    sentences = prompts.name_prompts(['c-#'] * 9)
+    assert max(len(prompts.encoder.offsets(sentence.text)) for sentence in sentences) <= 13
+    assert len(prompts.encode(sentences)) == len(sentences)

@@ -75,3 +75,19 @@ def test_only_so_many_prompts_are_kept(tmp_path: Path) -> None:
     encoder = PromptEncoder(BertText(write_bert(tmp_path)), capacity=2)
     encoder.encode([class_prompt([name]) for name in ('dog', 'cat', 'bird')])
     assert len(encoder._kept) == 2
+
+
+def test_names_that_no_sentence_can_hold_are_named(encoder: PromptEncoder) -> None:
+    with pytest.raises(ValueError, match=r"class name 'red dog red dog .* has 20 tokens, expected 1 to 14"):
+        encoder.name_prompts(['dog', 'red dog ' * 10])
+    with pytest.raises(ValueError, match=r"class name '\\u200b' has 0 tokens"):
+        encoder.name_prompts(['dog', '\u200b'])
+    prompts = encoder.name_prompts(['dog'] * 14, final=' and a cat.')
+    assert max(len(encoder.encoder.offsets(prompt.text)) for prompt in prompts) <= 16
+
+
+def test_a_frozen_encoder_keeps_its_state(encoder: PromptEncoder) -> None:
+    """What it remembers is not forgotten between two questions."""
+    encoder.encoder.eval()
+    with patch.object(encoder.encoder, 'train', side_effect=AssertionError):
+        encoder.encode([class_prompt(['dog'])])

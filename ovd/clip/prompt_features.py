@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..text.phrases import (
+    SEPARATOR,
     Prompt,
     Wordings,
     class_prompt,
@@ -98,10 +99,22 @@ class PromptEncoder:
         final: str = '',
         wordings: Wordings | None = None,
     ) -> list[Prompt]:
-        """As many sentences as a list of class names needs, see ``split_names`` and ``class_prompt``."""
+        """As many sentences as a list of class names needs, see ``split_names`` and ``class_prompt``.
+
+        Raises:
+            ValueError: a name without tokens, or longer than a sentence may be.
+        """
         said = [word_name(name, (wordings or {}).get(name))[0] for name in names]
-        counts = self.encoder.count_tokens(said)
-        special = 2 + bool(final.strip())
+        *alone, ending = self.encoder.count_tokens([*said, final])
+        ended = self.encoder.count_tokens([words + SEPARATOR for words in said])
+        counts = [max(own, both - 1) for own, both in zip(alone, ended)]  # signs may melt into a separator
+        special = 2 + ending
+        for name, count in zip(names, counts):
+            if not 0 < count <= self.encoder.max_tokens - special:
+                raise ValueError(
+                    f'class name {name[:60]!r} has {count} tokens, expected 1 to '
+                    f'{self.encoder.max_tokens - special}'
+                )
         return [
             class_prompt([names[index] for index in part], part, final, wordings)
             for part in split_names(counts, self.encoder.max_tokens, per_prompt, special)
@@ -130,20 +143,23 @@ class PromptEncoder:
         state = weights_state(self.encoder)
         if self.offset is not None:
             state += weights_state(self.offset)
-            self.offset.check_encoder(self.encoder.fingerprint)
         if state != self._state:
+            if self.offset is not None:
+                self.offset.check_encoder(self.encoder.fingerprint)
             self._kept.clear()
             self._state = state
         found = {prompt: self._kept[prompt] for prompt in prompts if prompt in self._kept}
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         was_training = self.encoder.training
-        self.encoder.eval()
+        if was_training:
+            self.encoder.eval()
         try:
             for start in range(0, len(new), self._batch_size):
                 part = new[start : start + self._batch_size]
                 found.update(zip(part, split_batch(self.encoder, part, self.offset)))
         finally:
-            self.encoder.train(was_training)
+            if was_training:
+                self.encoder.train()
         self._kept.update(found)
         while len(self._kept) > self._capacity:
             del self._kept[next(iter(self._kept))]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -265,3 +266,23 @@ def test_averaged_weights_survive_a_resumption(tmp_path: Path, monkeypatch: pyte
     name = 'layers.0.weight'
     averaged, last = undisturbed['state_dict'][name], undisturbed['ema_state_dict'][f'module.{name}']
     assert not torch.allclose(averaged, last)
+
+
+def test_dropout_of_a_trained_part_stays_on(folder: Path) -> None:
+    model = toy_glip(folder, trainable=['text.*', 'bbox_head.blocks.1.*']).train()
+    first, second = model.bbox_head.blocks
+    for part, is_trained in ((model.text, True), (second, True), (first, False)):
+        drops = [module for module in part.modules() if isinstance(module, torch.nn.Dropout)]
+        assert {module.training for module in drops} == {is_trained}
+
+
+def test_a_tuned_prompt_is_compared_with_its_encoder_once(folder: Path, tmp_path: Path) -> None:
+    """The comparison hashes all weights: once for a state of them, not for each image."""
+    model, path = tuned(folder), tmp_path / 'prompt.safetensors'
+    model.save_offset(path)
+    loaded = toy_glip(folder, text={'encoder': {'model': str(folder)}, 'offset': str(path)})
+    loaded.text.load_state_dict(model.text.state_dict())
+    with patch.object(PromptOffset, 'check_encoder') as check:
+        for _ in range(3):
+            detect(loaded)
+    assert check.call_count == 1

@@ -21,7 +21,14 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def evaluate_frozen(model: nn.Module) -> None:
-    """Put every module in which nothing is trained into eval mode: no dropout, no running statistics."""
-    for module in model.modules():
-        if not any(parameter.requires_grad for parameter in module.parameters()):
-            module.training = False
+    """Put what is frozen into eval mode: no dropout, no running statistics.
+
+    Those are the modules with parameters of which none is trained, and all inside them. A module without
+    parameters, such as dropout, stays as what it is part of.
+    """
+    for child in model.children():
+        parameters = list(child.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            child.eval()
+        else:
+            evaluate_frozen(child)

@@ -15,7 +15,7 @@ from helpers import ROOT, write_coco, write_image
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from test_tools import tool
+from test_tools import error_line, tool
 from toy_glip import slim, spread
 
 from ovd.apis.runner import build_runner, prepare_testing
@@ -230,6 +230,13 @@ def test_coco(tmp_path: Path) -> None:
     report = case.report()
     assert report['metrics']['bbox/AP'] == 1
     assert report['protocol']['classes_competing'] == 3
+    assert report['protocol']['prompting'] == {
+        'names_per_prompt': None,
+        'vocabulary_sentences': 1,
+        'ranking': 'centerness',
+        'aggregation': 'mean',
+        'score_thr': 0.0,
+    }
 
 
 def test_lvis_has_both_kinds_of_ap(tmp_path: Path) -> None:
@@ -263,3 +270,30 @@ def test_lvis_has_both_kinds_of_ap(tmp_path: Path) -> None:
     assert report['protocol']['max_detections_per'] == 'image'
     assert report['protocol']['fixed/max_detections_per'] == 'class'
     assert {row['name'] for row in report['fixed/per_class']} == set(names)
+
+
+def test_data_of_other_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels are places in the model's vocabulary: in another order each would be scored as another class."""
+    case = Case('glip_t_a_to_coco', tmp_path, one_set(tmp_path))
+    write_coco(tmp_path, ['bird', 'cat', 'dog'], [[(0, PLACEHOLDER)]], SIZE)
+    options = ['--cfg-options', "model.text.vocabulary=['dog', 'cat', 'bird']"]
+    assert tool('test', case.config, case.weights, *options) == 1
+    assert "class 0 is 'cat' in the data (3 classes) and 'dog' in the model" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ('name', 'option', 'message'),
+    [
+        ('glip_t_flickr30k', {'vocabulary': 'dog'}, '--vocabulary: ovd.NamedParts asks for the words of'),
+        ('glip_shapes', {'vocabulary': 'dog'}, '--vocabulary: ovd.GroundingDataset asks for the words of'),
+        ('glip_t_a_to_coco', {'shuffle_text': True}, 'this config tests on ovd.OpenVocabularyDataset'),
+        ('glip_t_refcoco', {'shuffle_text': True}, 'this config tests on ovd.NamedParts'),
+    ],
+)
+def test_options_without_a_use_are_refused(
+    tmp_path: Path, name: str, option: dict[str, Any], message: str
+) -> None:
+    weights = tmp_path / 'weights.pth'
+    weights.touch()
+    with pytest.raises(ValueError, match=message):
+        prepare_testing(load_config(ROOT / 'configs' / f'{name}.py'), weights, **option)

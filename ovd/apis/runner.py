@@ -22,6 +22,7 @@ from torch import nn
 
 from ..checkpoint import load_complete, load_into, read_checkpoint
 from ..hooks import find_latest
+from ..registry import DATASETS, MODELS
 
 CONSOLE_NOISE = (
     'Loads checkpoint by',
@@ -112,7 +113,7 @@ class ToolRunner(Runner):
         return model
 
     def build_train_loop(self, loop: Any) -> Any:
-        return self._checked(super().build_train_loop(loop))
+        return self._checked(super().build_train_loop(loop), training=True)
 
     def build_val_loop(self, loop: Any) -> Any:
         return self._checked(super().build_val_loop(loop))
@@ -120,10 +121,14 @@ class ToolRunner(Runner):
     def build_test_loop(self, loop: Any) -> Any:
         return self._checked(super().build_test_loop(loop))
 
-    def _checked(self, loop: Any) -> Any:
+    def _checked(self, loop: Any, training: bool = False) -> Any:
         """The loop, whose data must number the model's words alike."""
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        check_classes(model, getattr(loop.dataloader.dataset, 'metainfo', {}))
+        dataset = loop.dataloader.dataset
+        # A model that reads sentences is trained with those that samples bring, whatever its own words are.
+        own_words = training or getattr(dataset, 'own_words', False)
+        if not (hasattr(model, 'find_phrases') and own_words):
+            check_classes(model, getattr(dataset, 'metainfo', {}))
         return loop
 
     def load_checkpoint(
@@ -168,7 +173,7 @@ def check_classes(model: nn.Module, metainfo: Mapping[str, Any]) -> None:
     from ..models.open_vocabulary import OpenVocabularyModel
 
     classes = metainfo.get('classes')
-    if classes is None or not isinstance(model, OpenVocabularyModel):
+    if classes is None or not (isinstance(model, OpenVocabularyModel) or hasattr(model, 'find_phrases')):
         return
     try:
         vocabulary = model.vocabulary
@@ -278,6 +283,9 @@ def prepare_testing(
         vocabulary: classes to test with instead of the config's; the model and the test data both get it.
         shuffle_text: a control. Novel classes get each other's vectors; where the test data are captions,
             their phrases get the words of other pictures.
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: the config has no test, or an option that its model or its data have no use for.
     """
     if not os.path.isfile(checkpoint):
         raise FileNotFoundError(f'checkpoint {checkpoint} does not exist')
@@ -293,21 +301,46 @@ def prepare_testing(
     if text is None and (vocabulary is not None or shuffle_text):
         option = '--shuffle-text' if vocabulary is None else '--vocabulary'
         raise ValueError(f'{option}: the model {config.model.type!r} of this config takes no text')
+    datasets = list(_data_sets(config.test_dataloader.get('dataset', {})))
     if vocabulary is not None:
+        own = [dataset.type for dataset in datasets if _has_own_words(dataset)]
+        if own:
+            raise ValueError(f'--vocabulary: {own[0]} asks for the words of its own files')
         text.pop('embeddings', None)
         text.vocabulary = vocabulary
-        for dataset in _data_sets(config.test_dataloader.dataset):
+        for dataset in datasets:
             dataset['vocabulary'] = vocabulary
     if shuffle_text:
-        of_captions = [
-            dataset
-            for dataset in _data_sets(config.test_dataloader.get('dataset', {}))
-            if dataset.get('type') == 'ovd.GroundingDataset'
-        ]
-        for dataset in of_captions:
-            dataset['shuffle_captions'] = True
-        if not of_captions:
-            text.shuffled = True
+        _shuffle_text(config.model, datasets)
+
+
+def _shuffle_text(model: Any, datasets: list[Any]) -> None:
+    """Let words say nothing: in the captions of the data sets, else in the model."""
+    from ..datasets.grounding import GroundingDataset
+
+    kinds = [(dataset, _kind(dataset)) for dataset in datasets if _has_own_words(dataset)]
+    captions = [dataset for dataset, kind in kinds if issubclass(kind, GroundingDataset)]
+    for dataset in captions:
+        dataset['shuffle_captions'] = True
+    if captions:
+        return
+    if hasattr(MODELS.get(model.type), 'find_phrases'):
+        raise ValueError(
+            f'--shuffle-text: for {model.type} the words of captions are exchanged, those of '
+            f'ovd.GroundingDataset; this config tests on {datasets[0].get("type")}'
+        )
+    model.text.shuffled = True
+
+
+def _has_own_words(dataset: Mapping[str, Any]) -> bool:
+    """Whether samples of a data set, given as its config, bring the words that are asked for."""
+    return getattr(_kind(dataset), 'own_words', False) and dataset.get('label_map') is None
+
+
+def _kind(dataset: Mapping[str, Any]) -> Any:
+    """The class of a data set's config; None for those of other packages."""
+    kind = dataset.get('type')
+    return DATASETS.get(kind) if isinstance(kind, str) and kind.startswith('ovd.') else None
 
 
 def _data_sets(dataset: Any) -> Iterator[Any]:

@@ -28,6 +28,8 @@ class NamedParts(ConcatDataset):
         FileNotFoundError: annotation files do not exist, all of them are listed; with 'drop', none exists.
     """
 
+    own_words = True  # each part says what is asked for
+
     def __init__(
         self,
         parts: Mapping[str, Mapping[str, Any]],

@@ -27,6 +27,8 @@ class OwnClassesDataset(OpenVocabularyDataset):
     Source of the wordings: Li et al., CVPR 2022, Appendix E.
     """
 
+    own_words = True  # the file says what is asked for
+
     def __init__(
         self, *args: Any, prompts: Mapping[str | int, Mapping[str, str] | None] | None = None, **kwargs: Any
     ) -> None:

@@ -48,6 +48,35 @@ def test_every_stage_at_the_original_size_with_the_words_of_the_final_groups() -
     assert first.names == tuple(f'{g + 1} {final.names[j].split(" ", 1)[1]}' for g, j in enumerate(joins))
 
 
+@torch.no_grad()
+def test_pictures_show_the_groups_that_the_readout_goes_by() -> None:
+    readout = {'type': 'ovd.SoftReadout', 'assignment': 'hard'}
+    model = toy_groupvit(readout=readout, size_divisor=8, test_cfg={'keep_groups': True})
+    inputs = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    first, final = find_groups(model, inputs, sample_of((32, 48)))
+    output = model.encode_image(inputs)
+    for groups, stage in ((first, 1), (final, 2)):
+        hard, soft = (
+            group_labels(output, (32, 48), stages=stage, assignment=kind)[0] for kind in ('hard', 'soft')
+        )
+        assert (groups.labels == hard.numpy()).all()
+        assert (hard != soft).any()
+    (kept,) = model.predict(inputs, [sample_of((32, 48))])
+    assert (kept.pred_groups.data[0].numpy() == final.labels).all()
+
+
+@torch.no_grad()
+def test_groups_have_words_of_their_own_where_places_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    names = []
+    for level in ('groups', 'tokens'):
+        model = toy_groupvit(readout={'type': 'ovd.SoftReadout', 'level': level}, size_divisor=8)
+        output = model.encode_image(inputs)._replace(tokens=-torch.ones(1, 24, 16))
+        monkeypatch.setattr(model, 'encode_image', lambda images, output=output: output)
+        names.append([groups.names for groups in find_groups(model, inputs, sample_of((32, 48)))])
+    assert names[0] == names[1]
+
+
 def test_a_picture_of_groups_has_a_colour_for_each_and_a_legend() -> None:
     labels = np.zeros((48, 64), np.int64)
     labels[:, 32:] = 1

@@ -39,6 +39,8 @@ class Groups:
 def find_groups(model: Any, inputs: Tensor, sample: Any) -> list[Groups]:
     """The groups of an image at every stage, seen as a whole, whatever windows the model slides.
 
+    Who joins which group is read as the readout reads it.
+
     Args:
         model: one with ``group_predictions`` and a ``readout``, such as ``GroupViT``.
         inputs: one preprocessed image [1, 3, H, W].
@@ -51,29 +53,35 @@ def find_groups(model: Any, inputs: Tensor, sample: Any) -> list[Groups]:
     if not hasattr(model, 'group_predictions'):
         raise ValueError(f'{type(model).__name__} does not group pixels: there are no groups to show')
     model.text_embeddings  # noqa: B018  (made on first use)
+    inputs = model.without_padding(inputs, sample)
     height, width = inputs.shape[2:]
     padded = F.pad(inputs, (0, -width % model.size_divisor, 0, -height % model.size_divisor))
     predictions = model.group_predictions(padded)
     output = predictions.output
-    table = model.readout.group_table(predictions, model.image_context(inputs), model.use_background)[0]
+    # A readout that names places one by one names the groups here.
+    named = predictions._replace(token_embeddings=predictions.group_embeddings)
+    table = model.readout.group_table(named, model.image_context(inputs), model.use_background)[0]
     words = [*model.vocabulary.labels, 'background']
     final = [words[label] for label in table.argmax(dim=-1).tolist()]
+    choice = model.readout.assignment
     seen = (padded.shape[2], padded.shape[3])
     size = tuple(sample.metainfo.get('ori_shape', (height, width))[:2])
     found = []
     for stage in range(1, len(output.soft) + 1):
-        labels = group_labels(output, seen, (height, width), size, stage)[0]
-        names = tuple(f'{number + 1} {final[joined]}' for number, joined in enumerate(_joins(output, stage)))
+        labels = group_labels(output, seen, (height, width), size, stage, choice)[0]
+        joins = _joins(output, stage, choice)
+        names = tuple(f'{number + 1} {final[joined]}' for number, joined in enumerate(joins))
         found.append(Groups(labels.cpu().numpy(), names, stage))
     return found
 
 
-def _joins(output: GroupingOutput, stage: int) -> list[int]:
+def _joins(output: GroupingOutput, stage: int, assignment: str) -> list[int]:
     """The final group that each group of a stage joins most."""
     if stage == len(output.soft):
         return list(range(output.features.shape[1]))
-    later = output._replace(soft=output.soft[stage:], grid=(1, output.soft[stage].shape[-1]))
-    return compose_maps(later)[0, :, 0].argmax(dim=0).tolist()
+    grid = (1, output.soft[stage].shape[-1])
+    later = output._replace(soft=output.soft[stage:], hard=output.hard[stage:], grid=grid)
+    return compose_maps(later, assignment=assignment)[0, :, 0].argmax(dim=0).tolist()
 
 
 def group_colors(count: int) -> list[RGB]:

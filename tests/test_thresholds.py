@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from toy_groupvit import toy_groupvit
 
+from ovd.apis.draw_groups import find_groups
 from ovd.apis.threshold_fit import (
     ScoreCounts,
     fit_learned,
@@ -327,6 +328,21 @@ def test_windows_are_counted_as_the_model_slides_them() -> None:
         count_scores(scaled, batches(2), True, 10)[0].pixels
         == count_scores(model_with(), batches(2), True, 10)[0].pixels
     )
+
+
+def test_padding_of_the_preprocessor_is_not_counted() -> None:
+    model, found = model_with(), []
+    for test_cfg in (None, {'size_divisor': 64}):
+        model.data_preprocessor.test_cfg = test_cfg
+        counts, _ = count_scores(model, batches(), True, bins=1000)
+        data = model.data_preprocessor(batches(1)[0])
+        final = find_groups(model, data['inputs'], data['data_samples'][0])[-1]
+        found.append((data['inputs'].shape[-1], counts, final.labels))
+    (narrow, plain, groups), (wide, padded, padded_groups) = found
+    assert (narrow, wide) == (56, 64)
+    for name in ('right', 'wrong', 'truth'):
+        np.testing.assert_array_equal(getattr(padded, name), getattr(plain, name))
+    np.testing.assert_array_equal(padded_groups, groups)
 
 
 def test_true_labels_follow_the_size_of_the_input() -> None:

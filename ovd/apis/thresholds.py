@@ -190,7 +190,8 @@ def _for_each_image(
         data = model.data_preprocessor(batch, False)
         if len(data['inputs']) != 1:
             raise ValueError(f'calibration takes one image at a time, got a batch of {len(data["inputs"])}')
-        see(data['inputs'], data['data_samples'][0])
+        sample = data['data_samples'][0]
+        see(model.without_padding(data['inputs'], sample), sample)
         done += 1
     return done
 

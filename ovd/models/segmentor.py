@@ -194,6 +194,11 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
             return None
         return (-mean / std).flatten().expand(3)
 
+    def without_padding(self, inputs: Tensor, sample: SegDataSample) -> Tensor:
+        """A preprocessed image [1, 3, H, W] without what was put around it to fill a batch."""
+        ((image, _),) = self._equal_sizes(inputs, [sample])
+        return image
+
     def _equal_sizes(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample]
     ) -> list[tuple[Tensor, list[SegDataSample]]]:

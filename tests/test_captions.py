@@ -142,6 +142,14 @@ def test_an_image_without_a_text_file_is_named(tmp_path: Path) -> None:
         ('a.json', '[]', "not in COCO's layout|needs images and annotations"),
         ('a.json', '{"images": [{"id": 1}], "annotations": []}', 'needs an id of its own and a file_name'),
         ('a.json', '{"images": [], "annotations": [{"id": 4, "image_id": 9}]}', "'id': 4.*unknown image"),
+        ('a.json', '{"images": [7], "annotations": []}', 'image 7 needs an id of its own'),
+        ('a.json', '{"images": [], "annotations": ["dog"]}', 'annotation dog is of an unknown image'),
+        (
+            'a.json',
+            '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "bbox": []}]}',
+            'has no captions; its annotations have bbox, image_id',
+        ),
+        ('a.csv', 'image,caption\nx.png,"dog' + 'g' * 140_000, 'is no table: field larger than'),
         ('a.csv', 'path,caption\nx.png,dog', "no column 'image'; its header is ..path., .caption.."),
         ('a.csv', '', "no column 'image'"),
         ('a.jsonl', '{"image": "x.png"}\n{', 'line 2 is not valid JSON'),
@@ -155,6 +163,17 @@ def test_bad_files_are_named(tmp_path: Path, name: str, text: str, message: str)
         build(tmp_path, {'ann_file': str(tmp_path / name)})
     assert name in str(error.value)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['a.csv', 'a.jsonl', 'a.json', 'images/a.txt'])
+def test_texts_that_are_not_utf8_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images' / 'a.png').touch()
+    content = '{"image": "a.png", "caption": "caf\xe9"}' if 'json' in name else 'image,caption\na.png,caf\xe9'
+    (tmp_path / name).write_bytes(content.encode('latin-1'))
+    with pytest.raises(ValueError, match=r'not UTF-8|utf-8') as error:
+        build(tmp_path, {} if name.startswith('images') else {'ann_file': str(tmp_path / name)})
+    assert name in str(error.value)
 
 
 def test_absent_files_are_named(tmp_path: Path) -> None:

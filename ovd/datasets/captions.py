@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Pair(NamedTuple):
     image: str
     caption: Any
     place: str
-    image_id: int | None = None
+    image_id: int | str | None = None
 
 
 @DATASETS.register_module()
@@ -214,20 +215,25 @@ def read_coco_captions(path: str) -> Iterator[Pair]:
     )
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise ValueError(f"caption file {path} is not in COCO's layout: it needs images and annotations")
-    by_image: dict[int, list[Pair]] = {}
-    names: dict[int, str] = {}
+    by_image: dict[int | str, list[Pair]] = {}
+    names: dict[int | str, str] = {}
     for image in images:
-        if image.get('id') in names or not isinstance(image.get('file_name'), str):
+        image_id, name = (image.get(key) if isinstance(image, dict) else None for key in ('id', 'file_name'))
+        if not isinstance(image_id, int | str) or image_id in names or not isinstance(name, str):
             raise ValueError(f'caption file {path}: image {image} needs an id of its own and a file_name')
-        names[image['id']] = image['file_name']
-        by_image[image['id']] = []
+        names[image_id] = name
+        by_image[image_id] = []
     for annotation in annotations:
-        image_id = annotation.get('image_id')
-        if image_id not in names:
+        image_id = annotation.get('image_id') if isinstance(annotation, dict) else None
+        if not isinstance(image_id, int | str) or image_id not in names:
             raise ValueError(f'caption file {path}: annotation {annotation} is of an unknown image')
         place = f'annotation {annotation.get("id")} of image {image_id}'
         # A field that is there but null is as bad as a blank one, and unlike an image without annotations.
         by_image[image_id].append(Pair(names[image_id], annotation.get('caption') or '', place, image_id))
+    if annotations and not any('caption' in annotation for annotation in annotations):
+        raise ValueError(
+            f'caption file {path} has no captions; its annotations have {", ".join(sorted(annotations[0]))}'
+        )
     for image_id, pairs in by_image.items():
         yield from pairs or [Pair(names[image_id], None, f'image {image_id}', image_id)]
 
@@ -242,7 +248,7 @@ def read_table(
     Raises:
         ValueError: no such column; the message lists those there are.
     """
-    with open(path, encoding='utf-8-sig', newline='') as file:
+    with _text(path), open(path, encoding='utf-8-sig', newline='') as file:
         rows = csv.reader(file, delimiter=delimiter)
         columns = [image_field, caption_field]
         if not all(isinstance(column, int) for column in columns):
@@ -267,7 +273,7 @@ def read_json_lines(path: str, image_field: str | int, caption_field: str | int)
     Raises:
         ValueError: a line that is no object with an image, by number.
     """
-    with open(path, encoding='utf-8-sig') as file:
+    with _text(path), open(path, encoding='utf-8-sig') as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -300,7 +306,19 @@ def read_folder(folder: str) -> Iterator[Pair]:
         raise FileNotFoundError(f'folder {folder} has no image in it')
     for image in images:
         text = image.with_suffix('.txt')
-        lines = text.read_text(encoding='utf-8-sig').splitlines() if text.is_file() else []
+        with _text(text):
+            lines = text.read_text(encoding='utf-8-sig').splitlines() if text.is_file() else []
         captions: list[str | None] = [line for line in lines if line.strip()]
         for caption in captions or ['' if text.is_file() else None]:
             yield Pair(str(image), caption, f'image {image.name}')
+
+
+@contextmanager
+def _text(path: str | Path) -> Iterator[None]:
+    """Name the file whose text cannot be read."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f'caption file {path} is not UTF-8: {error.reason}') from None
+    except csv.Error as error:  # such as a quotation mark that is never closed
+        raise ValueError(f'caption file {path} is no table: {error}') from None

@@ -21,10 +21,7 @@ logger = logging.getLogger(__name__)
 # Source: Xu et al., CVPR 2022, released data pipeline; Penn Treebank tags.
 GROUPVIT_TAGS = ('NN', 'NNS', 'NNP', 'VB', 'VBD', 'VBG', 'VBN', 'VBP', 'VBZ')
 BACKENDS = ('spacy', 'nltk', 'vocabulary')
-_NLTK_DATA = (
-    ('tokenizers/punkt_tab/english/', 'taggers/averaged_perceptron_tagger_eng/'),
-    ('tokenizers/punkt/english.pickle', 'taggers/averaged_perceptron_tagger/'),
-)
+_BUILT_IN = 'lvis'  # names of 1,203 everyday things
 
 
 class Noun(NamedTuple):
@@ -59,7 +56,8 @@ class NounExtractor:
     Args:
         backend: 'spacy', 'nltk', 'vocabulary' (names, synonyms and plurals of ``vocabulary``), or 'auto': the
             first of these that is installed with its data, which is logged once.
-        vocabulary: anything :meth:`Vocabulary.parse` takes; needed by 'vocabulary' only.
+        vocabulary: anything :meth:`Vocabulary.parse` takes; needed by 'vocabulary' only. Where 'auto' finds
+            no tagger and was given none, it is 'lvis', whose names are built in.
         tags: Penn Treebank tags of the words to keep. Ignored by 'vocabulary'.
         phrases: give noun phrases instead of words. Of a tagger: adjectives and nouns that end in a noun, and
             two such joined by a preposition ('red fire truck', 'bowl of fruit'). Of 'vocabulary': a name and
@@ -84,17 +82,19 @@ class NounExtractor:
             raise ValueError(f'tags must be a list of Penn Treebank tags, got {tags!r}')
         self.tags = frozenset(tags)
         self.phrases = phrases
-        self.backend, self._tag = self._choose(backend, vocabulary, spacy_model)
+        if backend == 'vocabulary' and vocabulary is None:
+            raise ValueError("backend='vocabulary' needs a vocabulary: 'coco', 'lvis', a list of names ...")
+        self.backend, self._tag = self._choose(backend, spacy_model)
         self._names: NameMatcher | None = None
         if self.backend == 'vocabulary':
-            if vocabulary is None:
-                raise ValueError(
-                    "nouns from a vocabulary need one: vocabulary='coco', 'lvis', a list of names ... "
-                    '(neither spaCy nor NLTK with its English data is installed)'
-                    if backend == 'auto'
-                    else "backend='vocabulary' needs a vocabulary"
+            names = _BUILT_IN if vocabulary is None else vocabulary
+            self._names = NameMatcher(Vocabulary.parse(names))
+            if backend == 'auto':
+                what = f'the built-in vocabulary {_BUILT_IN!r}' if vocabulary is None else 'the vocabulary'
+                _say_once(
+                    f'nouns of captions are the names of {what}: neither spaCy nor NLTK is installed with '
+                    'its English data'
                 )
-            self._names = NameMatcher(Vocabulary.parse(vocabulary))
 
     def extract(self, caption: str) -> list[Noun]:
         """The nouns (or noun phrases) of a caption by position; none in an empty one."""
@@ -115,9 +115,7 @@ class NounExtractor:
             return self._names.vocabulary.names[noun.label]
         return noun.text.casefold()
 
-    def _choose(
-        self, backend: str, vocabulary: 'VocabularySpec | None', spacy_model: str
-    ) -> tuple[str, Tagger | None]:
+    def _choose(self, backend: str, spacy_model: str) -> tuple[str, Tagger | None]:
         """The backend taken, and its tagger."""
         taggers: dict[str, Callable[[], Tagger]] = {
             'spacy': partial(_load_spacy, spacy_model),
@@ -134,11 +132,6 @@ class NounExtractor:
                 continue
             _say_once(f'nouns of captions are found by {name}')
             return name, tag
-        if vocabulary is not None:
-            _say_once(
-                'nouns of captions are the names of the vocabulary: neither spaCy nor NLTK is installed with '
-                'its English data'
-            )
         return 'vocabulary', None
 
 
@@ -165,15 +158,17 @@ def _load_nltk() -> Tagger:
     if importlib.util.find_spec('nltk') is None:
         raise ImportError("backend='nltk' needs the package nltk: pip install nltk")
     nltk: Any = importlib.import_module('nltk')
-    if not any(_has_nltk_data(nltk, names) for names in _NLTK_DATA):
-        raise ImportError(
-            "backend='nltk' needs NLTK's data 'punkt_tab' and 'averaged_perceptron_tagger_eng' in one of its "
-            'folders'
-        )
 
     def tag(caption: str) -> list[Token]:
         return _align(nltk.pos_tag(nltk.word_tokenize(caption)), caption)
 
+    try:
+        tag('a')
+    except LookupError:  # NLTK's own message is a page on downloading
+        raise ImportError(
+            "backend='nltk' needs NLTK's data 'punkt_tab' and 'averaged_perceptron_tagger_eng' in one of its "
+            'folders'
+        ) from None
     return tag
 
 
@@ -188,15 +183,6 @@ def _align(tagged: Sequence[tuple[str, str]], caption: str) -> list[Token]:
         position = start + len(word)
         tokens.append(Token(tag, start, position))
     return tokens
-
-
-def _has_nltk_data(nltk: Any, names: Sequence[str]) -> bool:
-    try:
-        for name in names:
-            nltk.data.find(name)
-    except LookupError:
-        return False
-    return True
 
 
 _PHRASE = re.compile('[JN]*N(?:I[JN]*N)?')

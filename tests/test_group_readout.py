@@ -366,6 +366,25 @@ def test_words_for_background_win_where_they_fit_best() -> None:
     assert nothing_left.group_table(predictions).shape == (1, 3, 3)
 
 
+def test_a_single_word_without_rivals_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    _, text = toy()
+    embed = embedder({'sky': text[1]})
+    for background, is_alone in (
+        (None, True),
+        ({'threshold': 0.95}, True),
+        ({'threshold': 0.95, 'names': ['sky']}, False),
+        ({'learned': True}, False),
+    ):
+        caplog.clear()
+        readout = with_words(SoftReadout(background=background), text[:1], ['cat'], embed)
+        assert (
+            "a single word has nothing to compete with, so every group is 'cat'" in caplog.text
+        ) is is_alone
+        caplog.clear()
+        with_words(readout, text[:2], ['cat', 'dog'], embed)
+        assert not caplog.text
+
+
 def test_a_learned_background_vector_competes_with_the_classes() -> None:
     shares = torch.eye(3)[:, None]
     cosines = torch.tensor([[0.8, 0.0, 0.1], [0.0, 0.7, 0.2], [0.1, 0.0, 0.9]])

@@ -5,6 +5,7 @@ Reading order: GroupPredictions (what a grouping model found), GroupReadout (wha
 ReferenceReadout (the released evaluation), SoftReadout (ours), compose_maps, GroupScores (the result).
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from ovd.heads.score_maps import CutScores, ScoreMaps, TensorScores, argmax_labe
 from ovd.registry import MODELS
 
 from .group_background import Embed, GroupBackground
+
+logger = logging.getLogger(__name__)
 
 
 class GroupPredictions(NamedTuple):
@@ -48,11 +51,13 @@ class GroupReadout(nn.Module):
         presence_side: shorter side in pixels at which a whole image should be shown to the encoder for
             ``image_prior``; None when the readout asks for no prior of the whole image.
         assignment: which assignments tell the pixels of a group, see ``compose_maps``.
+        has_rivals: whether anything competes with the classes for a group.
     """
 
     with_background = False
     presence_side: int | None = None
     assignment = 'soft'
+    has_rivals = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,6 +75,12 @@ class GroupReadout(nn.Module):
             device: where the scores are computed.
         """
         self.text_embeddings = text.embeddings.to(device)
+        if len(text) == 1 and not self.has_rivals:
+            logger.warning(
+                'a single word has nothing to compete with, so every group is %r: add words for other '
+                "things, or take a readout with background=dict(names='stuff')",
+                text.vocabulary.names[0],
+            )
 
     def forward(
         self,
@@ -205,9 +216,10 @@ class SoftReadout(GroupReadout):
     def use_text_embeddings(
         self, text: TextEmbeddings, embed: Embed | None = None, device: torch.device | str = 'cpu'
     ) -> None:
-        super().use_text_embeddings(text, embed, device)
         if self.background is not None:
             self.background.use_text_embeddings(text, embed, torch.device(device))
+            self.has_rivals = self.background.learned or self.background.embeddings is not None
+        super().use_text_embeddings(text, embed, device)
 
     def forward(
         self,

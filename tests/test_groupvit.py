@@ -31,8 +31,10 @@ from ovd.heads.grouping import (
 )
 from ovd.models.group_encoder import Block, resize_positions, sine_positions
 from ovd.models.group_objectives import GroupBatch
+from ovd.models.groupvit import GroupViT
 from ovd.models.projection_head import JointBatchNorm
 from ovd.registry import MODELS
+from ovd.text.vocabulary import Vocabulary
 
 # Shifts of all logits of a softmax alike, and constants that the next layer or batch norm takes away.
 WITHOUT_GRADIENT = ('merge.query.bias', 'cross.key.bias', 'mix.fc2.bias', 'projection.fc1.bias')
@@ -404,6 +406,15 @@ def test_options_of_the_multi_label_loss_are_wired() -> None:
         toy_groupvit(multi_label={}).loss(**toy_batch(prompts=0))
 
 
+def test_texts_that_the_text_encoder_cannot_read_are_refused() -> None:
+    short = toy_groupvit(text_encoder={'context_length': 12})
+    with pytest.raises(ValueError, match=r'come as 20 tokens, .* reads 12: say context_length=12'):
+        short.loss(**toy_batch())
+    small = MODELS.build(toy_config(text_encoder={'vocab_size': 100}))
+    with pytest.raises(ValueError, match=r'token 49407 is none of the 100 of text_encoder\.vocab_size'):
+        small.loss(**toy_batch())
+
+
 def test_captions_alone() -> None:
     """Without the multi-label loss the prompts are not even read."""
     losses = [toy_groupvit().loss(**toy_batch(prompts=prompts)) for prompts in (0, 2)]
@@ -618,6 +629,80 @@ def test_whole_image_context_is_made_at_the_side_that_the_readout_wants() -> Non
     assert prior is not None
     torch.testing.assert_close(prior.sum(1), torch.ones(2))
     assert toy_groupvit().image_context(torch.randn(2, 3, 32, 60)) is None
+
+
+@torch.no_grad()
+def telling_words(model: GroupViT, images: list[Tensor]) -> TextEmbeddings:
+    """Large weights, and seven classes that the groups of these images differ in."""
+    for weight in model.image_encoder.parameters():
+        if weight.dim() == 2:
+            nn.init.normal_(weight, std=2 * weight.shape[1] ** -0.5)
+    groups = torch.cat([model.group_predictions(image).group_embeddings.flatten(0, 1) for image in images])
+    rows = unit(groups - groups.mean(0))[:7]
+    return TextEmbeddings(rows, Vocabulary([f'thing {index}' for index in range(7)]), (), '')
+
+
+def chosen(text: TextEmbeddings, rows: Tensor) -> TextEmbeddings:
+    names = [text.vocabulary.names[row] for row in rows]
+    return TextEmbeddings(text.embeddings[rows], Vocabulary(names), (), '')
+
+
+@pytest.mark.parametrize(
+    'mode', [{}, {'mode': 'slide', 'crop_size': 24, 'stride': 16}], ids=['whole', 'slide']
+)
+@pytest.mark.parametrize('kind', ['ReferenceReadout', 'SoftReadout'])
+@torch.no_grad()
+def test_neighbours_padding_and_the_order_of_words_change_no_label(kind: str, mode: dict[str, Any]) -> None:
+    background = 0.2 if kind == 'ReferenceReadout' else {'threshold': 0.2}
+    readout = {'type': f'ovd.{kind}', 'background': background}
+    model = toy_groupvit(readout=readout, test_cfg=mode)
+    images = [torch.randn(1, 3, height, width) for height, width in ((32, 40), (32, 40), (27, 48))]
+    text = telling_words(model, images)
+    model.set_vocabulary(text)
+    sizes = [tuple(image.shape[2:]) for image in images]
+    alone = [model.predict(image, samples(size))[0].pred_sem_seg.data for image, size in zip(images, sizes)]
+    assert len(torch.cat([labels.flatten() for labels in alone]).unique()) > 1
+
+    batch = torch.cat(
+        [F.pad(image, (0, 48 - size[1], 0, 32 - size[0])) for image, size in zip(images, sizes)]
+    )
+    together = samples(*sizes)
+    for sample, (height, width) in zip(together, sizes):
+        sample.set_metainfo({'img_padding_size': (0, 48 - width, 0, 32 - height)})
+    for result, labels in zip(model.predict(batch, together), alone):
+        assert torch.equal(result.pred_sem_seg.data, labels)
+
+    order = torch.tensor([4, 0, 6, 2, 5, 1, 3])
+    model.set_vocabulary(chosen(text, order))
+    places = torch.cat([order.argsort(), torch.tensor([len(text)])])  # background stays the last
+    for image, size, labels in zip(images, sizes, alone):
+        assert torch.equal(model.predict(image, samples(size))[0].pred_sem_seg.data, places[labels])
+
+
+@torch.no_grad()
+def test_a_further_word_takes_pixels_and_moves_none_between_the_others() -> None:
+    model = toy_groupvit(readout={'type': 'ovd.ReferenceReadout', 'class_topk': 9})
+    inputs = torch.randn(1, 3, 32, 40)
+    text = telling_words(model, [inputs, torch.randn(2, 3, 32, 40)])
+    model.set_vocabulary(chosen(text, torch.arange(3)))
+    before = model.predict(inputs, samples((32, 40)))[0].pred_sem_seg.data
+    taken = 0
+    for word in range(3, 7):
+        model.set_vocabulary(chosen(text, torch.tensor([0, 1, 2, word])))
+        after = model.predict(inputs, samples((32, 40)))[0].pred_sem_seg.data
+        assert torch.equal(after[after < 3], before[after < 3])
+        taken += int((after == 3).sum())
+    assert taken
+
+
+@torch.no_grad()
+def test_a_long_strip_is_judged_in_one_small_picture() -> None:
+    model = toy_groupvit(readout={'type': 'ovd.SoftReadout', 'presence_side': 24})
+    seen: list[tuple[int, ...]] = []
+    model.image_encoder.register_forward_pre_hook(lambda module, x: seen.append(tuple(x[0].shape[2:])))
+    for size in ((8, 1600), (1600, 8), (30, 90)):
+        model.image_context(torch.randn(1, 3, *size))
+    assert seen == [(8, 192), (192, 8), (24, 72)]
 
 
 @torch.no_grad()

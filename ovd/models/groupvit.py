@@ -33,6 +33,8 @@ from .own_text import OwnTextEncoder
 from .projection_head import ProjectionHead
 from .segmentor import OpenVocabularySegmentor
 
+_LONGEST = 8  # a longer strip seen whole is at most so many times as long as ``presence_side``
+
 
 @MODELS.register_module()
 class GroupViT(OpenVocabularySegmentor):
@@ -137,10 +139,27 @@ class GroupViT(OpenVocabularySegmentor):
         """token_ids [T, L] -> [T, D], not normalised.
 
         Equal texts go through the transformer once, and none of them longer than the longest; both is exact.
+
+        Raises:
+            ValueError: texts that do not go with the text encoder.
         """
+        self._check_tokens(token_ids)
         distinct, rows = token_ids.unique(dim=0, return_inverse=True)
         distinct = distinct[:, : int(self.text_encoder.needed_lengths(distinct).max())]
         return self.text_encoder.project(self.text_encoder.pool(distinct)[rows])
+
+    def _check_tokens(self, token_ids: Tensor) -> None:
+        context, known = len(self.text_encoder.positional_embedding), self.text_encoder.token_embedding
+        if token_ids.shape[1] > context:
+            raise ValueError(
+                f'texts come as {token_ids.shape[1]} tokens, the text encoder reads {context}: say '
+                f'context_length={context} in ovd.CaptionPrompts'
+            )
+        largest = int(token_ids.max())
+        if largest >= known.num_embeddings:
+            raise ValueError(
+                f'token {largest} is none of the {known.num_embeddings} of text_encoder.vocab_size'
+            )
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -234,7 +253,7 @@ class GroupViT(OpenVocabularySegmentor):
             return None
         self.text_embeddings  # noqa: B018  (made on first use)
         height, width = inputs.shape[2:]
-        scale = side / min(height, width)
+        scale = min(side / min(height, width), _LONGEST * side / max(height, width))
         size = tuple(self._whole_patches(scale * length) for length in (height, width))
         small = F.interpolate(inputs, size=size, mode='bilinear', align_corners=False, antialias=scale < 1)
         return self.readout.image_prior(self.group_predictions(small))

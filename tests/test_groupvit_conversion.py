@@ -78,6 +78,15 @@ def test_every_key_is_accounted_for() -> None:
         convert_groupvit({'visual.proj': torch.zeros(1)})
     with pytest.raises(ValueError, match=r'stages differ in width'):
         export_groupvit(toy_groupvit(image_encoder=WIDE).state_dict(), 'transformers')
+    other = toy_groupvit().state_dict() | {
+        'image_encoder.stem.weight': torch.zeros(1),
+        'background': torch.zeros(8),
+    }
+    for layout in ('nvlabs', 'transformers'):
+        with pytest.raises(
+            ValueError, match=r'no place for 1 of \d+ tensors, the first is image_encoder\.stem'
+        ):
+            export_groupvit(other, layout)
     with pytest.raises(ValueError, match="layout 'timm' is none of"):
         export_groupvit({}, 'timm')
 

@@ -316,3 +316,10 @@ def test_projection_head_takes_any_number_of_axes() -> None:
     head = ProjectionHead(6, 4, 8).eval()
     features = torch.randn(2, 3, 6)
     torch.testing.assert_close(head(features)[1, 2], head(features[1, 2:])[0])
+
+
+def test_a_batch_of_one_is_refused_in_training() -> None:
+    model = toy_groupvit().train()
+    with pytest.raises(ValueError, match='at least two images in a step, got one: raise batch_size'):
+        model.loss(**toy_batch(count=1))
+    assert model.eval().predict(**toy_batch(count=1))

@@ -61,6 +61,12 @@ def export_groupvit(tensors: Mapping[str, Tensor], layout: str) -> Converted:
         {key: t for key, t in tensors.items() if key not in is_wide}, [*_NVLABS, *_NARROW]
     )
     theirs |= _renamed({key: tensors[key] for key in is_wide}, _WIDE)[0]
+    lost = [key for key in unmatched if key.startswith(('image_', 'text_encoder.'))]
+    if lost:
+        raise ValueError(
+            f'the layout of {layout} has no place for {len(lost)} of {len(tensors)} tensors, the first is '
+            f'{lost[0]}: it holds ovd.GroupingTransformer and a text encoder of its own'
+        )
     if layout == 'nvlabs':
         return Converted({key: _with_kernel(key, theirs[key]) for key in theirs}, [], unmatched)
     if wide:

@@ -23,6 +23,11 @@ class JointBatchNorm(nn.BatchNorm1d):
         """[N, C] -> [N, C], float32; by the running statistics in evaluation."""
         with torch.autocast(rows.device.type, enabled=False):
             rows = rows.float()
+            if self.training and world_size() == 1 and len(rows) < 2:
+                raise ValueError(
+                    'batch normalisation needs at least two images in a step, got one: raise batch_size, or '
+                    'leave an incomplete last batch out with drop_last=True'
+                )
             if not self.training or world_size() == 1:
                 return super().forward(rows)
             sums = sum_over_processes(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])]))

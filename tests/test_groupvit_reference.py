@@ -16,6 +16,7 @@ from ovd.checkpoint import load_into, load_tensors
 from ovd.conversion.groupvit import convert_groupvit, export_groupvit
 from ovd.heads.cosine_classifier import unit
 from ovd.heads.grouping import soft_assignment, straight_through
+from ovd.losses.contrastive import caption_loss
 from ovd.models.groupvit import GroupViT
 from ovd.registry import MODELS
 
@@ -207,6 +208,9 @@ def test_layout_of_transformers() -> None:
     close(texts, golden['text_embeds'])
     scale = model.logit_scale.exp()
     close(scale * images @ texts.T, golden['logits_per_image'], 1e-3)
+    pairs = min(len(images), len(texts))
+    loss = caption_loss(images[:pairs], texts[:pairs], model.logit_scale)
+    close(loss, golden['contrastive_loss_firstn'].squeeze())
     # Their maps have the scale twice, and the soft assignments all the way.
     groups = scale * (scale * model.group_batch(output).group_embeddings @ texts.T)
     shares = (output.soft[1] @ output.soft[0]).unflatten(-1, output.grid)

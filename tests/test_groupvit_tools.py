@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from helpers import ROOT, write_coco
+from helpers import ROOT, write_coco, write_image
 from test_draw_groups import write_toy_model
 from toy_groupvit import WORDS
 
@@ -112,3 +112,24 @@ def test_analysis_compares_with_the_untrained_model_and_a_grid(
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith('grid of 3') for line in lines)
     assert any(line.startswith('before training') for line in lines)
+
+
+PAIRS = """
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='ovd.LoadImage'), dict(type='ovd.CaptionPrompts', count=0), dict(type='ovd.PackCaptions')]))
+"""
+
+
+@pytest.mark.parametrize(
+    ('data', 'message'),
+    [('', 'the config has no test_dataloader'), (PAIRS, 'is for pairs of image and caption')],
+)
+def test_configs_without_a_way_to_ask_are_refused(
+    data: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = write_toy_model(tmp_path)
+    config = Path(options[1])
+    config.write_text(config.read_text().split('test_dataloader')[0] + data)
+    write_image(tmp_path / 'photo.png', 40, 56)
+    assert run_tool(tool('demo').main, [str(tmp_path / 'photo.png'), *options]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]

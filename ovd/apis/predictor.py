@@ -281,7 +281,12 @@ def _instances(sample: Any, shown: Sequence[str]) -> Prediction:
 
 def _test_pipelines(config: Config) -> tuple[Compose, Compose]:
     """The config's test pipeline without annotations: for a path, and for a BGR array under ``img``."""
-    dataset = config.test_dataloader.dataset
+    loader = config.get('test_dataloader')
+    if loader is None:
+        raise ValueError(
+            'the config has no test_dataloader, whose pipeline prepares images: take one made for testing'
+        )
+    dataset = loader.dataset
     while 'pipeline' not in dataset:
         # Inside a wrapper; of several data sets the first one's.
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
@@ -289,9 +294,13 @@ def _test_pipelines(config: Config) -> tuple[Compose, Compose]:
     if not steps or not steps[0]['type'].rpartition('.')[2].startswith('LoadImage'):
         first = steps[0]['type'] if steps else 'nothing'
         raise ValueError(f'the test pipeline must begin with loading the image, it begins with {first}')
+    if any(step['type'].endswith('PackCaptions') for step in steps):
+        raise ValueError(
+            'the test pipeline of this config is for pairs of image and caption, not for questions'
+        )
     scope = config.get('default_scope', 'mmdet')
-    loader = {'type': f'{scope}.LoadImageFromNDArray', 'to_float32': steps[0].get('to_float32', False)}
-    return Compose(steps), Compose([loader, *steps[1:]])
+    from_array = {'type': f'{scope}.LoadImageFromNDArray', 'to_float32': steps[0].get('to_float32', False)}
+    return Compose(steps), Compose([from_array, *steps[1:]])
 
 
 def _equal_shapes(inputs: list[dict[str, Any]]) -> list[list[int]]:

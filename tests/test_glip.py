@@ -13,8 +13,9 @@ from toy_glip import WORDS, add_truth, batch, images, toy_config, toy_glip
 
 from ovd.apis.predictor import Predictor
 from ovd.checkpoint import save_tensors
-from ovd.models.glip import GLIP, ignored_tokens, merged
+from ovd.models.glip import GLIP
 from ovd.models.glip_head import Truth
+from ovd.models.lessons import IGNORED, ignored_tokens, merged, with_all_entities
 from ovd.text.phrases import caption_prompt
 
 pytest.importorskip('transformers')
@@ -269,6 +270,8 @@ def test_wrong_training_data_are_named(folder: Path) -> None:
         train([[9]])
     with pytest.raises(ValueError, match='splits a word'):
         train([[0]], text=['a cart'], tokens_positive=[[[[0, 5]]]])
+    with pytest.raises(ValueError, match='an image came with an empty list of class names'):
+        train([[0]], text=[()])
     model.set_vocabulary({'names': WORDS, 'novel': ['dog']})
     with pytest.raises(ValueError, match="novel classes 'dog'"):
         train([[2]])
@@ -310,3 +313,34 @@ def test_changed_weights_are_seen(folder: Path) -> None:
 
 def close(left: Tensor, right: Tensor) -> bool:
     return left.shape == right.shape and bool(torch.allclose(left, right, atol=1e-5))
+
+
+def test_words_of_a_window_count_for_every_phrase_that_is_there() -> None:
+    """Windows overlap: a phrase of another one is no absent word here, and a cut one is ignored."""
+    caption = ' '.join(f'w{index:02}' for index in range(40))
+    spans = {3: [[0, 11]], 5: [[20, 27]], 9: [[36, 47]], IGNORED: [[28, 31]]}
+    whole = caption_prompt(caption, spans)
+    window = whole.window(8, 43, [2])
+    full = with_all_entities(window, whole)
+    assert (full.text, full.start, window.labels) == (window.text, 8, (9,))
+    assert full.labels == (IGNORED, 5, 9, IGNORED)
+    assert full.spans == (((0, 3),), ((12, 19),), ((28, 35),), ((20, 23),))
+    assert with_all_entities(whole, whole) == whole
+
+
+def test_windows_of_a_long_caption_keep_the_boxes_of_all_their_phrases(folder: Path) -> None:
+    model = toy_glip(folder).train()
+    caption = 'a dog and ' * 140 + 'a red star above a big ring'
+    phrases = {0: [[600, 605]], 1: [[len(caption) - 10, len(caption)]], 2: [[1000, 1005]]}
+    metainfo = {'text': [caption], 'tokens_positive': [phrases]}
+    boxes = [[[8, 8, 40, 40], [8, 8, 50, 40], [8, 8, 60, 40]]]
+    data = add_truth(batch(images(SHAPES[:1]), **metainfo), boxes, [[0, 1, 2]])
+    (sample,) = model.data_preprocessor(data, True)['data_samples']
+    seen = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        prompt = model._training_prompt(sample)
+        lesson = model._lesson([prompt], [sample])
+        seen.add(prompt.labels)
+        assert len(lesson.truths[0].boxes) == len(prompt)
+    assert seen == {(0, 2), (1, 2)}

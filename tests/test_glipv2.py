@@ -153,6 +153,10 @@ def test_what_is_a_list_and_what_tells_of_the_image() -> None:
     assert own_ranges(caption, sample) == [(7, 17)]
     window = caption.window(7, 17, [0])
     assert own_ranges(window, sample) == [(0, 10)]
+    twice = caption_prompt('a dog, a dog', [[[7, 12]]])  # a full stop is added; equal words stand before
+    repeated = DetDataSample(metainfo={'text': 'a dog, a dog', 'caption_ranges': [[7, 12]]})
+    assert own_ranges(twice.window(7, 13, [0]), repeated) == [(0, 5)]
+    assert own_ranges(twice.window(7, 12, [0]), repeated) == [(0, 5)]
     assert own_ranges(window, DetDataSample(metainfo={'text': caption.text})) == [(0, 10)]
     for metainfo in ({}, {'text': list(WORDS)}, {'text': names.text, 'caption_ranges': []}):
         assert is_list(DetDataSample(metainfo=metainfo))

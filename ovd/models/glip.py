@@ -1,9 +1,9 @@
 """GLIP: a one-stage detector that grounds the words of a text, class lists and captions alike.
 
 Source: Li et al., "Grounded Language-Image Pre-training", CVPR 2022; microsoft/GLIP, and its port in mmdet.
-Reading order: GLIP (loss, predict, the questions it is asked); the head is in glip_head.py, the fusion of
-image and text in ovd.heads.fusion, prompts and their features in ovd.text.phrases and
-ovd.clip.prompt_features.
+Reading order: GLIP (loss, predict, the questions it is asked); what samples teach is in lessons.py, the head
+in glip_head.py, the fusion of image and text in ovd.heads.fusion, prompts and their features in
+ovd.text.phrases and ovd.clip.prompt_features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,10 +26,10 @@ from ovd.text.nouns import NounExtractor
 from ovd.text.phrases import Prompt, Wordings, caption_prompt, check_wordings
 from ovd.text.vocabulary import Vocabulary, VocabularySpec
 
-from .glip_head import RANKINGS, GLIPHead, Outputs, Truth
+from .glip_head import RANKINGS, GLIPHead, Outputs
+from .lessons import Lesson, ignored_tokens, training_sentence, truth_of
 from .partial_training import evaluate_frozen, train_only
 
-_IGNORED = -1  # label of the characters that are left out of the token loss
 _TEXT_KEYS = {'encoder', 'vocabulary', 'names_per_prompt', 'final', 'nouns', 'wordings', 'offset'}
 
 _TEST_CFG: dict[str, Any] = {
@@ -121,9 +121,7 @@ class GLIP(BaseDetector):
             check_wordings(self._wordings, self.vocabulary.names)
         if offset is not None:
             self._use_offset()
-        self._is_partial = trainable is not None
-        if trainable is not None:
-            train_only(self, trainable)
+        self._restrict(trainable)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -215,6 +213,12 @@ class GLIP(BaseDetector):
             )
         self._prompts.offset = self.text_offset
 
+    def _restrict(self, trainable: Sequence[str] | None) -> None:
+        """Train only what the patterns name, from now on."""
+        self._is_partial = trainable is not None
+        if trainable is not None:
+            train_only(self, trainable)
+
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Images [B, 3, H, W] -> maps [B, C, h, w] of all levels."""
         features: tuple[Tensor, ...] = self.backbone(batch_inputs)
@@ -222,11 +226,10 @@ class GLIP(BaseDetector):
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         """Losses of a batch, whose images may have class lists and captions side by side."""
-        text, maps = self._training_text(batch_data_samples)
-        counted = text.mask & ~torch.stack([ignored_tokens(*entry) for entry in maps])
-        truths = [self._truth(sample, *entry) for sample, entry in zip(batch_data_samples, maps)]
-        outputs = self.bbox_head(self.extract_feat(batch_inputs), text)
-        return self.bbox_head.loss(outputs, counted, truths)
+        prompts = [self._training_prompt(sample) for sample in batch_data_samples]
+        lesson = self._lesson(prompts, batch_data_samples)
+        outputs = self.bbox_head(self.extract_feat(batch_inputs), lesson.text)
+        return self.bbox_head.loss(outputs, lesson.counted, lesson.truths)
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], rescale: bool = True
@@ -254,7 +257,7 @@ class GLIP(BaseDetector):
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> Outputs:
         """The head's raw outputs, for one sentence per image."""
-        text, _ = self._training_text(batch_data_samples)
+        text, _ = self._encode_training([self._training_prompt(sample) for sample in batch_data_samples])
         return self.bbox_head(self.extract_feat(batch_inputs), text)
 
     def _detect(
@@ -305,6 +308,8 @@ class GLIP(BaseDetector):
 
     def _listed_prompts(self, sample: DetDataSample) -> list[Prompt]:
         """The sentences of an image that comes with a list of names."""
+        if not sample.text:
+            raise ValueError('an image came with an empty list of class names')
         wordings = sample.get('wordings', None) or {}
         check_wordings(wordings, sample.text)
         return self._name_prompts(sample.text, wordings)
@@ -327,40 +332,11 @@ class GLIP(BaseDetector):
         self.vocabulary  # noqa: B018  (refuses to go on without words)
         return self._class_prompts
 
-    def _training_text(
-        self, samples: Sequence[DetDataSample]
-    ) -> tuple[TokenFeatures, list[tuple[Prompt, Tensor]]]:
-        """Token features of each image's sentence, with gradients; and per image the sentence and its map."""
-        return self._encode_training([self._training_prompt(sample) for sample in samples])
-
-    def _encode_training(
-        self, prompts: Sequence[Prompt], token_ids: Tensor | None = None
-    ) -> tuple[TokenFeatures, list[tuple[Prompt, Tensor]]]:
-        """See ``_training_text``; token_ids [P, L] are read instead of the sentences' own."""
-        ids = [()] * len(prompts) if token_ids is None else [tuple(row) for row in token_ids.tolist()]
-        keys = list(zip(prompts, ids))
-        unique = list(dict.fromkeys(keys))
-        chosen = None if token_ids is None else token_ids[[keys.index(key) for key in unique]]
-        batch = encode_batch(self.text, [prompt for prompt, _ in unique], chosen, self.text_offset)
-        rows = [unique.index(key) for key in keys]
-        text = TokenFeatures(*(part[rows] for part in batch.features))
-        return text, [(prompt, batch.token_maps[row]) for prompt, row in zip(prompts, rows)]
-
     def _training_prompt(self, sample: DetDataSample) -> Prompt:
-        """The one sentence of an image in training; of a caption that is too long, one window at random."""
+        """The one sentence of an image in training."""
         text = sample.get('text', None)
         if isinstance(text, str):
-            prompt = caption_prompt(text, sample.get('tokens_positive', None) or {})
-            ignored = caption_prompt(text, [[span] for span in sample.get('tokens_ignored', None) or ()])
-            both = Prompt(
-                prompt.text,
-                prompt.spans + ignored.spans,
-                prompt.names + ignored.names,
-                prompt.labels + (_IGNORED,) * len(ignored),
-            )
-            windows = self._prompts.caption_prompts(both)
-            useful = [window for window in windows if set(window.labels) - {_IGNORED}] or windows
-            return useful[int(torch.randint(len(useful), ()))]
+            return training_sentence(sample, self._prompts)
         prompts = self._vocabulary_prompts() if text is None else self._listed_prompts(sample)
         if len(prompts) > 1:
             raise ValueError(
@@ -369,30 +345,35 @@ class GLIP(BaseDetector):
             )
         return prompts[0]
 
-    def _truth(self, sample: DetDataSample, prompt: Prompt, token_map: Tensor) -> Truth:
-        """Boxes of an image and the tokens of what they show, each box once."""
-        here, entities = self._named_boxes(sample, prompt)
-        boxes = sample.gt_instances.bboxes[here].to(torch.float32)
-        tokens = token_map[torch.tensor(entities, dtype=torch.long, device=token_map.device)]
-        return merged(Truth(boxes - boxes.new_tensor([0, 0, 1, 1]), tokens))
+    def _lesson(
+        self,
+        prompts: Sequence[Prompt],
+        samples: Sequence[DetDataSample],
+        token_ids: Tensor | None = None,
+    ) -> Lesson:
+        """What images are trained with; token_ids [B, L] are read instead of the sentences' own."""
+        text, token_maps = self._encode_training(prompts, token_ids)
+        entries = list(zip(samples, prompts, token_maps))
+        truths = [truth_of(*entry) for entry in entries]
+        for sample in samples:
+            if sample.get('text', None) is None:
+                self._check_base(sample.gt_instances.labels.tolist())
+        ignored = torch.stack([ignored_tokens(prompt, token_map) for _, prompt, token_map in entries])
+        return Lesson(text, list(prompts), token_maps, text.mask & ~ignored, truths)
 
-    def _named_boxes(self, sample: DetDataSample, prompt: Prompt) -> tuple[list[int], list[int]]:
-        """Places of an image's boxes, and the entity of each; those of other windows are left out."""
-        rows = {label: row for row, label in enumerate(prompt.labels)}
-        labels = sample.gt_instances.labels.tolist()
-        spans = sample.get('tokens_positive', None) or ()
-        elsewhere = (set(spans) if isinstance(spans, Mapping) else set(range(len(spans)))) - set(rows)
-        here = [index for index, label in enumerate(labels) if label not in elsewhere]
-        labels = [labels[index] for index in here]
-        unknown = [label for label in labels if label not in rows]
-        if unknown:
-            raise ValueError(
-                f'a training box has label {unknown[0]}, the sentence has {sorted(rows)[:10]}: '
-                f'{prompt.text[:80]!r}'
-            )
-        if sample.get('text', None) is None:
-            self._check_base(labels)
-        return here, [rows[label] for label in labels]
+    def _encode_training(
+        self, prompts: Sequence[Prompt], token_ids: Tensor | None = None
+    ) -> tuple[TokenFeatures, list[Tensor]]:
+        """Token features of sentences, with gradients, equal ones read once; and their maps [C, L]."""
+        ids = [()] * len(prompts) if token_ids is None else [tuple(row) for row in token_ids.tolist()]
+        keys = list(zip(prompts, ids))
+        unique = list(dict.fromkeys(keys))
+        chosen = None if token_ids is None else token_ids[[keys.index(key) for key in unique]]
+        batch = encode_batch(self.text, [prompt for prompt, _ in unique], chosen, self.text_offset)
+        rows = [unique.index(key) for key in keys]
+        return TokenFeatures(*(part[rows] for part in batch.features)), [
+            batch.token_maps[row] for row in rows
+        ]
 
     def _check_base(self, labels: Sequence[int]) -> None:
         """Refuse boxes of novel classes in training: they would leak the answer into the evaluation."""
@@ -417,22 +398,6 @@ def checked_test_cfg(test_cfg: Mapping[str, Any]) -> dict[str, Any]:
         if settings[key] < 1:
             raise ValueError(f'test_cfg.{key} must be positive, got {settings[key]}')
     return settings
-
-
-def ignored_tokens(prompt: Prompt, token_map: Tensor) -> Tensor:
-    """[L] bool, tokens that are marked as ignored and belong to no phrase with boxes."""
-    marks = [label == _IGNORED for label in prompt.labels]
-    is_ignored = torch.tensor(marks, dtype=torch.bool, device=token_map.device)
-    return token_map[is_ignored].any(0) & ~token_map[~is_ignored].any(0)
-
-
-def merged(truth: Truth) -> Truth:
-    """Each box once, with the tokens of all that it is called: a place is responsible for one box only."""
-    boxes, owner = truth.boxes.unique(dim=0, return_inverse=True)
-    if len(boxes) == len(truth.boxes):
-        return truth
-    tokens = truth.tokens.new_zeros(len(boxes), truth.tokens.shape[1], dtype=torch.long)
-    return Truth(boxes, tokens.index_add_(0, owner, truth.tokens.long()) > 0)
 
 
 def _no_text(inputs: Tensor) -> TokenFeatures:

@@ -21,9 +21,9 @@ from ovd.losses.region_word import RegionWordContrast
 from ovd.registry import MODELS
 from ovd.text.phrases import Prompt, clean_name, token_positions
 
-from .glip import GLIP, ignored_tokens
-from .glip_head import Truth
-from .partial_training import train_only
+from .glip import GLIP
+from .glip_head import Outputs, Truth
+from .lessons import Lesson, named_boxes
 from .text_masks import MaskTruth, TextMaskHead
 
 _NO_CLASS = -1
@@ -72,49 +72,45 @@ class GLIPv2(GLIP):
                     f'{type(self.text).__name__} has none'
                 )
             self.language = LanguageHead(width, len(tokenizer), mask_id, **language)
-        self._is_partial = trainable is not None
-        if trainable is not None:
-            train_only(self, trainable)
+        self._restrict(trainable)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         """Losses of a batch; see ``GLIP``."""
-        samples = batch_data_samples
+        samples, head = batch_data_samples, self.bbox_head
         prompts = [self._training_prompt(sample) for sample in samples]
         hidden = self._hide(prompts, samples)
-        text, entries = self._encode_training(prompts, None if hidden is None else hidden.ids)
-        counted = text.mask & ~torch.stack([ignored_tokens(*entry) for entry in entries])
-        truths = [self._truth(sample, *entry) for sample, entry in zip(samples, entries)]
+        lesson = self._lesson(prompts, samples, None if hidden is None else hidden.ids)
         maps = self.extract_feat(batch_inputs)
-        fused, tokens = self.bbox_head.tower(maps, text)
-        outputs = self.bbox_head.align(fused, tokens)
-        owners = self.bbox_head.owners(outputs.sizes, truths)
-        losses = self.bbox_head.loss(outputs, counted, truths, owners)
+        fused, tokens = head.tower(maps, lesson.text)
+        outputs = head.align(fused, tokens)
+        owners = head.owners(outputs.sizes, lesson.truths)
+        losses = head.loss(outputs, lesson.counted, lesson.truths, owners)
         if self.contrast is not None:
             places = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
-            word_ids = torch.stack([class_ids(*entry, is_list(s)) for entry, s in zip(entries, samples)])
+            word_ids = _word_ids(lesson, samples)
             losses['loss_contrast'] = self.contrast(
-                places, text.embedded, counted, owners, _padded_tokens(truths), word_ids
+                places, lesson.text.embedded, lesson.counted, owners, _padded_tokens(lesson.truths), word_ids
             )
         if self.language is not None and hidden is not None:
             rows = self.language.token_losses(tokens, hidden.labels)
             losses['loss_language'] = self.language.weight * joint_mean(rows)
         if self.mask_head is not None:
-            with torch.no_grad():
-                found = self.bbox_head.predict(
-                    outputs,
-                    [token_map for _, token_map in entries],
-                    [prompt.labels for prompt in prompts],
-                    [sample.metainfo for sample in samples],
-                    self.test_cfg,
-                    rescale=False,
-                )
-            losses['loss_mask'] = self.mask_head.loss(
-                fused,
-                tokens,
-                [self._mask_truth(sample, *entry) for sample, entry in zip(samples, entries)],
-                [instances.bboxes for instances in found],
-            )
+            regions = self._training_regions(outputs, lesson, samples)
+            truths = [_mask_truth(*entry) for entry in zip(samples, prompts, lesson.token_maps)]
+            losses['loss_mask'] = self.mask_head.loss(fused, tokens, truths, regions)
         return losses
+
+    @torch.no_grad()
+    def _training_regions(
+        self, outputs: Outputs, lesson: Lesson, samples: Sequence[DetDataSample]
+    ) -> list[Tensor]:
+        """Boxes that the model finds itself, per image [D, 4], in the frame of the input."""
+        labels = [prompt.labels for prompt in lesson.prompts]
+        metainfos = [sample.metainfo for sample in samples]
+        found = self.bbox_head.predict(
+            outputs, lesson.token_maps, labels, metainfos, self.test_cfg, rescale=False
+        )
+        return [instances.bboxes for instances in found]
 
     def _hide(self, prompts: Sequence[Prompt], samples: Sequence[DetDataSample]) -> HiddenTokens | None:
         """Tokens of the sentences with some of them hidden, if any ever are."""
@@ -128,15 +124,6 @@ class GLIPv2(GLIP):
                 phrases = [span for spans in prompt.spans for span in spans]
                 may_hide[row, token_positions(phrases, offsets)] = False
         return self.language.hide(found.ids, may_hide)
-
-    def _mask_truth(self, sample: DetDataSample, prompt: Prompt, token_map: Tensor) -> MaskTruth | None:
-        """What the mask head learns from an image."""
-        truth = sample.gt_instances
-        if 'masks' not in truth:
-            return None
-        here, entities = self._named_boxes(sample, prompt)
-        tokens = token_map[torch.tensor(entities, dtype=torch.long, device=token_map.device)]
-        return MaskTruth(truth.bboxes[here].to(torch.float32), tokens, truth.masks[here])
 
     def _detect_pairs(
         self,
@@ -192,8 +179,7 @@ def own_ranges(prompt: Prompt, sample: DetDataSample) -> list[tuple[int, int]]:
     ranges = sample.get('caption_ranges', None)
     if ranges is None:
         return [(0, len(prompt.text))]
-    shift = max(sample.text.find(prompt.text), 0)
-    return [(start - shift, end - shift) for start, end in ranges]
+    return [(start - prompt.start, end - prompt.start) for start, end in ranges]
 
 
 def class_ids(prompt: Prompt, token_map: Tensor, is_class_list: bool) -> Tensor:
@@ -207,6 +193,24 @@ def class_ids(prompt: Prompt, token_map: Tensor, is_class_list: bool) -> Tensor:
             digest = hashlib.sha256(clean_name(name).casefold().encode()).digest()
             ids[is_own] = int.from_bytes(digest[:7], 'big')
     return ids
+
+
+def _mask_truth(sample: DetDataSample, prompt: Prompt, token_map: Tensor) -> MaskTruth | None:
+    """What the mask head learns from an image."""
+    truth = sample.gt_instances
+    if 'masks' not in truth:
+        return None
+    here, entities = named_boxes(sample, prompt)
+    tokens = token_map[torch.tensor(entities, dtype=torch.long, device=token_map.device)]
+    return MaskTruth(truth.bboxes[here].to(torch.float32), tokens, truth.masks[here])
+
+
+def _word_ids(lesson: Lesson, samples: Sequence[DetDataSample]) -> Tensor:
+    """The class of each token of B sentences, [B, L]; see ``class_ids``."""
+    entries = zip(lesson.prompts, lesson.token_maps, samples)
+    return torch.stack(
+        [class_ids(prompt, token_map, is_list(sample)) for prompt, token_map, sample in entries]
+    )
 
 
 def _padded_tokens(truths: Sequence[Truth]) -> Tensor:

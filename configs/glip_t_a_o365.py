@@ -36,7 +36,7 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint='data/weights/swin_tiny_patch4_window7_224.pth'),
     ),
     neck=dict(
-        type='FPN',
+        type='FPN_DropBlock',
         in_channels=[192, 384, 768],
         out_channels=256,
         relu_before_extra_convs=True,

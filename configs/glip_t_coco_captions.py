@@ -68,7 +68,9 @@ train_dataloader = dict(
 )
 max_iters = 45_000  # of 32 images
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-optim_wrapper = dict(optimizer=dict(lr=1e-5))
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-5), paramwise_cfg=dict(custom_keys={'text.model.': dict(lr_mult=1.0)})
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=2000),
     dict(type='MultiStepLR', by_epoch=False, milestones=[30_000, 40_000], gamma=0.1),

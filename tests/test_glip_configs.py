@@ -104,3 +104,25 @@ def test_the_tower_of_published_size_is_built() -> None:
         assert sum(parameter.numel() for parameter in head.parameters()) / 1e6 == pytest.approx(
             millions, abs=0.01
         )
+
+
+def test_the_pyramid_drops_blocks_in_training_only(tmp_path: Path) -> None:
+    """As the published recipe does."""
+    neck = MODELS.build(slim(read('glip_t_a_o365'), tmp_path).model.neck)
+    torch.manual_seed(0)
+    maps = [
+        torch.randn(1, channels, 32 // size, 32 // size) for channels, size in ((24, 1), (48, 2), (96, 4))
+    ]
+    with torch.no_grad():
+        first, second = neck.train()(maps), neck(maps)
+        assert not torch.equal(first[0], second[0])
+        assert torch.equal(first[2], second[2])
+        assert torch.equal(neck.eval()(maps)[0], neck(maps)[0])
+
+
+def test_fine_tuning_trains_the_encoder_as_fast_as_the_rest() -> None:
+    rates = {
+        name: read(name).optim_wrapper.paramwise_cfg.custom_keys['text.model.'].lr_mult
+        for name in ('glip_t_a_o365', 'glip_t_coco_captions')
+    }
+    assert rates == {'glip_t_a_o365': 0.1, 'glip_t_coco_captions': 1.0}

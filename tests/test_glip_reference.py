@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ROOT
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from peer_glip import toy_peer
@@ -13,6 +14,7 @@ from toy_bert import write_bert
 from toy_glip import WORDS, batch, images, toy_config, toy_glip
 
 from ovd.checkpoint import load_complete
+from ovd.config import load_config
 from ovd.conversion.glip import convert_glip
 from ovd.models.glip import GLIP
 
@@ -49,9 +51,10 @@ def pair(
     config = toy_config(folder, deep)
     parts = SWIN if swin else {part: config[part] for part in ('backbone', 'neck')}
     peer = toy_peer(folder, monkeypatch, deep, **parts, **test_cfg)
+    preset = load_config(ROOT / 'configs' / 'glip_t_a_o365_reference_mmdet.py').model
     reference = {
-        'bbox_head': {**config['bbox_head'], 'dyhead': {'upsample': 'nearest'}},
-        'test_cfg': {'ranking': 'probability', 'max_per_img': None, 'max_per_prompt': 100},
+        'bbox_head': {**config['bbox_head'], 'dyhead': preset.bbox_head.dyhead},
+        'test_cfg': {**preset.test_cfg, 'max_per_img': None, 'max_per_prompt': 100},
     }
     ours = toy_glip(folder, deep, **parts, **reference)
     peer_head = peer.bbox_head.head

@@ -125,6 +125,45 @@ def test_a_bad_image_does_not_stop_the_others(run: Run) -> None:
     assert run.written() == ['a.json', 'a.png', 'c.json', 'c.png']
 
 
+def test_an_image_that_cannot_be_resized_does_not_stop_the_others(run: Run) -> None:
+    write_image(run.folder / 'photos' / 'a.png', 1, 3000)
+    red_image(run.folder / 'photos' / 'b.png')
+    code, lines, errors = run(run.folder / 'photos', '--texts', 'red')
+    assert (code, len(errors)) == (1, 1)
+    assert 'a.png: image 0 is too long and thin' in errors[0]
+    assert lines[-1].startswith('1 of 2 images, 1 object')
+
+
+def test_folders_and_globs_leave_out_what_is_hidden_or_no_image(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.folder)
+    red_image(Path('photos/photo[1].png'))
+    red_image(Path('photos/deep/down/x.png'))
+    for name in ('._photo.jpg', 'notes.txt', '.hidden.png'):
+        Path('photos', name).write_text('no image')
+    code, lines, errors = run('photos', 'photos/*', 'photos/photo[1].png', '--texts', 'red')
+    assert (code, errors, len(lines)) == (0, [], 1)
+    code, lines, _ = run('photos/**/*', run.folder / 'photos' / 'photo[1].png', '--texts', 'red')
+    assert code == 0
+    assert [Path(line.split(':')[0]).name for line in lines[:-1]] == ['x.png', 'photo[1].png']
+    code, lines, errors = run('photos/notes.txt', '--texts', 'red')
+    assert (code, len(errors)) == (1, 1), 'a file that is named is taken for an image'
+    assert 'notes.txt is damaged or of no known image format' in errors[0]
+
+
+def test_a_turned_photograph_is_answered_upright(run: Run) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (64, 48), (255, 0, 0)).save(run.folder / 'phone.jpg', exif=exif)
+    assert run(run.folder / 'phone.jpg', '--texts', 'red')[0] == 0
+    content = json.loads((run.out / 'phone.json').read_text())
+    assert (content['height'], content['width']) == (64, 48)
+    assert content['instances'][0]['box'] == [0, 0, 48, 64]
+    with Image.open(run.out / 'phone.png') as picture:
+        assert picture.height > picture.width
+
+
 def test_nothing_found_is_said(run: Run) -> None:
     code, lines, _ = run(red_image(run.folder / 'a.png'), '--texts', 'heart')
     assert code == 0
@@ -173,6 +212,7 @@ def test_every_kind_of_image_works(run: Run, name: str) -> None:
     ('arguments', 'message'),
     [
         (['nowhere.png', '--texts', 'red'], 'image nowhere.png does not exist'),
+        (['', '--texts', 'red'], "image '' does not exist: the name is empty"),
         (['EMPTY', '--texts', 'red'], 'EMPTY holds no image'),
         (['*.nothing', '--texts', 'red'], "no image matches '*.nothing'"),
         (['GOOD', '--texts', 'red, , red'], 'name 1 is blank'),
@@ -196,6 +236,13 @@ def test_mistakes_end_in_one_line_before_anything_runs(
     assert len(errors) == 1
     assert message in errors[0]
     assert run.written() == []
+
+
+def test_results_do_not_go_into_a_file(run: Run) -> None:
+    run.out.touch()
+    code, lines, errors = run(red_image(run.folder / 'a.png'), '--texts', 'red')
+    assert (code, lines) == (1, [])
+    assert errors == [f'error: --out {run.out} is a file, results need a folder']
 
 
 def test_untrained_quickstart_says_what_to_run(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from toy_predictor import CONFIG, write_toy
 
 from ovd.apis.predictor import Prediction, Predictor
 from ovd.config import load_config
+from ovd.datasets.images import BrokenImageError
 
 
 @pytest.fixture
@@ -135,6 +137,22 @@ def test_bad_images_are_named(predictor: Predictor, image: object, message: str)
         predictor.predict([flat(0, 0, 0), image])  # type: ignore[list-item]
 
 
+def test_pil_images_of_every_kind_are_read_as_files_are(predictor: Predictor, tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((48, 64), 128 * 257, np.uint16))
+    grey.save(tmp_path / 'a.png')
+    one, two = predictor.set_vocabulary('red').predict([grey, tmp_path / 'a.png'])
+    assert one.scores.tolist() == two.scores.tolist() == pytest.approx([128 / 255])
+    with pytest.raises(ValueError, match='image 0: floating-point pixels have no agreed range'):
+        predictor.predict(Image.fromarray(np.ones((4, 4), np.float32)))
+
+
+def test_an_image_of_no_height_at_input_size_is_named(predictor: Predictor, tmp_path: Path) -> None:
+    path = write_image(tmp_path / 'line.png', 1, 3000)
+    for image, name in ((path, 'line.png'), (Image.open(path), '0')):
+        with pytest.raises(BrokenImageError, match=f'{name} is too long and thin for the test pipeline'):
+            predictor.predict(image)
+
+
 def test_missing_and_damaged_files_are_named(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'nowhere\.png'):
         predictor.predict('nowhere.png')
@@ -160,6 +178,22 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     torch.save({'state_dict': {'head.weight': torch.ones(2)}}, tmp_path / 'other.pth')
     with pytest.raises(ValueError, match=r'other\.pth'):
         Predictor(config, tmp_path / 'other.pth')
+
+
+def test_a_checkpoint_may_hold_more_than_the_model_and_not_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, checkpoint = write_toy(tmp_path)
+    warned: list[str] = []
+    monkeypatch.setattr('ovd.checkpoint._logger', lambda: SimpleNamespace(warning=warned.append))
+    torch.save({'weight': torch.ones(()), 'teacher.weight': torch.ones(2)}, checkpoint)
+    predictor = Predictor(config, checkpoint, 'cpu').set_vocabulary('red')
+    assert predictor.predict(flat(255, 0, 0))[0].scores.tolist() == [1]
+    assert len(warned) == 1
+    assert '1 unexpected: teacher.weight' in warned[0]
+    torch.save({'other.weight': torch.ones(())}, checkpoint)
+    with pytest.raises(ValueError, match='1 missing: weight'):
+        Predictor(config, checkpoint, 'cpu')
 
 
 def test_missing_config_and_checkpoint_are_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ or those that --phrases gives, as words of the caption or as characters START:EN
 
 import argparse
 import glob
+import os
 import re
 import sys
 import time
@@ -94,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError('--phrases are those of a sentence, give it with --caption')
     if args.font is not None and not Path(args.font).is_file():
         raise FileNotFoundError(f'font {args.font} does not exist')
+    if args.out.exists() and not args.out.is_dir():
+        raise NotADirectoryError(f'--out {args.out} is a file, results need a folder')
     paths = find_images(args.images)
     require_model(args.config, args.checkpoint)
 
@@ -137,13 +140,17 @@ def settle(predictor: 'Predictor', args: argparse.Namespace) -> None:
 def find_images(patterns: Sequence[str]) -> list[Path]:
     """Image files of all arguments in their order, each once.
 
+    Folders and globs give what has the ending of an image and is not hidden; a file that is named is taken.
+
     Raises:
         FileNotFoundError: a file or folder that does not exist, a glob that matches no image, or a folder
             without images.
     """
-    paths: dict[Path, None] = {}
+    paths: dict[str, Path] = {}
     for pattern in patterns:
         path = Path(pattern)
+        if not pattern:
+            raise FileNotFoundError("image '' does not exist: the name is empty")
         if path.is_dir():
             found = [child for child in sorted(path.iterdir()) if is_image(child)]
             if not found:
@@ -157,12 +164,13 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
                 raise FileNotFoundError(f'no image matches {pattern!r}')
             if not found:
                 raise FileNotFoundError(f'image {path} does not exist')
-        paths.update(dict.fromkeys(found))
-    return list(paths)
+        for image in found:
+            paths.setdefault(os.path.abspath(image), image)
+    return list(paths.values())
 
 
 def is_image(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES
+    return path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
 
 
 def require_model(config: str, checkpoint: str) -> None:
@@ -182,28 +190,28 @@ def require_model(config: str, checkpoint: str) -> None:
 
 
 def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) -> int:
-    """Predict, draw and write one image after the other; one that cannot be read does not stop the rest."""
+    """Predict, draw and write one image after the other; one that cannot be used does not stop the rest."""
     from PIL import Image
 
-    from ovd.datasets.images import read_image
+    from ovd.datasets.images import BrokenImageError, read_image
     from ovd.files import atomic_path, write_json
 
     words = None if args.caption is not None else list(predictor.vocabulary.labels)
     colors = None if words is None else predictor.colors()
     failed = found = 0
     start = time.perf_counter()
+    limits = {'score_threshold': args.score_thr or 0.0, 'max_per_image': args.max_per_image}
     for path, stem in zip(paths, output_stems(paths, args.out)):
         try:
             image = read_image(path)
-        except (OSError, ValueError) as error:
+            if args.caption is None:
+                (prediction,) = predictor.predict(image, **limits)
+            else:
+                (prediction,) = predictor.ground(image, args.caption, parse_phrases(args.phrases), **limits)
+        except (OSError, BrokenImageError) as error:
             failed += 1
             print(f'{path}: {one_line(error)}', file=sys.stderr)
             continue
-        limits = {'score_threshold': args.score_thr or 0.0, 'max_per_image': args.max_per_image}
-        if args.caption is None:
-            (prediction,) = predictor.predict(image, **limits)
-        else:
-            (prediction,) = predictor.ground(image, args.caption, parse_phrases(args.phrases), **limits)
         picture = args.out / f'{stem}.png'
         with atomic_path(picture) as temporary:
             Image.fromarray(prediction.draw(image, colors, args.font)).save(temporary, format='PNG')

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -24,6 +25,7 @@ from ovd.apis.predictions import Grounding, Phrase, Prediction, Segmentation, fi
 from ovd.apis.questions import caption_question
 from ovd.checkpoint import load_complete, load_tensors
 from ovd.config import load_config
+from ovd.datasets.images import BrokenImageError, to_rgb
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 
@@ -134,7 +136,7 @@ class Predictor:
             a ``Prediction`` for each image, a ``Segmentation`` by segmentors, in the order of ``images``.
         Raises:
             FileNotFoundError: an image is absent; the message names it.
-            ValueError: an image cannot be read, or a segmentor was asked to select instances.
+            ValueError: an image cannot be read or resized, or a segmentor was asked to select instances.
         """
         if self.is_segmentor and (score_threshold or max_per_image is not None):
             raise ValueError(
@@ -215,11 +217,15 @@ class Predictor:
 
     def _load(self, source: ImageSource, index: int) -> dict[str, Any]:
         """Run the test pipeline on the image at place ``index`` of the question."""
-        if isinstance(source, (str, os.PathLike)):
-            loaded = self._from_path({'img_path': os.fspath(source), 'img_id': index})
-        else:
-            pixels = np.asarray(source.convert('RGB')) if isinstance(source, Image.Image) else source
-            loaded = self._from_array({'img': _bgr(pixels, index), 'img_id': index})
+        try:
+            if isinstance(source, (str, os.PathLike)):
+                loaded = self._from_path({'img_path': os.fspath(source), 'img_id': index})
+            else:
+                loaded = self._from_array({'img': _bgr(source, index), 'img_id': index})
+        except cv2.error as error:
+            # A side of less than half a pixel, where the longer one is scaled to the input size.
+            name = source if isinstance(source, (str, os.PathLike)) else index
+            raise BrokenImageError(f'image {name} is too long and thin for the test pipeline') from error
         data: dict[str, Any] = loaded
         return data
 
@@ -312,7 +318,12 @@ def _equal_shapes(inputs: list[dict[str, Any]]) -> list[list[int]]:
 
 
 def _bgr(pixels: Any, index: int) -> np.ndarray:
-    """The host's channel order of an RGB array; refuses anything but uint8 [H, W, 3]."""
+    """The host's channel order of a PIL image or an RGB array; refuses arrays but uint8 [H, W, 3]."""
+    if isinstance(pixels, Image.Image):
+        try:
+            pixels = to_rgb(pixels)
+        except ValueError as error:
+            raise ValueError(f'image {index}: {error}') from None
     if not isinstance(pixels, np.ndarray):
         raise ValueError(f'image {index}: expected path, array or PIL image, got {type(pixels).__name__}')
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:

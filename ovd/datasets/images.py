@@ -41,7 +41,7 @@ def read_image(path: str | os.PathLike[str], exif: bool = True) -> np.ndarray:
         BrokenImageError: an empty, truncated, undecodable or non-image file; the message names it.
     """
     with open_image(path) as image:
-        return _to_rgb(ImageOps.exif_transpose(image) if exif else image)
+        return to_rgb(ImageOps.exif_transpose(image) if exif else image)
 
 
 def decode_image(data: bytes, name: str, exif: bool = True) -> np.ndarray:
@@ -49,7 +49,7 @@ def decode_image(data: bytes, name: str, exif: bool = True) -> np.ndarray:
     if not data:
         raise BrokenImageError(f'image {name} is empty (0 bytes)')
     with _decoded(io.BytesIO(data), f'image {name}') as image:
-        return _to_rgb(ImageOps.exif_transpose(image) if exif else image)
+        return to_rgb(ImageOps.exif_transpose(image) if exif else image)
 
 
 @contextmanager
@@ -99,8 +99,12 @@ def find_missing(paths: Iterable[str]) -> list[str]:
     return missing
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, 3] of a decoded image of any mode."""
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3] of a decoded image of any mode.
+
+    Raises:
+        ValueError: floating-point pixels, or values beyond 16 bits.
+    """
     if image.mode.startswith('I'):  # 16 bits, which older Pillow widens to 32
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > _SIXTEEN_BIT_MAX):

@@ -10,11 +10,11 @@ trained on all.
 
 _base_ = './rpn_r50_coco.py'
 
-data_root = 'data/lvis_v1/'
+data_root = 'data/'  # the images are COCO's and stay in its folder
 vocabulary = 'lvis'  # 1203 names, the 337 rare ones novel: ovd/assets/vocabularies/lvis.json
 needs = [
     dict(
-        path=data_root + 'annotations/lvis_v1_train.json',
+        path=data_root + 'lvis_v1/annotations/lvis_v1_train.json',
         what='LVIS v1 annotations and COCO 2017 images',
         how='see data/README.md, section LVIS',
     ),
@@ -27,16 +27,16 @@ needs = [
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root,
-        ann_file='annotations/lvis_v1_train.json',
-        data_prefix=dict(img=''),
+        ann_file='lvis_v1/annotations/lvis_v1_train.json',
+        data_prefix=dict(img='coco'),
         vocabulary=vocabulary,
     )
 )
 test_dataloader = dict(
     dataset=dict(
         data_root=data_root,
-        ann_file='annotations/lvis_v1_val.json',
-        data_prefix=dict(img=''),
+        ann_file='lvis_v1/annotations/lvis_v1_val.json',
+        data_prefix=dict(img='coco'),
         vocabulary=vocabulary,
     )
 )

@@ -1,7 +1,7 @@
 """ViLD, Mask R-CNN R50-FPN on COCO: 48 base classes with boxes, 17 novel ones known by name alone.
 
     python tools/train.py configs/rpn_r50_coco.py                  # class-agnostic proposals, base boxes
-    python tools/cache_clip_regions.py configs/vild_r50_coco.py    # CLIP on 2 x 300 crops per image, 33 GB
+    python tools/cache_clip_regions.py configs/vild_r50_coco.py    # CLIP on 2 x 300 crops per image, 37 GB
     torchrun --nproc-per-node 8 tools/train.py configs/vild_r50_coco.py --launcher pytorch --amp
     python tools/test.py configs/vild_r50_coco.py work_dirs/vild_r50_coco/latest.pth
 

@@ -18,7 +18,7 @@ clip = dict(model='data/weights/clip_vit_b32')
 norm_cfg = dict(type='SyncBN')
 region_cache = dict(
     store='data/lvis_v1/regions_train',
-    dataset=dict(ann_file='data/lvis_v1/annotations/lvis_v1_train.json', images='data/lvis_v1'),
+    dataset=dict(ann_file='data/lvis_v1/annotations/lvis_v1_train.json', images='data/coco'),
     image_encoder=dict(dtype='float16', **clip),
     crops=dict(mode='warp', scales=(1.0, 1.5)),
     proposals=dict(

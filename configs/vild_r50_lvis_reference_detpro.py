@@ -6,14 +6,24 @@
 
 Four convolutions and one fully connected layer, one convolution in the RPN, frozen caffe backbone,
 temperature 0.007 at test time, regions of distillation normalised apart from the others, all cached regions
-in every step, 20 epochs of 16 pictures. Released checkpoint: mask AP 25.2, rare 16.8, common 25.6, frequent
-28.5. tools/convert_checkpoint.py --prompts turns its prompt file into class vectors; give them to
-model.text.embeddings. Its sampling of rare classes is the ClassBalancedDataset below.
+in every step, rare classes sampled more often, 20 epochs of 16 pictures. Released checkpoint: mask AP 25.2,
+rare 16.8, common 25.6, frequent 28.5. tools/convert_checkpoint.py --prompts turns its prompt file into class
+vectors; give them to model.text.embeddings.
+
+Training starts from SoCo's backbone, FPN and box head (current_mmdetection_Head.pth), which the same
+converter turns into the load_from below; not tried by us. Crops keep the middle of a long box and are black
+outside the image: tools/cache_clip_regions.py makes them from the proposals of rpn_r50_lvis.py, and
+tools/region_store.py import-detpro reads the published ones into the same store.
 Source: dyabel/detpro: configs/lvis/detpro_ens_20e.py.
 """
 
 _base_ = './vild_r50_lvis.py'
 
+region_cache = dict(
+    store='data/lvis_v1/regions_train_detpro',
+    crops=dict(mode='center_crop', outside='black', rounding='detpro'),
+)
+load_from = 'data/weights/soco_r50_fpn.safetensors'
 model = dict(
     text=dict(templates='detpro74'),
     data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False),
@@ -44,7 +54,7 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomChoiceResize', scales=[(1333, side) for side in range(640, 801, 32)], keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='ovd.LoadRegionEmbeddings', store=_base_.region_cache.store, num_regions=None),
+    dict(type='ovd.LoadRegionEmbeddings', store=region_cache['store'], num_regions=None),
     dict(type='ovd.PackDetInputs'),
 ]
 train_dataloader = dict(
@@ -55,9 +65,9 @@ train_dataloader = dict(
         oversample_thr=1e-3,
         dataset=dict(
             type='ovd.OpenVocabularyDataset',
-            data_root='data/lvis_v1/',
-            ann_file='annotations/lvis_v1_train.json',
-            data_prefix=dict(img=''),
+            data_root=_base_.data_root,
+            ann_file='lvis_v1/annotations/lvis_v1_train.json',
+            data_prefix=dict(img='coco'),
             vocabulary=_base_.vocabulary,
             novel_boxes='drop',
             degenerate_boxes='drop',

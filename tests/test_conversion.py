@@ -139,3 +139,14 @@ def test_every_key_of_the_reference_config_has_a_place() -> None:
     converted = convert_detpro(as_detpro(ours))
     assert set(converted.tensors) == set(ours)
     assert converted.unmatched == ['roi_head.something_else']
+
+
+def test_weights_to_start_from_need_no_background(checkpoint: Any, tmp_path: Path) -> None:
+    _, ours = checkpoint
+    start = {key: value for key, value in as_detpro(ours).items() if 'projection' not in key}
+    start = {key: value for key, value in start.items() if 'bg_embedding' not in key}
+    converted = convert_detpro(start)
+    assert 'roi_head.bbox_head.trunk.fcs.0.weight' in converted.tensors
+    assert not [key for key in converted.tensors if 'classifier' in key]
+    with pytest.raises(ValueError, match='bg_embedding'):
+        convert_detpro({**start, 'roi_head.projection.weight': torch.zeros(1)})

@@ -1,14 +1,16 @@
 """Every ViLD config is read, says what it is, and its model trains a step and predicts at toy width."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from toy_vild import batch
 
+from ovd.apis.caching import read_cache_images
 from ovd.clip.text_embeddings import TextEmbeddings
 from ovd.config import check_needs, load_config
 from ovd.registry import MODELS, TRANSFORMS
@@ -27,6 +29,7 @@ def read(name: str) -> Config:
 
 def slim(model: ConfigDict) -> ConfigDict:
     """The same wiring with thin layers; every option of the config stays."""
+    model.backbone.pop('norm_cfg', None)
     model.backbone.update(depth=18, base_channels=8, stem_channels=8, norm_cfg=NORM, frozen_stages=-1)
     model.backbone.init_cfg = None
     model.backbone.style = 'pytorch'
@@ -114,3 +117,33 @@ def test_header_says_how_to_run_it(name: str) -> None:
     header = (CONFIGS / f'{name}.py').read_text().split('"""')[1]
     assert f'configs/{name}.py' in header
     assert 'python tools/' in header or 'torchrun' in header
+
+
+@pytest.mark.parametrize('name', [name for name in [*VILD, *RPN] if name.endswith(('lvis', 'tf', 'detpro'))])
+def test_lvis_configs_find_their_images_where_coco_lies(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout of data/README.md: annotations in data/lvis_v1, pictures in data/coco."""
+    config = read(name)
+    monkeypatch.chdir(tmp_path)
+    vocabulary = Vocabulary.parse('lvis')
+    content = {
+        'images': [{'id': 9, 'height': 40, 'width': 50, 'coco_url': 'http://a/train2017/000000000009.jpg'}],
+        'annotations': [{'id': 1, 'image_id': 9, 'category_id': 1, 'bbox': [1, 2, 20, 30], 'area': 600}],
+        'categories': [
+            {'id': index + 1, 'name': word, 'frequency': 'r' if vocabulary.is_novel[index] else 'f'}
+            for index, word in enumerate(vocabulary.names)
+        ],
+    }
+    Path('data/lvis_v1/annotations').mkdir(parents=True)
+    for split in ('train', 'val'):
+        Path(f'data/lvis_v1/annotations/lvis_v1_{split}.json').write_text(json.dumps(content))
+    picture = Path('data/coco/train2017/000000000009.jpg')
+    picture.parent.mkdir(parents=True)
+    picture.touch()
+    for loader in (config.train_dataloader, config.test_dataloader):
+        dataset = DATASETS.build(loader.dataset)
+        assert Path(dataset.get_data_info(0)['img_path']) == picture
+        assert len(dataset.metainfo['novel_classes']) == 337
+    if 'region_cache' in config:
+        assert [image.path for image in read_cache_images(config.region_cache.dataset)[0]] == [picture]

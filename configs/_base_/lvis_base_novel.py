@@ -1,9 +1,10 @@
 """LVIS v1, 866 base and 337 novel (rare) classes, 1024 pixels, large-scale jitter. See data/README.md.
 
-A leaf adds its words: train_dataloader.dataset.vocabulary and test_dataloader.dataset.vocabulary.
+The images are COCO's and stay in its folder. A leaf adds its words: train_dataloader.dataset.vocabulary and
+test_dataloader.dataset.vocabulary.
 """
 
-data_root = 'data/lvis_v1/'
+data_root = 'data/'
 train_pipeline = [
     dict(type='ovd.LoadImage'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -32,8 +33,8 @@ train_dataloader = dict(
     dataset=dict(
         type='ovd.OpenVocabularyDataset',
         data_root=data_root,
-        ann_file='annotations/lvis_v1_train.json',
-        data_prefix=dict(img=''),
+        ann_file='lvis_v1/annotations/lvis_v1_train.json',
+        data_prefix=dict(img='coco'),
         novel_boxes='drop',
         degenerate_boxes='drop',
         pipeline=train_pipeline,
@@ -48,8 +49,8 @@ test_dataloader = dict(
     dataset=dict(
         type='ovd.OpenVocabularyDataset',
         data_root=data_root,
-        ann_file='annotations/lvis_v1_val.json',
-        data_prefix=dict(img=''),
+        ann_file='lvis_v1/annotations/lvis_v1_val.json',
+        data_prefix=dict(img='coco'),
         degenerate_boxes='drop',
         pipeline=test_pipeline,
         test_mode=True,
@@ -58,7 +59,7 @@ test_dataloader = dict(
 test_evaluator = dict(type='ovd.LVISMetric', metric=['bbox', 'segm'])
 needs = [
     dict(
-        path=data_root + 'annotations/lvis_v1_val.json',
+        path=data_root + 'lvis_v1/annotations/lvis_v1_val.json',
         what='LVIS v1 annotations and COCO 2017 images',
         how='see data/README.md, section LVIS',
     ),

@@ -29,6 +29,7 @@ _DETPRO_BACKGROUND = ('roi_head.bg_embedding.weight', 'roi_head.bg_embedding.bia
 def convert_detpro(tensors: Mapping[str, Tensor]) -> Converted:
     """Tensors of a DetPro or ViLD* checkpoint (single-stage head, with or without the image branch).
 
+    Weights that such training starts from (SoCo: trunk, but neither projection nor background) convert too.
     The background vector is weight + bias of a linear layer on a constant 1; we keep the sum. The class
     vectors are not in the file; they come from a prompt file.
 
@@ -40,7 +41,10 @@ def convert_detpro(tensors: Mapping[str, Tensor]) -> Converted:
             'this is a cascade checkpoint (roi_head.bbox_head.0...); only single-stage heads convert'
         )
     missing = [key for key in _DETPRO_BACKGROUND if key not in tensors]
-    if missing:
+    is_start = any(key.startswith(f'{_HEAD}shared_') for key in tensors) and not any(
+        key.startswith('roi_head.projection') for key in tensors
+    )
+    if missing and not is_start:
         raise ValueError(f'not a DetPro or ViLD checkpoint of mmdet 2.x: {missing[0]!r} is not in it')
     converted, stripped, unmatched = {}, [], []
     for key, tensor in tensors.items():
@@ -51,8 +55,9 @@ def convert_detpro(tensors: Mapping[str, Tensor]) -> Converted:
             stripped.append(key)
         elif key not in _DETPRO_BACKGROUND:
             unmatched.append(key)
-    weight, bias = (tensors[key] for key in _DETPRO_BACKGROUND)
-    converted[_HEAD + 'classifier.background'] = weight[:, 0] + bias
+    if not missing:
+        weight, bias = (tensors[key] for key in _DETPRO_BACKGROUND)
+        converted[_HEAD + 'classifier.background'] = weight[:, 0] + bias
     notes = (f'left out {len(stripped)} tensors: the copy of CLIP',) if stripped else ()
     return Converted(converted, stripped, unmatched, notes)
 

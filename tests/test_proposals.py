@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from toy_regions import contents, run_tool, write_task
 
 from ovd.apis.caching import RegionCaching
 from ovd.apis.proposals import DetectorProposals, Proposals, build_proposals, select_proposals
+from ovd.clip.loading import load_clip
 from ovd.clip.proposal_files import read_proposals
 from ovd.clip.region_import import DETPRO_CROPS, import_detpro, import_oadp
 from ovd.clip.region_store import RegionStore
+from tools import region_store
 
 IDS = [4, 2, 9]
 BOXES = {
@@ -399,6 +402,10 @@ def test_detpro_import_notices_what_does_not_fit(tmp_path: Path) -> None:
         import_detpro(tmp_path / 'store3', tmp_path / 'nowhere', table, IDS, 'abcd')
     with pytest.raises(ValueError, match='neither a folder nor a zip'):
         import_detpro(tmp_path / 'store4', tmp_path / 'proposals.pkl', table, IDS, 'abcd')
+    with pytest.raises(ValueError, match='lists no images'):
+        import_detpro(tmp_path / 'store5', folder, table, [], 'abcd')
+    with pytest.raises(ValueError, match='lists no images'):
+        import_oadp(tmp_path / 'store5', folder, [], 'abcd')
 
 
 def test_trapped_embedding_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -466,3 +473,17 @@ def test_import_by_the_tool(tmp_path: Path) -> None:
     assert 'is complete: 3 images, 3 regions' in result.stdout
     fingerprint = RegionCaching(section).encoder.fingerprint
     RegionStore(tmp_path / 'imported').check(clip_fingerprint=fingerprint)
+
+
+def test_import_takes_the_clip_as_a_folder(tmp_path: Path) -> None:
+    annotations = write_task(tmp_path, 1)['dataset']['ann_file']
+    (tmp_path / 'files').mkdir()
+    rows = {'embeddings': torch.ones(2, 6), 'bboxes': torch.ones(2, 4), 'objectness': torch.ones(2)}
+    torch.save({key: value.half() for key, value in rows.items()}, tmp_path / 'files' / '1.pth')
+    clip = ROOT / 'ovd/assets/clip_tiny_shapes'
+    command = ['import-oadp', str(tmp_path / 'files'), annotations, str(tmp_path / 'store')]
+    command += ['--clip', str(clip)]
+    region_store.main(command)
+    RegionStore(tmp_path / 'store').check(clip_fingerprint=load_clip(clip).fingerprint)
+    with pytest.raises(ValueError, match=r'--clip takes a model and its weights, got .* x y; put'):
+        region_store.main([*command, 'x', 'y'])

@@ -1,10 +1,11 @@
 """Look at, verify or import region stores.
 
-python tools/region_store.py info data/shapes/regions_train
-python tools/region_store.py verify data/lvis/regions_train [--sample 0.05]
-python tools/region_store.py import-detpro EMBEDDINGS.zip PROPOSALS.pkl ANNOTATIONS.json STORE
-    --clip ViT-B-32 WEIGHTS
-python tools/region_store.py import-oadp FOLDER ANNOTATIONS.json STORE --clip ViT-B-32 WEIGHTS
+    python tools/region_store.py info data/shapes/regions_train
+    python tools/region_store.py verify data/lvis_v1/regions_train [--sample 0.05]
+    python tools/region_store.py import-detpro EMBEDDINGS.zip PROPOSALS.pkl ANNOTATIONS.json STORE \\
+        --clip data/weights/clip_vit_b32
+    python tools/region_store.py import-oadp FOLDER ANNOTATIONS.json STORE \\
+        --clip ViT-B-32-quickgelu ViT-B-32.pt
 """
 
 import argparse
@@ -53,10 +54,11 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument('store', help='folder of the new store')
     command.add_argument(
         '--clip',
-        nargs=2,
+        nargs='+',
         metavar=('MODEL', 'PRETRAINED'),
         required=True,
-        help='the CLIP that made the embeddings; its fingerprint is stored and compared later',
+        help='the CLIP that made the embeddings, a folder or an architecture and its weights; its '
+        'fingerprint is stored and compared later',
     )
 
 
@@ -91,7 +93,6 @@ def import_from_detpro(args: argparse.Namespace) -> None:
     """Join a proposal pickle and embeddings into a store."""
     from tqdm import tqdm
 
-    from ovd.clip.loading import load_clip
     from ovd.clip.proposal_files import read_proposals
     from ovd.clip.region_import import import_detpro
     from ovd.datasets.annotations import read_annotations
@@ -99,7 +100,7 @@ def import_from_detpro(args: argparse.Namespace) -> None:
     image_ids = [image['id'] for image in read_annotations(args.annotations)['images']]
     listed = sorted(image_ids) if args.order == 'id' else image_ids
     proposals = read_proposals(args.proposals, listed)
-    fingerprint = load_clip(*args.clip).fingerprint
+    fingerprint = _fingerprint(args.clip)
     with tqdm(total=len(image_ids), unit='img') as bar:
         manifest = import_detpro(args.store, args.embeddings, proposals, image_ids, fingerprint, bar.update)
     _report(args.store, manifest)
@@ -109,15 +110,22 @@ def import_from_oadp(args: argparse.Namespace) -> None:
     """Bring OADP's files into a store."""
     from tqdm import tqdm
 
-    from ovd.clip.loading import load_clip
     from ovd.clip.region_import import import_oadp
     from ovd.datasets.annotations import read_annotations
 
     image_ids = [image['id'] for image in read_annotations(args.annotations)['images']]
-    fingerprint = load_clip(*args.clip).fingerprint
+    fingerprint = _fingerprint(args.clip)
     with tqdm(total=len(image_ids), unit='img') as bar:
         manifest = import_oadp(args.store, args.embeddings, image_ids, fingerprint, bar.update)
     _report(args.store, manifest)
+
+
+def _fingerprint(names: Sequence[str]) -> str:
+    from ovd.clip.loading import load_clip
+
+    if len(names) > 2:
+        raise ValueError(f'--clip takes a model and its weights, got {" ".join(names)}; put the option last')
+    return load_clip(*names).fingerprint
 
 
 def _report(store: str, manifest: dict | None) -> None:

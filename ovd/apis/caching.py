@@ -4,17 +4,16 @@ Every image is decoded once; proposals, crops and embeddings are made from that 
 images fill the tower's batches, but a batch never crosses a shard and its size is a multiple of 32: the bits
 of a shard depend on that shard alone, whatever was killed before and however many ranks share the work.
 
-Reading order: RegionCaching (a config section, opened), cache_shard (the inner loop), read_cache_images.
+Reading order: RegionCaching (a config section, opened), cache_regions (the inner loop), read_cache_images.
 """
 
 import difflib
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor
 from ..clip.crops import CropPolicy, crop_regions, join_scales
 from ..clip.image_encoder import ImageEncoder
 from ..clip.region_store import RegionStoreWriter
-from ..datasets.annotations import ClassSplit, match_categories, read_annotations
+from ..datasets.annotations import ClassSplit, file_name_of, match_categories, read_annotations
 from ..datasets.images import read_image
 from ..text.vocabulary import Vocabulary
 from ..version import __version__
@@ -83,7 +82,7 @@ class RegionCaching:
 
     Args:
         section: ``store`` (folder), ``dataset`` (``ann_file``, ``images``: folder; optional ``vocabulary``,
-            ``split``: ground-truth boxes of novel classes are left out; ``exif``, ``path_parts``),
+            ``split``: only ground-truth boxes of base classes are read; ``exif``, ``path_parts``),
             ``image_encoder`` (arguments of ``ImageEncoder``), ``crops`` (``CropPolicy``), ``proposals``
             (``file``, or ``config`` and ``checkpoint``; ``ground_truth``, ``top``, ``nms``, ``min_side``),
             ``batch_size`` crops per forward, ``images_per_shard``.
@@ -329,7 +328,7 @@ def read_cache_images(
     """Images of an annotation file in its order, and if wanted their ground-truth boxes.
 
     Args:
-        dataset: the ``dataset`` section. With a ``vocabulary``, boxes of novel classes are left out.
+        dataset: the ``dataset`` section. With a ``vocabulary``, only boxes of its base classes are read.
         with_boxes: read ground-truth boxes (crowds are left out).
     Returns:
         images, and boxes [n, 4] float32 xyxy by image id, or None.
@@ -338,37 +337,31 @@ def read_cache_images(
     if not content['images']:
         raise ValueError(f'annotation file {dataset["ann_file"]} lists no images')
     folder = Path(dataset['images'])
+    source, parts = str(dataset['ann_file']), dataset.get('path_parts')
     images = [
-        CacheImage(item['id'], folder / _file_name(item, dataset), (item['height'], item['width']))
+        CacheImage(item['id'], folder / file_name_of(item, parts, source), (item['height'], item['width']))
         for item in content['images']
     ]
     if not with_boxes:
         return images, None
-    novel_categories: set[int] = set()
+    read = {category['id'] for category in content['categories']}
     if dataset.get('vocabulary') is not None:
         vocabulary = Vocabulary.parse(dataset['vocabulary'])
         labels = match_categories(vocabulary, content['categories'])
-        novel = ClassSplit.resolve(dataset.get('split'), vocabulary, content['categories'], labels).novel
-        novel_categories = {category for category, label in labels.items() if label in novel}
+        base = ClassSplit.resolve(dataset.get('split'), vocabulary, content['categories'], labels).base
+        read = {category for category, label in labels.items() if label in base}
     boxes: dict[int, list[list[float]]] = {}
     for annotation in content['annotations']:
-        if annotation['category_id'] in novel_categories or annotation.get('iscrowd'):
+        if annotation['category_id'] not in read or annotation.get('iscrowd'):
             continue
+        if len(annotation.get('bbox') or ()) != 4:
+            raise ValueError(
+                f'{source}: annotation {annotation["id"]} has the box {annotation.get("bbox")}, expected '
+                '[x, y, width, height]'
+            )
         x, y, width, height = annotation['bbox']
         boxes.setdefault(annotation['image_id'], []).append([x, y, x + width, y + height])
     return images, {image_id: np.array(rows, dtype=np.float32) for image_id, rows in boxes.items()}
-
-
-def _file_name(item: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
-    """File name relative to the image folder; LVIS gives an address whose last two parts are folder and
-    file.
-    """
-    name, parts = item.get('file_name'), dataset.get('path_parts')
-    if name is None:
-        if 'coco_url' not in item:
-            raise ValueError(f'{dataset["ann_file"]}: image {item["id"]} has neither file_name nor coco_url')
-        name, parts = item['coco_url'], parts or 2
-    return os.path.join(*PurePosixPath(name).parts[-parts:]) if parts else str(name)
 
 
 def check_section(section: Any) -> None:

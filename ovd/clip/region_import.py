@@ -100,6 +100,7 @@ def import_detpro(
         ValueError: an image has as many embeddings as it has no proposals, or a file is not what it should
             be.
     """
+    _check_images(image_ids)
     files = TensorFiles(embeddings)
 
     def rows(image_id: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,6 +128,7 @@ def import_oadp(
     """Import OADP's files. Their boxes are fp16: in steps of 0.5 pixel above 512 and of 1 pixel above
     1024.
     """
+    _check_images(image_ids)
     files = TensorFiles(embeddings)
 
     def rows(image_id: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,8 +162,6 @@ def _import(
     clip_fingerprint: str,
     on_image: Callable[[], Any] | None,
 ) -> dict[str, Any] | None:
-    if not image_ids:
-        raise ValueError('the annotation file lists no images')
     header = {
         'clip_fingerprint': clip_fingerprint,
         'embed_dim': rows(image_ids[0])[2].shape[1],
@@ -177,6 +177,11 @@ def _import(
         if on_image is not None:
             on_image()
     return writer.close()
+
+
+def _check_images(image_ids: Sequence[int]) -> None:
+    if not image_ids:
+        raise ValueError('the annotation file lists no images')
 
 
 def _matrix(value: Any, image_id: int) -> Tensor:

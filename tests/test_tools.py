@@ -162,6 +162,12 @@ def test_mixed_precision_names_what_it_cannot_wrap() -> None:
     config = Config({'optim_wrapper': {'optimizer': {'type': 'SGD'}}})
     prepare_training(config, amp=True)
     assert config.optim_wrapper.type == 'ovd.BFloat16OptimWrapper'
+    # A config whose recipe says float16 trains on a CPU too.
+    config = Config(
+        {'optim_wrapper': {'type': 'AmpOptimWrapper', 'loss_scale': 'dynamic', 'dtype': 'float16'}}
+    )
+    prepare_training(config)
+    assert config.optim_wrapper == {'type': 'ovd.BFloat16OptimWrapper'}
 
 
 # Interrupted runs.

@@ -237,7 +237,8 @@ def prepare_training(
 
     Args:
         resume: a path, or ``'auto'``: the latest checkpoint of ``config.work_dir``, if there is one.
-        amp: mixed precision: float16 with loss scaling on GPU, bfloat16 on CPU.
+        amp: mixed precision: float16 with loss scaling on GPU, bfloat16 on CPU; also where the config has an
+            ``AmpOptimWrapper``, which runs on no CPU.
         seed: overrides the config's.
     """
     if resume == 'auto':
@@ -249,7 +250,7 @@ def prepare_training(
         if not os.path.isfile(resume):
             raise FileNotFoundError(f'checkpoint {resume} to resume from does not exist')
         config.resume, config.load_from = True, resume
-    if amp:
+    if amp or (config.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
         _use_amp(config)
     if seed is not None:
         config.setdefault('randomness', {})['seed'] = seed
@@ -260,15 +261,17 @@ def _use_amp(config: Config) -> None:
     if wrapper is None:
         raise ValueError('--amp: the config has no optim_wrapper')
     kind = wrapper.setdefault('type', 'OptimWrapper')
-    if kind in ('AmpOptimWrapper', 'ovd.BFloat16OptimWrapper'):
+    if kind == 'ovd.BFloat16OptimWrapper':
         return
-    if kind != 'OptimWrapper':
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(f"--amp works with optim_wrapper.type 'OptimWrapper', the config has {kind!r}")
     if torch.cuda.is_available():
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
     else:
         wrapper.type = 'ovd.BFloat16OptimWrapper'
+        wrapper.pop('loss_scale', None)
+        wrapper.pop('dtype', None)
 
 
 def prepare_testing(

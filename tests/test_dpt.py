@@ -318,6 +318,8 @@ def test_levels_that_do_not_halve_are_refused() -> None:
         neck(levels_of((16, 8, 4, 3)))
     with pytest.raises(ValueError, match='expected 4 levels, got 3'):
         neck(levels_of()[:3])
+    with pytest.raises(ValueError, match=r'levels of \(1, 2, 3, 4\) channels \(in_channels\), it got \('):
+        DPTFusion((1, 2, 3, 4), 6)(levels_of())
 
 
 def test_the_base_class_of_tokens_is_abstract() -> None:

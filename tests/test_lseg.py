@@ -399,6 +399,13 @@ def test_other_image_nets_train_and_predict_at_odd_sizes(options: dict[str, Any]
     assert found[0].pred_sem_seg.data.shape == (1, *size)
 
 
+def test_a_map_that_is_not_there_and_no_divisor_are_refused() -> None:
+    with pytest.raises(ValueError, match='in_index 4 is none of the 4 maps'):
+        segmentor(**fpn(FPN), in_index=4).extract_feat(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match='size_divisor must be at least 1, got 0'):
+        segmentor(size_divisor=0)
+
+
 def test_the_vit_of_a_clip_is_a_backbone(tmp_path: Path) -> None:
     tower = str(write_architecture(tmp_path / 'clip.json', vision_cfg={**VIT, 'layers': 4}))
     trunk = {'type': 'ovd.ClipViT', 'model': tower, 'pretrained': 'random:1'}

@@ -89,6 +89,8 @@ def test_words_of_another_model_and_impossible_options_are_refused() -> None:
     head = PixelTextHead(4, 6)
     with pytest.raises(ValueError, match='width 5 do not fit pixel embeddings of width 6'):
         head(torch.randn(1, 4, 2, 2), torch.randn(3, 5))
+    with pytest.raises(ValueError, match=r'features of 4 channels \(in_channels\), it got 7'):
+        head(torch.randn(1, 7, 2, 2), torch.randn(3, 6))
     with pytest.raises(ValueError, match=r'temperature must be positive, got 0'):
         PixelTextHead(temperature=0)
     with pytest.raises(ValueError, match="kind 'full'"):

@@ -75,8 +75,13 @@ class PixelTextHead(nn.Module):
         Returns:
             scores of K classes, or K + 1 with background last, on the grid of the features.
         Raises:
-            ValueError: class vectors of another width, or for another number of images.
+            ValueError: features or class vectors of another width, or vectors for another number of images.
         """
+        if features.shape[1] != self.project.in_channels:
+            raise ValueError(
+                f'the head was built for features of {self.project.in_channels} channels (in_channels), '
+                f'it got {features.shape[1]}'
+            )
         shape = list(text_embeddings.shape)
         if shape[-1] != self.embed_dim:
             raise ValueError(

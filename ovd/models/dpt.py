@@ -233,6 +233,12 @@ class DPTFusion(BaseModule):
         """Maps [B, C_n, H / s, W / s], each half the size of the last -> [B, F, 2h, 2w] of the first."""
         if len(levels) != len(self.lateral):
             raise ValueError(f'expected {len(self.lateral)} levels, got {len(levels)}')
+        widths = tuple(level.shape[1] for level in levels)
+        if widths != self.in_channels:
+            raise ValueError(
+                f'the decoder was built for levels of {self.in_channels} channels (in_channels), '
+                f'it got {widths}'
+            )
         fused: Tensor | None = None
         for level, lateral, fusion in reversed(list(zip(levels, self.lateral, self.fusion))):
             fused = fusion(lateral(level), fused)

@@ -66,7 +66,9 @@ class LSeg(OpenVocabularySegmentor):
         size_divisor: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(align_corners=align_corners, **kwargs)
+        super().__init__(
+            align_corners=align_corners, size_divisor=1 if size_divisor is None else size_divisor, **kwargs
+        )
         if loss_size not in LOSS_SIZES:
             raise ValueError(f'loss_size {loss_size!r} is none of {LOSS_SIZES}')
         if not background_weight > 0:
@@ -79,9 +81,8 @@ class LSeg(OpenVocabularySegmentor):
         self.in_index, self.pair_with = in_index, pair_with
         self.loss_size, self.background_weight = loss_size, background_weight
         self.loss_elements = loss_elements
-        self.size_divisor = (
-            getattr(self.backbone, 'size_divisor', 1) if size_divisor is None else size_divisor
-        )
+        if size_divisor is None:
+            self.size_divisor = getattr(self.backbone, 'size_divisor', 1)
         self._classes: _Classes | None = None
 
     @property
@@ -101,7 +102,11 @@ class LSeg(OpenVocabularySegmentor):
         features = self.backbone(inputs)
         if self.neck is not None:
             features = self.neck(features)
-        return features if isinstance(features, Tensor) else features[self.in_index]
+        if isinstance(features, Tensor):
+            return features
+        if not -len(features) <= self.in_index < len(features):
+            raise ValueError(f'in_index {self.in_index} is none of the {len(features)} maps to choose from')
+        return features[self.in_index]
 
     def image_context(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None

@@ -55,6 +55,8 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, text=text, **kwargs)
+        if size_divisor < 1:
+            raise ValueError(f'size_divisor must be at least 1, got {size_divisor}')
         self.align_corners, self.size_divisor = align_corners, size_divisor
         self.train_cfg = train_cfg
         self.set_test_cfg({} if test_cfg is None else test_cfg)

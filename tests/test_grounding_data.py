@@ -299,6 +299,9 @@ def test_fixed_order_and_novel_names(tmp_path: Path) -> None:
     assert transform(boxes([]))['tokens_positive'] == {0: [[0, 3]], 1: [[5, 9]], 2: [[11, 15]]}
     ended = SampleClassNames(vocabulary, tmp_path, full_prob=1.0, shuffle=False, final='. ')
     assert ended(boxes([0]))['text'] == 'dog. bird. ring. '
+    names, final = ['dog', 'cat', 'bird', 'ring'], ' and the big cup.'
+    long = SampleClassNames(names, tmp_path, full_prob=1.0, max_tokens=10, final=final)
+    assert long.count_tokens([long(boxes([0]))['text']])[0] <= 8
 
 
 def test_boxes_of_names_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
@@ -399,3 +402,20 @@ def test_how_often_captions_are_packed(tmp_path: Path) -> None:
         PackNegativeCaptions(tmp_path / 'none.txt', folder)
     with pytest.raises(ValueError, match=r'are probabilities, got 0\.8 and 0\.3'):
         PackNegativeCaptions(captions, folder, plain_prob=0.8)
+
+
+@pytest.mark.parametrize(
+    ('name', 'lines', 'message'),
+    [
+        ('lines.jsonl', [json.dumps(LINE), '{"gro'], r'lines\.jsonl, line 2 is no ODVG line with a caption'),
+        ('lines.jsonl', [json.dumps(detection(0))], r'lines\.jsonl, line 1 is no ODVG line with a caption'),
+        ('none.txt', ['', ' '], r'caption file .*none\.txt is empty'),
+    ],
+)
+def test_files_without_captions_are_named(tmp_path: Path, name: str, lines: list[str], message: str) -> None:
+    (tmp_path / name).write_text('\n'.join(lines))
+    transform = PackNegativeCaptions(
+        tmp_path / name, write_bert(tmp_path / 'bert'), plain_prob=0.0, full_prob=1.0
+    )
+    with pytest.raises(ValueError, match=message):
+        transform(own_caption())

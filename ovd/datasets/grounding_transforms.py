@@ -56,9 +56,10 @@ class SampleClassNames(BaseTransform):
         names = [clean_name(name) for name in self.vocabulary.names]
         self.count_tokens = load_token_counter(tokenizer)
         # Each name is followed by a separator, the last one by what ends the sentence.
-        self._costs = [count + 1 for count in self.count_tokens(names)]
+        *counts, ending = self.count_tokens([*names, final])
+        self._costs = [count + 1 for count in counts]
         self._drawn = np.flatnonzero(~np.array(self.vocabulary.is_novel))
-        self.budget = max_tokens - 2
+        self.budget = max_tokens - 2 - max(ending - 1, 0)
         longest = int(np.argmax(self._costs))
         if self._costs[longest] > self.budget:
             raise ValueError(f'class {names[longest]!r} does not fit a sentence of {max_tokens} tokens')
@@ -157,10 +158,12 @@ class PackNegativeCaptions(BaseTransform):
     def captions(self) -> list[str]:
         """All captions of the file, each once."""
         with self.file.open(encoding='utf-8') as stream:
-            lines = [line.strip() for line in stream if line.strip()]
+            lines = [(number, line.strip()) for number, line in enumerate(stream, 1) if line.strip()]
         if self.file.suffix in ('.jsonl', '.json'):
-            lines = [json.loads(line)['grounding']['caption'].strip() for line in lines]
-        return list(dict.fromkeys(lines))
+            lines = [(number, _caption_of(line, f'{self.file}, line {number}')) for number, line in lines]
+        if not lines:
+            raise ValueError(f'caption file {self.file} is empty')
+        return list(dict.fromkeys(caption for _, caption in lines))
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         draw = np.random.random()  # noqa: NPY002  (seeded by the loader)
@@ -213,6 +216,14 @@ class PackNegativeCaptions(BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.file}, max_negatives={self.max_negatives})'
+
+
+def _caption_of(line: str, where: str) -> str:
+    """The caption of an ODVG line."""
+    try:
+        return str(json.loads(line)['grounding']['caption']).strip()
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{where} is no ODVG line with a caption under 'grounding'") from None
 
 
 def _ended(caption: str) -> str:

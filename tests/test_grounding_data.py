@@ -169,6 +169,11 @@ def test_detection_lines_use_the_labels_of_the_vocabulary(tmp_path: Path) -> Non
     path.write_text(json.dumps({'1': 'ring'}))
     with pytest.raises(ValueError, match='without gaps'):
         read(tmp_path, [detection(1)], label_map=path)
+    path.write_text('{"0": ')
+    with pytest.raises(ValueError, match=r'\.json is not JSON: '):
+        read(tmp_path, [detection(1)], label_map=path)
+    with pytest.raises(FileNotFoundError, match=r'label map .*none\.json does not exist'):
+        read(tmp_path, [detection(1)], label_map=tmp_path / 'none.json')
     split = {'names': ['ring', 'dog'], 'novel': ['dog']}
     path.write_text(json.dumps({'0': 'ring', '1': 'dog'}))
     kept = read(tmp_path, [detection(0), detection(1)], label_map=path, vocabulary=split, novel_boxes='drop')

@@ -134,10 +134,15 @@ class GroundingDataset(BaseDataset):
         """Label in the vocabulary of each label of the file; None for captions."""
         if self.label_map is None:
             return None
-        content = json.loads(Path(self.label_map).read_text(encoding='utf-8'))
+        if not os.path.isfile(self.label_map):
+            raise FileNotFoundError(f'label map {self.label_map} does not exist')
+        try:
+            content = json.loads(Path(self.label_map).read_text(encoding='utf-8'))
+        except ValueError as error:
+            raise ValueError(f'{self.label_map} is not JSON: {error}') from None
         if not isinstance(content, dict) or sorted(content) != sorted(map(str, range(len(content)))):
             raise ValueError(f'{self.label_map}: expected {{"0": name, "1": name, ...}} without gaps')
-        names = [content[str(label)] for label in range(len(content))]
+        names = [str(content[str(label)]) for label in range(len(content))]
         if self.vocabulary is None:
             self.vocabulary = Vocabulary(names)
         known = {name: label for label, name in enumerate(self.vocabulary.names)}

@@ -131,7 +131,7 @@ def test_an_image_that_cannot_be_resized_does_not_stop_the_others(run: Run) -> N
     code, lines, errors = run(run.folder / 'photos', '--texts', 'red')
     assert (code, len(errors)) == (1, 1)
     assert 'a.png: image 0 is too long and thin' in errors[0]
-    assert lines[-1].startswith('1 of 2 images, 1 object')
+    assert lines[-1].startswith('1 of 2 images, 1 object, ')
 
 
 def test_folders_and_globs_leave_out_what_is_hidden_or_no_image(

@@ -226,8 +226,11 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
         print(f'{path}: {text} -> {picture}')
     done = len(paths) - failed
     if len(paths) > 1 or failed:
-        seconds, what = time.perf_counter() - start, 'words' if predictor.is_segmentor else 'objects'
-        print(f'{done} of {len(paths)} images, {found} {what}, {seconds:.1f} s; results in {args.out}')
+        seconds, what = time.perf_counter() - start, 'word' if predictor.is_segmentor else 'object'
+        plural = '' if found == 1 else 's'
+        print(
+            f'{done} of {len(paths)} images, {found} {what}{plural}, {seconds:.1f} s; results in {args.out}'
+        )
     return 1 if failed else 0
 
 

@@ -3,7 +3,7 @@
 Draws OV-Shapes, brings the tiny CLIP, trains a proposal network on base boxes, caches CLIP embeddings of its
 proposals, trains ViLD and ViLD-text, compares them and asks for words that never had a box. Each step is one
 of the other tools, called with the arguments it prints. A second run repeats only what changed, and continues
-what was interrupted.
+what was interrupted; results that are in its way are moved aside, never removed.
 
     python tools/quickstart.py [--seed 0] [--from-scratch]
 """
@@ -12,7 +12,6 @@ import argparse
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ovd.apis.cli import run_tool
-from ovd.files import sha256_file, sha256_json, write_json
+from ovd.files import sha256_json, write_json
 
 TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/shapes')
@@ -39,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--from-scratch', action='store_true', help='train the tiny CLIP, too')
     args = parser.parse_args(argv)
 
+    if not Path('configs/vild_shapes.py').is_file():
+        raise FileNotFoundError('configs/vild_shapes.py does not exist: run from the repository root')
     start = time.perf_counter()
     steps = Steps(OUT)
     clip: list[str] = []
@@ -119,7 +120,8 @@ class Steps:
     def run(self, title: str, tool: str, call: Sequence[str], product: Path) -> None:
         """Call ``tools/<tool>`` unless the same call, after the same predecessors, has made ``product``.
 
-        What another call left there is removed first; what the same call left unfinished is continued.
+        A folder that another call left there is moved aside first; what the same call left unfinished is
+        continued.
         """
         if self._is_done(title, tool, call, product):
             return
@@ -151,7 +153,9 @@ class Steps:
             process.wait()
 
     def _is_done(self, title: str, tool: str, call: Sequence[str], product: Path) -> bool:
-        configs = [sha256_file(part) for part in call if part.startswith('configs/')]
+        from ovd.config import load_config
+
+        configs = [load_config(part).to_dict() for part in call if part.startswith('configs/')]
         self.state = sha256_json([self.state, tool, list(call), configs])
         print(f'\n{title}\n  python tools/{tool} {" ".join(map(quoted, call))}', flush=True)
         known = self.known.get(title, {})
@@ -159,7 +163,7 @@ class Steps:
             print(f'  done before: {product}')
             return True
         if known.get('state') != self.state:
-            shutil.rmtree(product) if product.is_dir() else product.unlink(missing_ok=True)
+            move_aside(product)
         self.known[title] = {'state': self.state, 'finished': False}
         write_json(self.path, self.known)
         return False
@@ -167,6 +171,17 @@ class Steps:
     def _remember(self, title: str) -> None:
         self.known[title]['finished'] = True
         write_json(self.path, self.known)
+
+
+def move_aside(product: Path) -> None:
+    """Rename a folder, if it is there, to the first free of ``name.1``, ``name.2``, ...; say so."""
+    if not product.is_dir():
+        return
+    number = 1
+    while (aside := product.with_name(f'{product.name}.{number}')).exists():
+        number += 1
+    product.rename(aside)
+    print(f'  what was in {product} is now in {aside}')
 
 
 def quoted(part: str) -> str:

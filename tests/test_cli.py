@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ovd.apis import cli
-from ovd.apis.cli import KeyValue, add_config_arguments, one_line, parse_value, run_tool
+from ovd.apis.cli import KeyValue, add_config_arguments, find_device, one_line, parse_value, run_tool
 
 
 def failing(error: BaseException) -> Any:
@@ -130,3 +130,12 @@ def test_threads_are_limited_on_large_machines(
     threads[0] = 64
     cli.limit_threads()
     assert threads == [64]
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    assert find_device('cpu') == 'cpu'
+    assert find_device(None, local_rank=3).startswith(('cpu', 'cuda:'))
+    with pytest.raises(ValueError, match=r"unknown device 'tpu9': expected"):
+        find_device('tpu9')
+    with pytest.raises(ValueError, match=r"device 'cuda:99' is not here: torch sees \d+ GPUs"):
+        find_device('cuda:99')

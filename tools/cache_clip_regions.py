@@ -1,7 +1,7 @@
 """Embed the region proposals of a data set with CLIP, once, into a RegionStore.
 
-python tools/cache_clip_regions.py configs/vild_shapes.py [--limit 100] [--device cuda] [--cfg-options
-KEY=VALUE ...] torchrun --nproc-per-node 8 tools/cache_clip_regions.py configs/vild_r50_lvis.py
+    python tools/cache_clip_regions.py configs/vild_shapes.py [--limit N] [--device cuda] [--cfg-options ...]
+    torchrun --nproc-per-node 8 tools/cache_clip_regions.py configs/vild_r50_lvis.py
 
 Kill it whenever you like: the same command continues, with any number of processes, to the same bytes.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovd.apis.cli import KeyValue, process_place, run_tool
+from ovd.apis.cli import KeyValue, find_device, process_place, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rank, world_size, local_rank = process_place(args.launcher)
 
-    import torch
     from tqdm import tqdm
 
     from ovd.apis.caching import RegionCaching
@@ -41,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f'--workers is {args.workers}, expected 0 or more')
     config = load_config(args.config, args.cfg_options)
     check_needs(config)
-    gpus = torch.cuda.device_count()
-    device = args.device or (f'cuda:{local_rank % gpus}' if gpus else 'cpu')
+    device = find_device(args.device, local_rank)
     workers = args.workers if args.workers is not None else (0 if device == 'cpu' else 4)
     caching = RegionCaching(config.get('region_cache'), device, args.limit)
     estimate = caching.estimate()

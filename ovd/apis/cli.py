@@ -126,9 +126,30 @@ def process_place(launcher: str | None) -> tuple[int, int, int]:
         return 0, 1, 0
     missing = [name for name in names if name not in os.environ]
     if missing:
-        raise ValueError(f'--launcher {launcher}: {missing[0]} is not set, start with srun or torchrun')
+        name = launcher or 'pytorch'
+        raise ValueError(f'--launcher {name}: {missing[0]} is not set, start with srun or torchrun')
     rank, world_size, local_rank = (int(os.environ[name]) for name in names)
     return rank, world_size, local_rank
+
+
+def find_device(name: str | None, local_rank: int = 0) -> str:
+    """The device asked for; by default the GPU of this process, or the CPU where there is none.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if name is None:
+        return f'cuda:{local_rank % gpus}' if gpus else 'cpu'
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: expected 'cpu', 'cuda' or 'cuda:0'") from None
+    if device.type == 'cuda' and (device.index or 0) >= gpus:
+        raise ValueError(f'device {name!r} is not here: torch sees {gpus} GPUs')
+    return name
 
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
-from mmengine.dist import get_dist_info, get_rank, is_main_process
+from mmengine.dist import all_reduce, get_dist_info, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -155,6 +156,32 @@ class RepeatableHook(Hook):
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         seed_generators(runner.seed, get_rank(), runner.iter, with_cuda=True)
+
+
+@HOOKS.register_module()
+class MeanLossHook(Hook):
+    """Makes the logged losses those of the whole batch: the mean over all processes."""
+
+    priority = 'HIGHEST'  # before mmengine's hook notes them
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        if not outputs or get_world_size() == 1:
+            return
+        names = sorted(outputs)
+        if _all_agree(names):
+            values = torch.stack([outputs[name].detach().float().mean() for name in names])
+            all_reduce(values, op='mean')
+            outputs.update(zip(names, values))
+
+
+def _all_agree(names: Sequence[str]) -> bool:
+    """Whether every process has the same names; a loss that only some have is left alone."""
+    number = crc32(' '.join(names).encode())
+    extremes = torch.tensor([number, -number])
+    all_reduce(extremes, op='max')
+    return bool(extremes[0] == -extremes[1])
 
 
 @HOOKS.register_module()

@@ -240,6 +240,9 @@ class TestSplit:
         assert len(slots80['classes']) == 80
         assert slots80['base_classes'] == slots65['base_classes'] == coco_ov.base_names
         assert slots80['novel_classes'] == slots65['novel_classes'] == coco_ov.novel_names
+        trained = build(path, vocabulary='coco_ov80', split='coco48_17').metainfo
+        assert trained['base_classes'] == coco_ov.base_names
+        assert trained['novel_classes'] == coco_ov.novel_names
 
 
 class TestBadAnnotations:

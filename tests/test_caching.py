@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, shared_path
+from mmengine.config import Config
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +29,7 @@ from ovd.apis.caching import (
     read_cache_images,
     region_header,
 )
+from ovd.apis.runner import prepare_training
 from ovd.clip import region_shard
 from ovd.clip.crops import CropPolicy, crop_regions
 from ovd.clip.region_store import RegionStore, RegionStoreWriter
@@ -349,6 +351,19 @@ def test_ground_truth_of_novel_classes_is_left_out(tmp_path: Path) -> None:
     _, base = read_cache_images({**section['dataset'], 'vocabulary': vocabulary}, with_boxes=True)
     assert base is not None
     assert sorted(base) == [1, 3]
+    _, known = read_cache_images({**section['dataset'], 'vocabulary': ['two']}, with_boxes=True)
+    assert known is not None
+    assert sorted(known) == [2, 4], 'classes outside the vocabulary have no boxes in training either'
+
+
+def test_annotation_without_a_box_is_named(tmp_path: Path) -> None:
+    section = write_task(tmp_path, 2)
+    path = Path(section['dataset']['ann_file'])
+    content = json.loads(path.read_text())
+    content['annotations'][1]['bbox'] = [1, 2, 3]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r'annotation 2 has the box \[1, 2, 3\], expected'):
+        read_cache_images(section['dataset'], with_boxes=True)
 
 
 def test_ground_truth_alone_and_with_proposals(tmp_path: Path) -> None:
@@ -390,3 +405,20 @@ def test_help_of_the_tools() -> None:
     for name in ('cache_clip_regions.py', 'region_store.py'):
         if (ROOT / 'tools' / name).exists():
             assert run_tool(name, '--help').returncode == 0
+
+
+def test_training_reads_a_store_only_if_it_was_made_by_the_section(reference: Any, tmp_path: Path) -> None:
+    section = reference[0]
+
+    def config(read: str, **changes: Any) -> Config:
+        steps = [{'type': 'ovd.LoadImage'}, {'type': 'ovd.LoadRegionEmbeddings', 'store': read}]
+        dataset = {'type': 'RepeatDataset', 'dataset': {'pipeline': steps}}
+        return Config({'region_cache': {**section, **changes}, 'train_dataloader': {'dataset': dataset}})
+
+    prepare_training(config(section['store']))
+    with pytest.raises(ValueError, match=r'does not match: crops is .*warp.*expected .*pad_square'):
+        prepare_training(config(section['store'], crops={'mode': 'pad_square'}))
+    prepare_training(config('imported', crops={'mode': 'pad_square'}))
+    absent = str(tmp_path / 'nowhere')
+    with pytest.raises(FileNotFoundError, match=r'no region store at .*cache_clip_regions.py makes one'):
+        prepare_training(config(absent, store=absent))

@@ -167,6 +167,11 @@ def test_numbers_are_those_of_the_test_tool(
     KeepDetections.kept = []
     arguments = [str(toy['config']), str(toy['checkpoint']), '--work-dir', str(tmp_path)]
     assert run_tool(load_tool('test').main, arguments) == 0, capsys.readouterr().err
+    protocol = json.loads((tmp_path / 'metrics.json').read_text())['protocol']
+    assert protocol['templates'] == 'single'
+    assert len(protocol['text_encoder']) == 16
+    assert (protocol['score_threshold'], protocol['max_per_image']) == (0.0, 30)
+    assert protocol['nms'] == {'type': 'nms', 'iou_threshold': 0.5}
     predictions = predictor.predict(toy['images'])
     assert [len(prediction) for prediction in predictions] == [30] * 4
     for prediction, sample in zip(predictions, KeepDetections.kept):

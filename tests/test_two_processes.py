@@ -16,6 +16,7 @@ from torch import Tensor
 from toy_vild import batch, detector
 
 from ovd.datasets.transforms import PackDetInputs
+from ovd.hooks import MeanLossHook
 from ovd.models.samplers import RepeatableSampler
 
 PICTURES = 4
@@ -33,7 +34,7 @@ def pictures(step: int, rank: int, world_size: int) -> dict[str, Any]:
 
 
 def train(mode: str, rank: int, world_size: int) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """Losses of a few steps, averaged over the ranks, and the weights afterwards."""
+    """Losses of a few steps as the log shows them, and the weights afterwards."""
     torch.set_num_threads(1)
     model: Any = detector(mode)
     torch.manual_seed(100 + rank)
@@ -46,11 +47,8 @@ def train(mode: str, rank: int, world_size: int) -> tuple[list[dict[str, float]]
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        values = torch.stack([logs[key].detach() for key in sorted(logs) if 'loss' in key])
-        if world_size > 1:
-            dist.all_reduce(values)
-        names = [key for key in sorted(logs) if 'loss' in key]
-        history.append(dict(zip(names, (values / world_size).tolist())))
+        MeanLossHook().after_train_iter(None, step, outputs=logs)
+        history.append({key: value.item() for key, value in logs.items() if 'loss' in key})
     return history, model.state_dict()
 
 

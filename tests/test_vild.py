@@ -74,6 +74,14 @@ def test_boxes_of_novel_classes_are_refused_as_leakage() -> None:
         losses_of(detector(), data)
 
 
+def test_a_split_that_the_model_does_not_know_is_refused_in_training() -> None:
+    model = detector()
+    model.check_training_classes({'classes': NAMES, 'base_classes': ('cat', 'dog')})
+    model.check_training_classes({'classes': NAMES})
+    with pytest.raises(ValueError, match=r"boxes of 1 classes, such as 'dog', .* does not mark as novel"):
+        model.check_training_classes({'classes': NAMES, 'base_classes': ('cat',)})
+
+
 def test_novel_words_have_no_influence_on_training() -> None:
     """Removed means removed: other novel words, or none at all, give the same class loss."""
     model = detector()
@@ -288,6 +296,11 @@ def test_online_teacher_embeds_crops_of_the_current_batch() -> None:
     assert not [key for key in model.state_dict() if 'teacher' in key]
 
 
+def test_a_variant_without_distillation_never_asks_the_teacher() -> None:
+    model = detector('vild_text', teacher={'image_encoder': {'model': 'a tower that is not there'}})
+    assert 'loss_distill' not in losses_of(model, batch())
+
+
 def test_clip_at_test_time_takes_the_image_side() -> None:
     plain = predictions_of(detector(), batch())
     model = detector(clip={'image_encoder': {'model': 'unused'}, 'num_regions': 5})
@@ -304,6 +317,37 @@ def test_clip_at_test_time_takes_the_image_side() -> None:
     image = (crops @ head.text_embeddings.T / 0.05).softmax(-1)
     weight = torch.tensor([2 / 3, 2 / 3, 1 / 3, 1 / 3])
     torch.testing.assert_close(both, text**weight * image ** (1 - weight))
+
+
+def test_clip_cosines_keep_their_precision_under_autocast() -> None:
+    head = detector().roi_head.bbox_head
+    crops = torch.nn.functional.normalize(torch.randn(5, DIM), dim=-1)
+    expected = head._clip_logits(crops)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(head._clip_logits(crops), expected)
+
+
+def test_a_report_can_say_how_scores_came_about() -> None:
+    model = detector('vild_ensemble')
+    assert model.describe() == {
+        'templates': 'a',
+        'text_encoder': None,
+        'mode': 'vild_ensemble',
+        'background': 'learned, left out after the softmax',
+        'temperature': 0.05,
+        'text_exponent': {'base': 0.6667, 'novel': 0.3333},
+        'image_side': 'second head',
+        'objectness_power': 0.0,
+        'score_threshold': 0.0,
+        'nms': {'type': 'nms', 'iou_threshold': 0.5},
+        'max_per_image': 10,
+    }
+    model.set_vocabulary(words(('cat',), ()))
+    assert model.describe()['text_exponent'] == {'base': 0.6}
+    assert 'text_exponent' not in detector('vild').describe()
+    assert detector('vild_image').describe()['background'] == 'none'
+    with_clip = detector('vild_text', clip={'image_encoder': {'model': 'unused'}})
+    assert with_clip.describe()['image_side'] == 'CLIP on crops, temperature'
 
 
 def test_pixels_are_restored_to_rgb_whatever_the_normalisation() -> None:

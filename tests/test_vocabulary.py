@@ -207,6 +207,10 @@ def test_splits_of_coco_and_lvis() -> None:
     assert words == Vocabulary.parse('coco48_17') == Vocabulary.parse('coco65')
     assert {'airplane', 'scissors', 'umbrella'} <= set(words.novel_names)
     assert 'traffic light' not in words.names
+    slots = Vocabulary.parse('coco_ov80')
+    assert slots.names == coco.names
+    assert slots.base_names == words.base_names
+    assert set(words.novel_names) < set(slots.novel_names)
     lvis = Vocabulary.parse('lvis')
     assert (len(lvis), len(lvis.base_names), len(lvis.novel_names)) == (1203, 866, 337)
     assert lvis.names[0] == 'aerosol_can'

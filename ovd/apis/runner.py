@@ -129,6 +129,8 @@ class ToolRunner(Runner):
         own_words = training or getattr(dataset, 'own_words', False)
         if not (hasattr(model, 'find_phrases') and own_words):
             check_classes(model, getattr(dataset, 'metainfo', {}))
+        if training and hasattr(model, 'check_training_classes'):
+            model.check_training_classes(getattr(dataset, 'metainfo', {}))
         return loop
 
     def load_checkpoint(
@@ -215,15 +217,17 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 def build_runner(config: Config) -> ToolRunner:
-    """Build the Runner of a config, with checkpoints that survive a kill and repeatable runs."""
+    """Build the Runner of a config: checkpoints that survive a kill, repeatable runs, losses of all
+    processes."""
     config = copy.deepcopy(config)
     hooks = config.setdefault('default_hooks', {})
     checkpoint = hooks.setdefault('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
     if checkpoint is not None and checkpoint['type'] == 'CheckpointHook':
         checkpoint['type'] = 'ovd.CheckpointHook'
     custom = list(config.get('custom_hooks') or [])
-    if not any(hook.get('type') == 'ovd.RepeatableHook' for hook in custom if isinstance(hook, dict)):
-        custom.append({'type': 'ovd.RepeatableHook'})
+    given = {hook.get('type') for hook in custom if isinstance(hook, dict)}
+    ours = ('ovd.RepeatableHook', 'ovd.MeanLossHook')
+    custom += [{'type': name} for name in ours if name not in given]
     config.custom_hooks = custom
     runner = ToolRunner.from_cfg(config)
     assert isinstance(runner, ToolRunner)
@@ -252,8 +256,30 @@ def prepare_training(
         config.resume, config.load_from = True, resume
     if amp or (config.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
         _use_amp(config)
+    check_region_store(config)
     if seed is not None:
         config.setdefault('randomness', {})['seed'] = seed
+
+
+def check_region_store(config: Mapping[str, Any]) -> None:
+    """Refuse to train on the store of ``region_cache`` where it is absent, unfinished or cut by other rules.
+
+    Only a store that the training data read under the path of that section is looked at; one under another
+    path is taken as it is.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``RegionStore``; other crops than the section asks for.
+    """
+    from ..clip.crops import CropPolicy
+    from ..clip.region_store import RegionStore
+
+    section, loader = config.get('region_cache'), config.get('train_dataloader')
+    if section is None or loader is None:
+        return
+    steps = [step for dataset in _data_sets(loader['dataset']) for step in dataset.get('pipeline', ())]
+    if any(step.get('store') == section['store'] for step in steps):
+        crops = CropPolicy(**section.get('crops') or {})
+        RegionStore(section['store']).check(crops=crops.to_dict())
 
 
 def _use_amp(config: Config) -> None:
@@ -361,14 +387,17 @@ def evaluate(runner: ToolRunner, protocol: Mapping[str, Any]) -> dict[str, Any]:
     """Run the test loop; return metrics, per-class results and protocol as JSON values.
 
     Args:
-        protocol: what the tool knows about the run (config, checkpoint), joined with what the metrics know.
+        protocol: what the tool knows about the run (config, checkpoint), joined with what
+            model and metrics know.
     """
     metrics = runner.test_loop.evaluator.metrics
     for metric in metrics:
         if isinstance(getattr(metric, 'protocol', None), dict):
             metric.protocol.update(protocol)
     results = runner.test()
-    report: dict[str, Any] = {'metrics': results, 'protocol': dict(protocol)}
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    described = model.describe() if hasattr(model, 'describe') else {}
+    report: dict[str, Any] = {'metrics': results, 'protocol': {**protocol, **described}}
     for metric in metrics:
         own = getattr(metric, 'report', None) or {}
         tables = {key: value for key, value in own.items() if key not in ('metrics', 'protocol')}

@@ -12,7 +12,7 @@ import torch
 
 from ovd.clip.text_embeddings import TextEmbeddings
 from ovd.clip.text_encoder import TextBackend, TextEncoder
-from ovd.text.templates import PromptSet, get_templates
+from ovd.text.templates import TEMPLATES, PromptSet, get_templates
 from ovd.text.vocabulary import Vocabulary
 
 _KEPT = 16  # vocabularies whose vectors stay in memory
@@ -172,6 +172,18 @@ class OpenVocabularyModel:
     def use_text_embeddings(self, text_embeddings: TextEmbeddings) -> None:
         """Hand the class vectors to the heads."""
         raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """What results depend on besides data and weights, for the protocol of a report: here, the words'
+        vectors; empty as long as none are in use."""
+        current = self._text_embeddings
+        if current is None:
+            return {}
+        names = (name for name, prompts in TEMPLATES.items() if prompts.templates == current.templates)
+        return {
+            'templates': next(names, list(current.templates)),
+            'text_encoder': current.encoder_fingerprint or None,
+        }
 
     def _source(self) -> TextSource:
         if self._text_source is None:

@@ -62,6 +62,19 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
         is_novel = torch.tensor(text_embeddings.vocabulary.is_novel)
         self.roi_head.bbox_head.set_text(text_embeddings.embeddings, is_novel)
 
+    def describe(self) -> dict[str, Any]:
+        """The words, and the rules that make boxes and scores."""
+        head, rcnn = self.roi_head.bbox_head, self.test_cfg.rcnn
+        return {
+            **super().describe(),
+            'mode': head.mode,
+            **head.describe_scores(uses_clip=self.clip is not None),
+            'objectness_power': self.roi_head.objectness_power,
+            'score_threshold': rcnn.score_thr,
+            'nms': dict(rcnn.nms),
+            'max_per_image': rcnn.max_per_img,
+        }
+
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         """Losses of a batch: region proposals, boxes, masks, words, distillation."""
         self._check_labels(batch_data_samples)
@@ -79,7 +92,7 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
             )
         else:
             proposals = [sample.proposals for sample in batch_data_samples]
-        if self.teacher is not None:
+        if self.teacher is not None and self.roi_head.bbox_head.distils:
             taught = self.teacher.regions(rgb_images(batch_inputs, self.data_preprocessor), proposals)
             for sample, regions in zip(batch_data_samples, taught):
                 sample.region_instances = regions
@@ -106,6 +119,26 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
     def _forward(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> tuple:
         self.text_embeddings  # noqa: B018  (made on first use)
         return super()._forward(batch_inputs, batch_data_samples)
+
+    def check_training_classes(self, metainfo: Mapping[str, Any]) -> None:
+        """Refuse training data without boxes of a class that is not novel here.
+
+        Its word would be in the softmax of every region and never be right.
+
+        Args:
+            metainfo: of the data set, with ``classes`` and ``base_classes``, those with boxes.
+        """
+        base = metainfo.get('base_classes')
+        if base is None:
+            return
+        pairs = zip(metainfo['classes'], self.vocabulary.is_novel)
+        without = [name for name, is_novel in pairs if not is_novel and name not in base]
+        if without:
+            raise ValueError(
+                f'the split of the training data takes away the boxes of {len(without)} classes, such as '
+                f'{without[0]!r}, which the vocabulary of the model does not mark as novel: their words '
+                'would be trained as wrong answers. Mark them, as the built-in coco_ov80 does for 80 slots'
+            )
 
     def _check_labels(self, batch_data_samples: Sequence[DetDataSample]) -> None:
         """Refuse boxes of novel classes in training: they would leak the answer into the evaluation."""

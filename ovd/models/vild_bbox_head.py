@@ -230,8 +230,24 @@ class ViLDBBoxHead(BBoxHead):
             probs = geometric_mean(probs, image_logits.softmax(dim=-1), weight)
         return probs, self.fc_reg(region_features)
 
+    def describe_scores(self, uses_clip: bool = False) -> dict[str, Any]:
+        """How class scores come about, in words and numbers."""
+        described: dict[str, Any] = {
+            'background': 'learned, left out after the softmax' if self.classifies else 'none',
+            'temperature': self.classifier.test_temperature,
+        }
+        if uses_clip or self.image_trunk is not None:
+            weights = text_weights(self.is_novel, self.ensemble_trust, self.ensemble_without_split)
+            groups = (('base', ~self.is_novel), ('novel', self.is_novel))
+            described['text_exponent'] = {
+                name: round(float(weights[group][0]), 4) for name, group in groups if group.any()
+            }
+            described['image_side'] = f'CLIP on crops, {self.clip_logits}' if uses_clip else 'second head'
+        return described
+
     def _clip_logits(self, clip_embeddings: Tensor) -> Tensor:
-        cosines = unit(clip_embeddings) @ unit(self.text_embeddings).T
+        with torch.autocast(clip_embeddings.device.type, enabled=False):
+            cosines = unit(clip_embeddings) @ unit(self.text_embeddings).T
         if self.clip_logits == 'standardized':
             return standardized_logits(cosines)
         return cosines / self.classifier.test_temperature

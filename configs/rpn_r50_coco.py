@@ -117,7 +117,11 @@ test_dataloader = dict(
         test_mode=True,
     ),
 )
-test_evaluator = dict(type='ovd.ProposalRecall', proposal_nums=(100, 300, 1000))
+test_evaluator = dict(
+    type='ovd.ProposalRecall',
+    proposal_nums=(100, 300, 1000),
+    iou_threshold=[0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95],
+)
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=90000, val_interval=90000)
 test_cfg = dict(type='TestLoop')

@@ -56,3 +56,20 @@ def test_images_without_boxes_or_proposals() -> None:
 def test_refuses_a_number_below_one() -> None:
     with pytest.raises(ValueError, match=r'\(0,\)'):
         ProposalRecall(proposal_nums=(0,))
+
+
+def test_recall_averaged_over_thresholds_says_so_in_the_protocol() -> None:
+    metric = ProposalRecall(proposal_nums=(2,), iou_threshold=[0.3, 0.5, 0.7, 0.9])
+    metric.dataset_meta = {'classes': ('cat', 'dog'), 'novel_classes': ('dog',), 'split': 'custom'}
+    box = [0.0, 0.0, 10.0, 10.0]
+    half = [0.0, 0.0, 10.0, 5.0]
+    metric.process(None, [sample([half], [1.0], [box], [0]), sample([box], [1.0], [box], [1])])
+    assert metric.evaluate(2) == {'recall/all@2': 0.75, 'recall/base@2': 0.5, 'recall/novel@2': 1.0}
+    assert metric.report['protocol'] == {
+        'evaluator': 'class-agnostic recall',
+        'split': 'custom',
+        'images': 2,
+        'boxes_base': 1,
+        'boxes_novel': 1,
+        'iou_thresholds': [0.3, 0.5, 0.7, 0.9],
+    }

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
-from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
+from ovd.evaluation.report import ReportingMetric
 from ovd.registry import METRICS
 
 
 @METRICS.register_module()
-class ProposalRecall(BaseMetric):
+class ProposalRecall(ReportingMetric):
     """Share of ground-truth boxes that one of the best proposals covers; needs no classes from the model.
 
     Reads ``pred_instances`` (bboxes, scores) and ``gt_instances`` (bboxes, labels), both in the frame of the
@@ -22,19 +22,23 @@ class ProposalRecall(BaseMetric):
 
     Args:
         proposal_nums: how many of the best proposals of an image count.
-        iou_threshold: overlap from which a box is found.
+        iou_threshold: overlap from which a box is found; of several, the recalls are averaged (AR).
+        kwargs: see :class:`ReportingMetric`.
     """
 
     default_prefix = 'recall'
 
     def __init__(
-        self, proposal_nums: Sequence[int] = (100, 300, 1000), iou_threshold: float = 0.5, **kwargs: Any
+        self,
+        proposal_nums: Sequence[int] = (100, 300, 1000),
+        iou_threshold: float | Sequence[float] = 0.5,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not proposal_nums or min(proposal_nums) < 1:
             raise ValueError(f'proposal_nums must be positive numbers, got {proposal_nums!r}')
         self.proposal_nums = tuple(proposal_nums)
-        self.iou_threshold = iou_threshold
+        self.iou_thresholds = [iou_threshold] if isinstance(iou_threshold, float) else list(iou_threshold)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         for sample in data_samples:
@@ -43,11 +47,12 @@ class ProposalRecall(BaseMetric):
             overlaps = bbox_overlaps(
                 get_box_tensor(truth['bboxes']).to(proposals['bboxes']), proposals['bboxes'][order]
             )
-            first = _first_hit(overlaps >= self.iou_threshold)
+            first = torch.stack([_first_hit(overlaps >= threshold) for threshold in self.iou_thresholds], 1)
             self.results.append((first.tolist(), truth['labels'].tolist()))
 
-    def compute_metrics(self, results: list[tuple[list[int], list[int]]]) -> dict[str, float]:
-        first = torch.tensor([rank for ranks, _ in results for rank in ranks])
+    def compute_metrics(self, results: list[tuple[list[list[int]], list[int]]]) -> dict[str, float]:
+        assert self.dataset_meta is not None
+        first = torch.tensor([ranks for image, _ in results for ranks in image])
         labels = [label for _, per_image in results for label in per_image]
         classes = self.dataset_meta['classes']
         novel = set(self.dataset_meta.get('novel_classes', ()))
@@ -57,6 +62,15 @@ class ProposalRecall(BaseMetric):
             for number in self.proposal_nums:
                 if chosen.any():
                     metrics[f'{name}@{number}'] = (first[chosen] < number).float().mean().item()
+        protocol = {
+            'evaluator': 'class-agnostic recall',
+            'split': self.dataset_meta.get('split'),
+            'images': len(results),
+            'boxes_base': int((~is_novel).sum()),
+            'boxes_novel': int(is_novel.sum()),
+            'iou_thresholds': self.iou_thresholds,
+        }
+        self.publish(metrics, protocol)
         return metrics
 
 

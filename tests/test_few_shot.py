@@ -202,6 +202,8 @@ class TestPascal:
                 pascal(voc, **{name: value})
         with pytest.raises(ValueError, match="border must be one of 'ignore', 'others'"):
             pascal(voc, border='0')
+        with pytest.raises(ValueError, match='2 classes cannot be cut into 4 folds'):
+            pascal(voc, vocabulary='aeroplane, bus')
         for wrong in ({'supports': -1}, {'min_pixels': 0}):
             with pytest.raises(ValueError, match='supports must be 0 or more and min_pixels 1 or more'):
                 pascal(voc, **wrong)

@@ -166,6 +166,17 @@ def test_foreign_ignore_labels_are_refused(label: int) -> None:
         losses_of(segmentor(), data)
 
 
+def test_labels_that_are_absent_or_of_another_size_are_named() -> None:
+    data = batch()
+    data['data_samples'][1].gt_sem_seg = PixelData(data=torch.zeros(1, 20, 30, dtype=torch.long))
+    inputs, samples = torch.zeros(2, 3, *SIZE), data['data_samples']
+    with pytest.raises(ValueError, match=r'1\.jpg: labels of \(20, 30\) came with inputs of \(64, 96\)'):
+        segmentor().loss(inputs, samples)
+    del samples[0].gt_sem_seg
+    with pytest.raises(ValueError, match=r'0\.jpg comes without labels: .*LoadSegmentation'):
+        segmentor().loss(inputs, samples)
+
+
 def test_unseen_classes_are_out_of_the_softmax_and_their_pixels_refused() -> None:
     model = segmentor(text=toy_words(novel=('dog', 'sky'))).eval()
     data = batch()

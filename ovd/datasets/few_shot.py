@@ -84,6 +84,8 @@ class FewShotDataset(OpenVocabularySegDataset):
             raise ValueError(f'{type(self).__name__} does not take {min(unknown)!r}')
         self.fold, self.lists, self.supports, self.min_pixels = fold, lists, supports, min_pixels
         words = Vocabulary.parse(vocabulary)
+        if len(words) < self.num_folds:
+            raise ValueError(f'{len(words)} classes cannot be cut into {self.num_folds} folds')
         held_out = [words.names[label] for label in self.fold_classes(len(words))]
         super().__init__(
             vocabulary=Vocabulary.parse({**words.to_dict(), 'novel': held_out}),

@@ -124,11 +124,7 @@ class LSeg(OpenVocabularySegmentor):
 
     def loss(self, inputs: Tensor, data_samples: list[SegDataSample]) -> dict[str, Tensor]:
         """Cross entropy of the labelled pixels, mean over all of them in the batch."""
-        labels = torch.stack([sample.gt_sem_seg.data[0] for sample in data_samples]).long()
-        if tuple(labels.shape[1:]) != tuple(inputs.shape[2:]):
-            raise ValueError(
-                f'labels of {tuple(labels.shape[1:])} came with inputs of {tuple(inputs.shape[2:])}'
-            )
+        labels = _stacked_labels(data_samples, (inputs.shape[2], inputs.shape[3]))
         words = self._words(inputs.device)
         if self.pair_with is not None:
             text = self._pairs(data_samples, inputs.device)
@@ -251,6 +247,22 @@ def _build_neck(neck: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) ->
     if neck is None or isinstance(neck, Mapping):
         return None if neck is None else MODELS.build(neck)
     return nn.Sequential(*(MODELS.build(part) for part in neck))
+
+
+def _stacked_labels(data_samples: Sequence[SegDataSample], size: tuple[int, int]) -> Tensor:
+    """Labels of the samples, int64 [B, H, W], which must have the size (H, W) of the inputs."""
+    for sample in data_samples:
+        if 'gt_sem_seg' not in sample:
+            raise ValueError(
+                f"{_name(sample)} comes without labels: training needs 'ovd.LoadSegmentation' in the pipeline"
+            )
+        found = tuple(sample.gt_sem_seg.data.shape[1:])
+        if found != size:
+            raise ValueError(
+                f'{_name(sample)}: labels of {found} came with inputs of {size} (height, width): the '
+                f'steps of the training pipeline must move both'
+            )
+    return torch.stack([sample.gt_sem_seg.data[0] for sample in data_samples]).long()
 
 
 def _name(sample: SegDataSample) -> str:

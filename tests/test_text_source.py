@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_clip import write_architecture
 
 from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.clip.text_encoder import TextEncoder
 from ovd.models.open_vocabulary import TextSource
 from ovd.text.vocabulary import Vocabulary
 
@@ -38,3 +40,25 @@ def test_shuffled_words_get_the_vectors_of_one_another(
     assert shuffled.embeddings.equal(torch.eye(5)[rows])
     assert shuffled.vocabulary == plain.vocabulary
     assert shuffled.encoder_fingerprint == 'abc'
+
+
+def test_a_file_of_another_encoder_than_the_configured_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / 'words.vocab.safetensors'
+    clip = {'model': str(write_architecture(tmp_path / 'arch.json')), 'pretrained': 'random:1'}
+    vocabulary = write_words(path, [])
+    for words in (vocabulary, Vocabulary(['comb'])):
+        with pytest.raises(ValueError, match=r'words\.vocab\.safetensors: made with encoder abc, but'):
+            TextSource(embeddings=path, encoder=clip).embed(words)
+    TextEmbeddings.build(vocabulary, '{}', TextEncoder(**clip)).save(path)
+    assert len(TextSource(embeddings=path, encoder=clip).embed(vocabulary)) == 5
+    assert len(TextSource(embeddings=path, encoder=clip).embed(Vocabulary(['comb']))) == 1
+
+
+def test_a_file_serves_where_the_tower_is_absent_or_its_maker_unknown(tmp_path: Path) -> None:
+    path = tmp_path / 'words.vocab.safetensors'
+    vocabulary = write_words(path, [])
+    source = TextSource(embeddings=path, encoder={'model': str(tmp_path / 'absent')})
+    assert source.embed(vocabulary).embeddings.equal(torch.eye(5))
+    TextEmbeddings(torch.eye(5), vocabulary, (), '').save(path)
+    clip = {'model': str(write_architecture(tmp_path / 'arch.json')), 'pretrained': 'random:1'}
+    assert TextSource(embeddings=path, encoder=clip).embed(vocabulary).embeddings.equal(torch.eye(5))

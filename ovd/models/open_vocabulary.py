@@ -3,6 +3,7 @@
 Reading order: TextSource (where class vectors come from), OpenVocabularyModel (the mix-in).
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,8 @@ class TextSource:
         vocabulary: any spelling that ``Vocabulary.parse`` reads; by default the words of the file.
         templates: name of a template set, or a list of templates.
         encoder: arguments of ``TextEncoder``, or a ready encoder whose weights may change.
-        embeddings: a ``.vocab.safetensors`` file; serves the words it holds without a tower.
+        embeddings: a ``.vocab.safetensors`` file; serves the words it holds. Another tower than ``encoder``
+            must not have made it, which is checked where that lies in a file or folder.
         normalize_each: see ``TextEmbeddings.build``.
         shuffled: a control experiment, which tells what the words contribute: every novel class gets the
             vectors of the next novel one (every class those of the next, where fewer than two are novel).
@@ -96,6 +98,10 @@ class TextSource:
                 del self._cache[next(iter(self._cache))]
         return self._cache[key]
 
+    def _has_local_tower(self) -> bool:
+        """Whether the configured tower lies in a file or folder, so that looking at it fetches nothing."""
+        return self._encoder_config is not None and os.path.exists(self._encoder_config.get('model', ''))
+
     def _stored(self) -> TextEmbeddings:
         if self._file is None:
             assert self._path is not None
@@ -105,8 +111,8 @@ class TextSource:
     def _from_file(self, vocabulary: Vocabulary) -> TextEmbeddings | None:
         """The file's rows in the order of the words, or None when a word is not in the file."""
         stored = self._stored()
-        if self._own is not None and stored.encoder_fingerprint:
-            stored.check_encoder(self._own.fingerprint, str(self._path))
+        if stored.encoder_fingerprint and (self._encoder is not None or self._has_local_tower()):
+            stored.check_encoder(self.encoder.fingerprint, str(self._path))
         rows = {name: row for row, name in enumerate(stored.vocabulary.names)}
         if any(name not in rows for name in vocabulary.names):
             return None

@@ -146,6 +146,13 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     text.write_text('cat\n\ndog\n')
     with pytest.raises(ValueError, match='class name 1 is blank'):
         Vocabulary.parse(text)
+    text.write_bytes('caf\u00e9\n'.encode('latin-1'))
+    with pytest.raises(ValueError, match=r'gap\.txt is not in UTF-8'):
+        Vocabulary.parse(text)
+    table = tmp_path / 'names.csv'
+    table.write_text('cat,dog')
+    with pytest.raises(ValueError, match=r'names\.csv is a file of an unknown kind'):
+        Vocabulary.parse(str(table))
     with pytest.raises(ValueError, match="got the string 'cat'"):
         Vocabulary('cat')  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='1 class names came with 2 lists of synonyms'):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,7 +103,10 @@ class Vocabulary:
         if isinstance(spec, str):
             if spec in builtin_vocabularies():
                 return cls._from_file(_ASSETS / f'{_ALIASES.get(spec, spec)}.json')
-            return cls(_split(spec))
+            names = _split(spec)
+            if len(names) == 1 and Path(spec).suffix and os.path.isfile(spec):
+                raise ValueError(f'{spec} is a file of an unknown kind, a vocabulary is a .txt or .json file')
+            return cls(names)
         if isinstance(spec, Mapping):
             return cls._from_mapping(spec)
         if isinstance(spec, Sequence) and not isinstance(spec, bytes):
@@ -117,7 +121,10 @@ class Vocabulary:
     def _from_file(cls, path: Path) -> 'Vocabulary':
         if not path.is_file():
             raise FileNotFoundError(f'vocabulary file {path} does not exist')
-        text = path.read_text(encoding='utf-8-sig')
+        try:
+            text = path.read_text(encoding='utf-8-sig')
+        except UnicodeDecodeError as error:
+            raise ValueError(f'vocabulary file {path} is not in UTF-8: {error}') from None
         if path.suffix.lower() == '.txt':
             return cls(text.rstrip().splitlines())
         try:

@@ -63,6 +63,9 @@ def test_captions_with_phrases(tmp_path: Path) -> None:
     assert info['tokens_positive'] == {0: [[0, 10]], 1: [[17, 27]]}
     assert [instance['bbox_label'] for instance in info['instances']] == [0, 1, 1]
     assert info['img_id'] == 1
+    assert 'ann_file' not in dataset.metainfo, 'sets that are joined would differ in it'
+    tested = read(tmp_path, [LINE], test_mode=True)
+    assert tested.metainfo['ann_file'] == str(tmp_path / 'lines.jsonl')
 
 
 def test_a_pipeline_makes_training_samples(tmp_path: Path) -> None:

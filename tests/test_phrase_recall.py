@@ -1,6 +1,7 @@
 """Recall of phrases: by hand, and the stored sentences of the reference."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,9 @@ def test_bad_settings_are_named() -> None:
         PhraseRecall(boxes='all')
     with pytest.raises(ValueError, match=r'ks must be positive numbers, got \(0,\)'):
         PhraseRecall(ks=(0,))
+
+
+def test_without_any_phrase_there_is_no_score() -> None:
+    scores = evaluate([sample([(0, 0.9, LEFT)], [])], ks=(1,))
+    assert set(scores) == {'phrase/recall@1', 'phrase/recall@all', 'phrase/any_object'}
+    assert all(math.isnan(score) for score in scores.values())

@@ -97,6 +97,8 @@ class GroundingDataset(BaseDataset):
             raise FileNotFoundError(f'annotation file {file} does not exist')
         labels = self._read_label_map()
         left_out: Counter[str] = Counter()
+        if self.test_mode:  # in training, sets that are joined would differ in it
+            self._metainfo.update(ann_file=str(file))
         data_list: list[dict[str, Any]] = []
         for where, record in self._records(file):
             info = {

@@ -1,5 +1,6 @@
 """How often the best boxes of a phrase show what the phrase says."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class PhraseRecall(ReportingMetric):
     ``phrase/recall@all`` (any of a phrase's boxes) and ``phrase/any_object`` (what naming one of the sample's
     true boxes at random would score at 1); with a vocabulary also ``.../base`` and ``.../novel``, and
     ``.../<type>`` where samples have the metainfo ``phrase_types`` (label -> type, or list of types).
-    Fractions 0..1, left out where there is no such phrase.
+    Fractions 0..1; groups without phrases are left out, and all is nan without any.
 
     Args:
         ks: how many of a phrase's best boxes count.
@@ -102,15 +103,18 @@ class PhraseRecall(ReportingMetric):
             groups[f'/{name}'] = [phrase for phrase in phrases if name in phrase.groups]
         metrics = {}
         for name, part in groups.items():
-            if part:
-                for k in self.ks:
-                    hits = sum(phrase.rank is not None and phrase.rank < k for phrase in part)
-                    metrics[f'{self.measure}@{k}{name}'] = hits / len(part)
-                metrics[f'{self.measure}@all{name}'] = sum(p.rank is not None for p in part) / len(part)
-                if self.with_chance:
-                    metrics[f'any_object{name}'] = sum(phrase.chance for phrase in part) / len(part)
+            count = len(part) or math.nan
+            for k in self.ks:
+                hits = sum(phrase.rank is not None and phrase.rank < k for phrase in part)
+                metrics[f'{self.measure}@{k}{name}'] = hits / count
+            metrics[f'{self.measure}@all{name}'] = sum(p.rank is not None for p in part) / count
+            if self.with_chance:
+                metrics[f'any_object{name}'] = sum(phrase.chance for phrase in part) / count
         line = '  '.join(f'{key} {100 * value:.1f}' for key, value in metrics.items())
-        MMLogger.get_current_instance().info(f'{len(phrases)} phrases, {self.boxes} boxes: {line}')
+        logger = MMLogger.get_current_instance()
+        logger.info(f'{len(phrases)} phrases, {self.boxes} boxes: {line}')
+        if not phrases:
+            logger.warning(f'none of {len(results)} sentences has a phrase with a box: nothing to score')
         meta = self.dataset_meta or {}
         protocol = {
             'annotations': meta.get('ann_file'),

@@ -111,3 +111,4 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=50, end=max_iters),
 ]
 default_hooks = dict(checkpoint=dict(interval=max_iters))
+find_unused_parameters = True  # FPN's convolutions of the three coarser maps, which nobody reads

@@ -75,6 +75,9 @@ def test_model_trains_a_step_and_predicts(name: str, tmp_path: Path) -> None:
     loss.backward()
     assert loss.isfinite()
     assert model.head.project.weight.grad.any()
+    # Several processes wait for the gradients of all parameters, unless told to look for unused ones.
+    unused = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert bool(unused) == config.get('find_unused_parameters', False), unused
     assert bool(other) == (name in PAIRS)
     if model.inference.__class__.__name__ == 'LSegMultiScale':
         model.set_test_cfg({'mode': 'lseg', 'base_size': 70, 'crop_size': 64, 'scales': (0.5, 1.0)})

@@ -125,6 +125,7 @@ val_evaluator = [
     dict(type='ovd.GroupingMetric', baseline_groups=8),
 ]
 test_evaluator = val_evaluator
+calibration_dataloader = val_dataloader  # for tools/calibrate_thresholds.py; not what is tested on
 
 max_iters = 240
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)

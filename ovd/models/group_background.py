@@ -46,7 +46,10 @@ class GroupBackground(nn.Module):
     ) -> None:
         super().__init__()
         if threshold is not None and thresholds is not None:
-            raise ValueError(f'give threshold ({threshold}) or a file of thresholds ({thresholds}), not both')
+            raise ValueError(
+                f'give threshold ({threshold}) or a file of thresholds ({thresholds}), not both; '
+                'threshold=None takes that of a base config away'
+            )
         if threshold is None and thresholds is None and names is None and not learned:
             raise ValueError(
                 'background needs a threshold, a file of thresholds, names of what is background, or '

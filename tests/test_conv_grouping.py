@@ -247,6 +247,8 @@ def test_what_objectives_need_is_asked_for() -> None:
         ForegroundPooling()(batch([[0]], features, background=None))
     with pytest.raises(ValueError, match='noun_ids'):
         Presence()(batch([[0]], features, samples=[SegDataSample()]))
+    with pytest.raises(ValueError, match='needs prompts of nouns'):
+        Presence()(batch([[]], features, texts=torch.zeros(1, 1, 4)))
     bare = batch([[0]], features)
     bare = GroupBatch(
         bare.output._replace(tokens=None),

@@ -114,6 +114,8 @@ def batch_nouns(batch: GroupBatch) -> tuple[Tensor, Tensor]:
     """
     if batch.text_embeddings is None or any('noun_ids' not in sample for sample in batch.samples):
         raise ValueError('Presence needs samples with noun_ids and prompts: ovd.CaptionPrompts gives them')
+    if batch.text_embeddings.shape[1] < 2:
+        raise ValueError('Presence needs prompts of nouns: ovd.CaptionPrompts(count=...) gives them')
     noun_ids = torch.stack([sample.noun_ids for sample in batch.samples])
     prompts = batch.text_embeddings[:, 1:].flatten(0, 1)
     is_noun = (noun_ids >= 0).flatten()

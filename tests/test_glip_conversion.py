@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.models.backbones.swin import PatchMerging
+from mmdet.models.backbones.swin import PatchMerging, WindowMSA
 from torch import Tensor
 from toy_glip import toy_glip
 
@@ -231,3 +231,15 @@ def test_older_files_with_extra_numbers_convert() -> None:
     converted = convert_glip(empty(shapes))
     assert converted.stripped == [f'{body}.embeddings.position_ids']
     assert not converted.unmatched
+
+
+@pytest.mark.parametrize('size', [TINY, LARGE], ids=['T', 'L'])
+def test_files_without_the_places_in_windows_are_completed(size: dict) -> None:
+    shapes = published_shapes(**size, deep=False)
+    missing = [key for key in shapes if key.endswith('relative_position_index')]
+    found = convert_glip(empty({key: shape for key, shape in shapes.items() if key not in missing})).tensors
+    window = size['window']
+    expected = WindowMSA(size['embed'], 3, (window, window)).relative_position_index
+    assert len(missing) == sum(size['depths'])
+    for key in missing:
+        assert torch.equal(found[key], expected)

@@ -4,9 +4,11 @@ Source of the key layouts: open-mmlab/mmdetection: configs/glip (converted files
 maskrcnn_benchmark/modeling.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from ovd.conversion.converted import Converted
@@ -123,6 +125,7 @@ def convert_glip(tensors: Mapping[str, Tensor], with_language: bool = False) -> 
             converted[target] = _reordered(target, tensors[original])
         else:
             converted[target] = tensors[original]
+    converted |= _window_places(converted)
     notes = [describe_glip(converted)]
     notes += [f'left out {count} tensors: {reason}' for reason, count in counts.items() if count]
     return Converted(converted, stripped, unmatched, tuple(notes))
@@ -167,6 +170,19 @@ def _reordered(key: str, tensor: Tensor) -> Tensor:
         return tensor
     neighbours = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
     return neighbours.transpose(-1, -2).flatten(-2).contiguous()
+
+
+def _window_places(converted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where the bias tables of a Swin's windows have each pair of places, for files that leave it out."""
+    found = {}
+    for key, table in converted.items():
+        target = key.removesuffix('bias_table') + 'index'
+        if key.endswith('.relative_position_bias_table') and target not in converted:
+            side = (math.isqrt(len(table)) + 1) // 2
+            steps = torch.arange(side)
+            places = (steps[:, None] * (2 * side - 1) + steps).flatten()
+            found[target] = places[:, None] - places + places[-1]
+    return found
 
 
 def _first_match(rules: list[tuple[str, str]], key: str) -> str | None:

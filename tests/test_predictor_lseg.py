@@ -127,6 +127,18 @@ def test_few_shot_nets_answer_in_the_frame_of_the_picture(toy: dict[str, Any]) -
     assert found[0].draw(np.asarray(Image.open(toy['images'][0]))).shape[2] == 3
 
 
+def test_joined_test_sets_share_their_way_to_prepare_pictures(toy: dict[str, Any]) -> None:
+    config = Config.fromfile(toy['config'])
+    data = config.test_dataloader.dataset
+    common = {'type': data.type, 'pipeline': data.pipeline}
+    config.test_dataloader.dataset = {'type': 'ovd.UnifiedSegDataset', 'common': common, 'parts': [{}]}
+    (answer,) = Predictor(config, toy['checkpoint'], device='cpu').predict(toy['images'][0])
+    assert answer.size == SIZES[0]
+    del config.test_dataloader.dataset.common['pipeline']
+    with pytest.raises(ValueError, match=r'OpenVocabularySegDataset. has no pipeline to prepare images'):
+        Predictor(config, toy['checkpoint'], device='cpu')
+
+
 def test_batches_do_not_change_the_answer(predictor: Predictor, toy: dict[str, Any]) -> None:
     alone = predictor.predict(toy['images'])
     together = predictor.predict(toy['images'], batch_size=4)

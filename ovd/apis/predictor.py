@@ -294,8 +294,13 @@ def _test_pipelines(config: Config) -> tuple[Compose, Compose]:
         )
     dataset = loader.dataset
     while 'pipeline' not in dataset:
-        # Inside a wrapper; of several data sets the first one's.
-        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+        # Inside a wrapper; of several data sets the first one's, or what all parts have in common.
+        inside = [dataset[key] for key in ('dataset', 'datasets', 'common') if key in dataset]
+        if not inside:
+            raise ValueError(
+                f'the test data set {dataset.get("type")!r} has no pipeline to prepare images with'
+            )
+        dataset = inside[0][0] if isinstance(inside[0], list) else inside[0]
     steps = [step for step in dataset.pipeline if step['type'].rpartition('.')[2] not in _ANNOTATION_LOADERS]
     if not steps or not steps[0]['type'].rpartition('.')[2].startswith('LoadImage'):
         first = steps[0]['type'] if steps else 'nothing'

@@ -326,6 +326,14 @@ def test_a_missing_checkpoint_ends_in_one_line(tmp_path: Path, capsys: pytest.Ca
     assert 'no.pth to resume from does not exist' in error_line(capsys)
 
 
+def test_metrics_have_a_place_before_anything_is_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (write_config(tmp_path), tmp_path / 'no.pth', '--out', tmp_path)
+    assert tool('test', *arguments) == 1
+    assert f'--out {tmp_path} is a folder' in error_line(capsys)
+
+
 @pytest.mark.parametrize(
     ('tensors', 'message'),
     [

@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     config = read_config(args)
+    out = args.out or os.path.join(config.work_dir, 'metrics.json')
+    if os.path.isdir(out):
+        raise IsADirectoryError(f'--out {out} is a folder, the metrics need the name of a file')
 
     from ovd.apis.runner import build_runner, evaluate, prepare_testing
     from ovd.files import write_json
@@ -36,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     protocol = {'config': args.config, 'checkpoint': args.checkpoint, 'shuffled_text': args.shuffle_text}
     report = evaluate(runner, protocol)
     if runner.rank == 0:
-        out = args.out or os.path.join(config.work_dir, 'metrics.json')
         write_json(out, report)
         print(f'metrics written to {out}')
 

@@ -178,7 +178,7 @@ def check_classes(model: nn.Module, metainfo: Mapping[str, Any]) -> None:
     if classes is None or not (isinstance(model, OpenVocabularyModel) or hasattr(model, 'find_phrases')):
         return
     try:
-        vocabulary = model.vocabulary
+        vocabulary: Any = model.vocabulary
     except ValueError:  # a model without words needs none to be trained
         return
     if tuple(classes) in (vocabulary.names, vocabulary.labels):

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ovd.apis.cli import run_tool
+from ovd.apis.cli import find_device, run_tool
 from ovd.text.templates import TEMPLATES, get_templates
 from ovd.text.vocabulary import Vocabulary, builtin_vocabularies
 
@@ -44,7 +44,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    import torch
     from tqdm import tqdm
 
     from ovd.clip.loading import load_clip
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 '--model is needed to encode words; with --from-matrix a matrix is imported instead'
             )
         templates = get_templates(given or 'single')
-        device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        device = find_device(args.device)
         encoder = TextEncoder(args.model, args.pretrained, args.dtype).to(device)
         with tqdm(desc='encoding', unit=' prompts', disable=None) as bar:
 

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ovd.apis.cli import KeyValue, process_place, run_tool
+from ovd.apis.cli import KeyValue, find_device, process_place, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +30,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rank, world_size, local_rank = process_place(args.launcher)
 
-    import torch
     from mmdet.utils import register_all_modules
     from tqdm import tqdm
 
@@ -44,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made_here = (section or {}).get('out')
     check_needs({'needs': [need for need in config.get('needs') or () if need.get('path') != made_here]})
     register_all_modules(init_default_scope=True)
-    gpus = torch.cuda.device_count()
-    device = args.device or (f'cuda:{local_rank % gpus}' if gpus else 'cpu')
+    device = find_device(args.device, local_rank)
     workers = args.workers if args.workers is not None else (0 if device == 'cpu' else 4)
     labelling = PseudoLabelling(section, device, args.limit)
     pending = labelling.start(rank, world_size)

@@ -20,6 +20,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import nn
 
+from ovd.apis.cli import find_device
 from ovd.apis.draw import RGB, name_colors
 from ovd.apis.predictions import Grounding, Phrase, Prediction, Segmentation, find_background
 from ovd.apis.questions import caption_question
@@ -68,7 +69,7 @@ class Predictor:
         device: str | torch.device | None = None,
     ) -> None:
         self.config = config if isinstance(config, Config) else load_config(config)
-        self.device = _device(device)
+        self.device = torch.device(find_device(None if device is None else str(device)))
         with DefaultScope.overwrite_default_scope(self.config.get('default_scope', 'mmdet')):
             self.model: Any = _build_model(self.config, checkpoint).to(self.device).eval()
             self._from_path, self._from_array = _test_pipelines(self.config)
@@ -243,19 +244,6 @@ class Predictor:
     def colors(self) -> dict[str, RGB]:
         """A colour for each name of the vocabulary, equal on every picture."""
         return name_colors(self.vocabulary.labels)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, by default the first GPU, else the CPU."""
-    if device is None:
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"unknown device {device!r}: expected 'cpu', 'cuda' or 'cuda:0'") from None
-    if chosen.type == 'cuda' and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f'device {device!r} is not here: torch sees {torch.cuda.device_count()} GPUs')
-    return chosen
 
 
 def _build_model(config: Config, checkpoint: str | os.PathLike[str]) -> nn.Module:

@@ -6,7 +6,7 @@
 
 Li et al., CVPR 2022, Appendix E, in small: only boxes, centerness and the comparison of places and tokens are
 trained, from the sentence of all class names. Base and novel AP of tools/test.py tell what was learned; the
-"novel" nouns have boxes here. Not tuned, and not yet trained by us.
+"novel" nouns have boxes here. Not tuned; scores are in docs/glip_shapes.md.
 """
 
 _base_ = './glip_shapes_detection.py'

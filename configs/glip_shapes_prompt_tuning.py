@@ -5,7 +5,7 @@
         --cfg-options model.text.offset=work_dirs/glip_shapes_prompt_tuning/prompt.safetensors
 
 Li et al., CVPR 2022, Appendix E, in small. The shift is a file of its own beside the weights that it was
-trained with. Rate and decay are the paper's; not tuned, and not yet trained by us.
+trained with. Rate and decay are the paper's, not tuned; scores are in docs/glip_shapes.md.
 """
 
 _base_ = './glip_shapes_linear_probe.py'

@@ -8,10 +8,12 @@ import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import Tensor
 from toy_vild import DIM, NAMES, batch, detector, model_config, words
 
+from ovd.apis.runner import ToolRunner
 from ovd.models.region_teacher import rgb_images
 from ovd.models.vild import ViLD, gather_regions
 from ovd.models.vild_bbox_head import ViLDBBoxHead, select_detections
@@ -80,6 +82,18 @@ def test_a_split_that_the_model_does_not_know_is_refused_in_training() -> None:
     model.check_training_classes({'classes': NAMES})
     with pytest.raises(ValueError, match=r"boxes of 1 classes, such as 'dog', .* does not mark as novel"):
         model.check_training_classes({'classes': NAMES, 'base_classes': ('cat',)})
+
+
+def test_the_tools_ask_about_the_split_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = SimpleNamespace(metainfo={'classes': NAMES, 'base_classes': ('cat',)})
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=data))
+    for name in ('build_train_loop', 'build_test_loop'):
+        monkeypatch.setattr(Runner, name, lambda self, config: loop)
+    runner = object.__new__(ToolRunner)
+    runner.model = detector()
+    assert runner.build_test_loop({}) is loop
+    with pytest.raises(ValueError, match='does not mark as novel'):
+        runner.build_train_loop({})
 
 
 def test_novel_words_have_no_influence_on_training() -> None:

@@ -122,7 +122,7 @@ test_dataloader = dict(dataset=dict(pipeline=[
 
 @pytest.mark.parametrize(
     ('data', 'message'),
-    [('', 'the config has no test_dataloader'), (PAIRS, 'is for pairs of image and caption')],
+    [('', 'no test_dataloader'), (PAIRS, 'is for pairs of image and caption')],
 )
 def test_configs_without_a_way_to_ask_are_refused(
     data: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -133,3 +133,7 @@ def test_configs_without_a_way_to_ask_are_refused(
     write_image(tmp_path / 'photo.png', 40, 56)
     assert run_tool(tool('demo').main, [str(tmp_path / 'photo.png'), *options]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+    if not data:
+        argv = [options[1], options[3], '--limit', '2', '--work-dir', str(tmp_path)]
+        assert run_tool(tool('analyze_groups').main, argv) == 1
+        assert message in capsys.readouterr().err

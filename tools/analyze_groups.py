@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def prepare(config: Any, limit: int | None) -> None:
     """Let the config's test keep and measure groups."""
+    if config.get('test_dataloader') is None:
+        raise ValueError('the config cannot be tested, it has no test_dataloader')
     config.model.test_cfg = dict(config.model.get('test_cfg') or {}, keep_groups=True)
     config.test_evaluator = [{'type': 'ovd.SegmentationMetric'}, {'type': 'ovd.GroupingMetric'}]
     if limit is not None:

@@ -99,6 +99,8 @@ def test_bad_folders_and_texts_are_named(tmp_path: Path) -> None:
     folder = write_bert(tmp_path / 'bert')
     with pytest.raises(ValueError, match='max_tokens is 300, the encoder has 256 positions'):
         BertText(folder, max_tokens=300)
+    with pytest.raises(ValueError, match='num_layers is 2, the encoder has 1 layers'):
+        BertText(folder, num_layers=2)
     with pytest.raises(ValueError, match=r'the tokenizer has \d+ entries, the encoder 9'):
         BertText(folder, config={'vocab_size': 9})
     bert = BertText(folder, max_tokens=8)

@@ -66,6 +66,10 @@ class BertText(TokenEncoder):
             raise ValueError(
                 f'max_tokens is {max_tokens}, the encoder has {settings.max_position_embeddings} positions'
             )
+        if not 1 <= num_layers <= settings.num_hidden_layers:
+            raise ValueError(
+                f'num_layers is {num_layers}, the encoder has {settings.num_hidden_layers} layers'
+            )
         if len(self.tokenizer) > settings.vocab_size:
             raise ValueError(
                 f'{self.folder}: the tokenizer has {len(self.tokenizer)} entries, '

@@ -189,6 +189,17 @@ def test_class_lists_and_captions_train_in_one_batch(folder: Path, deep: bool, a
             assert parameter.grad.isfinite().all(), name
 
 
+def test_raw_outputs_are_those_of_the_head(folder: Path) -> None:
+    model = toy_glip(folder)
+    data = model.data_preprocessor(batch(images([SHAPES[0]] * 2), text=[None, 'a dog']), False)
+    with torch.no_grad():
+        outputs = model(**data, mode='tensor')
+    tokens = len(model.text.offsets(model._class_prompts[0].text))
+    places = sum(height * width for height, width in outputs.sizes)
+    assert outputs.logits.shape == (2, places, tokens)
+    assert outputs.deltas.shape == (2, places, 4)
+
+
 def test_a_box_of_two_phrases_is_trained_for_both() -> None:
     boxes = torch.tensor([[5.0, 5.0, 9.0, 9.0], [1.0, 1.0, 4.0, 4.0], [5.0, 5.0, 9.0, 9.0]])
     tokens = torch.tensor([[True, False, False], [False, True, False], [True, False, True]])

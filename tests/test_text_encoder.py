@@ -137,6 +137,12 @@ def test_order_repetitions_and_batches_do_not_matter(tmp_path: Path) -> None:
         encoder.encode_tokens([])
 
 
+def test_batches_of_no_text_are_refused(tmp_path: Path) -> None:
+    encoder = TextEncoder(write_architecture(tmp_path / 'arch.json'), 'random:1')
+    with pytest.raises(ValueError, match='batch_size must be at least 1, got 0'):
+        encoder.encode(['cat'], batch_size=0)
+
+
 def test_long_text_keeps_its_end_and_is_mentioned_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -74,6 +74,8 @@ class TowerEncoder(nn.Module):
         Args:
             batch_size: texts per forward; affects memory only.
         """
+        if batch_size < 1:
+            raise ValueError(f'batch_size must be at least 1, got {batch_size}')
         device = next(self.parameters()).device
         if not _checked(texts):
             return torch.zeros(0, self.embed_dim, device=device)

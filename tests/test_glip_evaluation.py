@@ -7,21 +7,23 @@ frame of the original image and metric would cost recall or precision, which mus
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers import ROOT, write_coco, write_image
 from mmdet.structures import DetDataSample
+from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from test_tools import error_line, tool
-from toy_glip import slim, spread
+from toy_glip import slim, spread, toy_glip
 
-from ovd.apis.runner import build_runner, prepare_testing
+from ovd.apis.runner import ToolRunner, build_runner, prepare_testing
 from ovd.checkpoint import save_tensors
 from ovd.config import load_config
-from ovd.registry import MODELS
+from ovd.registry import DATASETS, MODELS
 
 pytest.importorskip('transformers')
 
@@ -297,3 +299,29 @@ def test_options_without_a_use_are_refused(
     weights.touch()
     with pytest.raises(ValueError, match=message):
         prepare_testing(load_config(ROOT / 'configs' / f'{name}.py'), weights, **option)
+
+
+def test_training_needs_the_model_s_classes_unless_samples_bring_theirs(tmp_path: Path) -> None:
+    register_all_modules(init_default_scope=True)
+    ours, theirs = ['dog', 'cat'], ['cat', 'dog']
+    model = toy_glip(tmp_path / 'bert')
+    model.set_vocabulary(ours)
+    write_coco(tmp_path, theirs, [[(0, PLACEHOLDER)]], SIZE)
+    names = {'type': 'ovd.SampleClassNames', 'vocabulary': theirs, 'tokenizer': str(tmp_path / 'bert')}
+
+    def check(vocabulary: list[str], *steps: dict[str, Any]) -> None:
+        data = {
+            'type': 'ovd.OpenVocabularyDataset',
+            'ann_file': str(tmp_path / 'instances.json'),
+            'data_prefix': {'img': str(tmp_path / 'images')},
+            'vocabulary': vocabulary,
+            'pipeline': steps,
+        }
+        repeated = DATASETS.build({'type': 'RepeatDataset', 'times': 2, 'dataset': data})
+        runner = SimpleNamespace(model=model)
+        ToolRunner._checked(runner, SimpleNamespace(dataloader=SimpleNamespace(dataset=repeated)))
+
+    check(ours)
+    check(theirs, names)
+    with pytest.raises(ValueError, match=r"class 0 is 'cat' in the data .* and 'dog' in the model"):
+        check(theirs)

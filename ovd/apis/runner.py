@@ -125,10 +125,10 @@ class ToolRunner(Runner):
         """The loop, whose data must number the model's words alike."""
         model = self.model.module if is_model_wrapper(self.model) else self.model
         dataset = loop.dataloader.dataset
-        # A model that reads sentences is trained with those that samples bring, whatever its own words are.
-        own_words = training or getattr(dataset, 'own_words', False)
-        if not (hasattr(model, 'find_phrases') and own_words):
-            check_classes(model, getattr(dataset, 'metainfo', {}))
+        # Who reads sentences may be asked by the samples themselves.
+        datasets = _asking_vocabulary(dataset) if hasattr(model, 'find_phrases') else [dataset]
+        for each in datasets:
+            check_classes(model, getattr(each, 'metainfo', {}))
         if training and hasattr(model, 'check_training_classes'):
             model.check_training_classes(getattr(dataset, 'metainfo', {}))
         return loop
@@ -162,6 +162,17 @@ class ToolRunner(Runner):
             self.logger.info(f'Loaded {filename}: {report}')
         self._has_loaded = True
         return checkpoint
+
+
+def _asking_vocabulary(dataset: Any) -> Iterator[Any]:
+    """The data sets inside wrappers whose samples do not bring the words that they are asked for."""
+    parts = [dataset.dataset] if hasattr(dataset, 'dataset') else getattr(dataset, 'datasets', [])
+    for part in parts:
+        yield from _asking_vocabulary(part)
+    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
+    own_words = any(getattr(each, 'own_words', False) for each in (dataset, *steps))
+    if not (parts or own_words or getattr(dataset, 'return_classes', False)):
+        yield dataset
 
 
 def check_classes(model: nn.Module, metainfo: Mapping[str, Any]) -> None:

@@ -40,6 +40,8 @@ class SampleClassNames(BaseTransform):
     Source: Li et al., CVPR 2022, Appendix (released code): 85 names, half of the time.
     """
 
+    own_words = True  # what is asked for comes with the sample
+
     def __init__(
         self,
         vocabulary: Any,

@@ -291,6 +291,10 @@ def test_nouns_of_all_captions_each_once(tmp_path: Path) -> None:
     assert results['caption'] == 'Two dogs'
     assert {decode(row) for row in results['token_ids'][1:3]} == {'dogs', 'tree'}
     assert set(results['noun_ids'].tolist()) == {noun_id('dog'), noun_id('tree'), -1}
+    each = build(tmp_path, options, pipeline=[prompts], captions='all')
+    assert [item['caption'] for item in each] == ['Two dogs', 'a dog under a tree', 'a pet']
+    for item in each:
+        assert set(item['noun_ids'].tolist()) == {noun_id('dog'), noun_id('tree'), -1}
     every = CaptionPrompts(4, templates=['{}'], nouns=words, nouns_of='all_captions')
     results = every.transform(results)
     assert sorted(decode(row) for row in results['token_ids'][1:]) == ['dog', 'dogs', 'pet', 'tree']

@@ -52,7 +52,8 @@ class CaptionDataset(BaseDataset):
         image_field, caption_field: names in a table or in JSON lines; numbers are columns, from 0, of a table
             without a header.
         captions: 'draw' one of an image's captions each time it is loaded, take the 'first', or make an item
-            of each ('all'); by default drawn in training and the first in test mode.
+            of each ('all'); by default drawn in training and the first in test mode. ``captions`` are those
+            of the image in any case.
         missing_images: 'refuse' or 'drop' images that are not on disk, or leave it 'unchecked'.
         empty_captions: 'refuse' or 'drop' captions that are blank or no text, and images without a caption.
         broken_images: 'refuse' (the run ends) or 'replace' an image that cannot be read by another one, drawn
@@ -99,7 +100,8 @@ class CaptionDataset(BaseDataset):
         for pair in pairs:
             groups.setdefault(pair.image, []).append(pair)
         if self.captions == 'all':
-            return [_item([pair]) for pair in pairs]
+            of_image = {image: [pair.caption for pair in group] for image, group in groups.items()}
+            return [_item([pair]) | {'of_image': of_image[pair.image]} for pair in pairs]
         return [_item(group) for group in groups.values()]
 
     def prepare_data(self, idx: int) -> Any:
@@ -108,6 +110,7 @@ class CaptionDataset(BaseDataset):
         texts = info['captions']
         draws = self.captions == 'draw' and len(texts) > 1
         info['caption'] = texts[np.random.randint(len(texts)) if draws else 0]  # noqa: NPY002
+        info['captions'] = info.pop('of_image', texts)
         if self.broken_images == 'refuse' or self.test_mode:
             return self.pipeline(info)
         try:

@@ -4,8 +4,8 @@
     python tools/test.py configs/lseg_vitb32_ade20k.py work_dirs/lseg_vitb32_ade20k/latest.pth
 
 Li et al., ICLR 2022, the network of the paper's ablations; recipe of lseg_vitl16_ade20k.py. With
-model.head.regularization="dict(kind='bottleneck', depth=2, activation='lrelu')" it is the best of them. About
-6 GB per GPU (estimate).
+--cfg-options model.head.regularization.kind=bottleneck model.head.regularization.depth=2
+it is the best of them. About 6 GB per GPU (estimate).
 Published: 79.70 pixAcc, 37.83 mIoU (recalled), 39.79 with that block (recalled); users of the released code
 report 78.9 and 33.7 (isl-org/lang-seg, issue 32). Not yet trained by us.
 """

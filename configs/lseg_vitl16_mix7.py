@@ -50,7 +50,7 @@ model = dict(
         out_channels=256,
         norm_cfg=dict(type='SyncBN'),
     ),
-    head=dict(in_channels=256, embed_dim=512, temperature=0.07, regularization=None),
+    head=dict(in_channels=256, embed_dim=512, temperature=0.07),
     align_corners=True,
     test_cfg=dict(
         mode='lseg', base_size=520, crop_size=480, scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True

@@ -15,8 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from toy_clip import RESNET, write_architecture
 from toy_lseg import batch, losses_of, predictions_of, vit, words
 
+from ovd.apis.cli import parse_value
 from ovd.apis.runner import build_runner
 from ovd.config import check_needs, load_config
+from ovd.heads.pixel_text import PixelTextHead
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 
@@ -200,6 +202,23 @@ def test_header_says_how_to_run_it(name: str) -> None:
     header = (CONFIGS / f'{name}.py').read_text().split('"""')[1]
     assert f'configs/{name}.py' in header
     assert 'python tools/' in header or 'torchrun' in header
+
+
+@pytest.mark.parametrize('name', LSEG)
+def test_options_of_the_header_work(name: str) -> None:
+    """What follows --cfg-options in a header can be typed; the head's options make a head."""
+    lines = iter((CONFIGS / f'{name}.py').read_text().split('"""')[1].splitlines())
+    options = dict(
+        word.split('=', 1)
+        for line in lines
+        if '--cfg-options' in line
+        for word in line.split('--cfg-options')[1].split()
+    )
+    init_default_scope('mmseg')
+    config = load_config(CONFIGS / f'{name}.py', {key: parse_value(value) for key, value in options.items()})
+    assert name != 'lseg_vitb32_ade20k' or len(options) == 2
+    block = PixelTextHead(**config.model.head).regularization
+    assert (block is not None) == ('model.head.regularization.kind' in options)
 
 
 def test_real_size_vit_keeps_the_published_sizes() -> None:

@@ -201,6 +201,15 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         pyramid(init_cfg={'type': 'Pretrained', 'checkpoint': missing}).init_weights()
 
 
+def test_a_model_that_timm_lacks_is_named() -> None:
+    with pytest.raises(ValueError, match=r"timm has no model 'resnet10i', did you mean .*'resnet101'"):
+        ResNetPyramid('resnet10i')
+    with pytest.raises(
+        ValueError, match="timm has no model 'vit_large_patch16_385', did you mean 'vit_large"
+    ):
+        TimmViT('vit_large_patch16_385')
+
+
 def test_a_release_that_cannot_be_had_offline_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)  # no second and third try
     backbone = pyramid(init_cfg={'type': 'Pretrained', 'checkpoint': 'timm:augreg_in21k'})

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ovd.registry import MODELS
 
-from .vit_tokens import load_pretrained, pretrained_source
+from .vit_tokens import create_timm, load_pretrained, pretrained_source
 
 STRIDES = (4, 8, 16, 32)
 
@@ -195,8 +194,7 @@ class ResNetPyramid(BaseModule):
         return tuple(self.net(images)[-4:])
 
     def _create(self, pretrained: bool = False, tag: str = '') -> nn.Module:
-        name = f'{self.model}.{tag}' if tag else self.model
-        return timm.create_model(name, pretrained=pretrained, features_only=True, **self.options)
+        return create_timm(self.model, pretrained, tag, features_only=True, **self.options)
 
 
 @MODELS.register_module()

@@ -3,6 +3,7 @@
 Reading order: VitTokens (the forward pass), TimmViT and ClipViT (where the parts come from), load_pretrained.
 """
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -181,8 +182,7 @@ class TimmViT(VitTokens):
         load_pretrained(self, source, self._create, self.model, unused)
 
     def _create(self, pretrained: bool = False, tag: str = '') -> nn.Module:
-        name = f'{self.model}.{tag}' if tag else self.model
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **self.options)
+        return create_timm(self.model, pretrained, tag, num_classes=0, **self.options)
 
 
 @MODELS.register_module()
@@ -221,6 +221,20 @@ class ClipViT(VitTokens):
             f'init_cfg names {source!r} for the ViT of a CLIP, which takes its weights from `model` and '
             f'`pretrained`'
         )
+
+
+def create_timm(model: str, pretrained: bool, tag: str, **options: Any) -> nn.Module:
+    """A model of timm, with the weights of the release ``tag`` if ``pretrained``.
+
+    Raises:
+        ValueError: timm has no such model; the message names similar ones.
+    """
+    if not {':', '/'} & set(model) and not timm.is_model(model):
+        known = difflib.get_close_matches(model, timm.list_models(), n=3)
+        hint = f', did you mean {" or ".join(map(repr, known))}?' if known else ''
+        raise ValueError(f'timm has no model {model!r}{hint}')
+    name = f'{model}.{tag}' if tag else model
+    return timm.create_model(name, pretrained=pretrained, **options)
 
 
 def pretrained_source(init_cfg: Any) -> str | None:

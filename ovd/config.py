@@ -167,6 +167,7 @@ def check_needs(config: Mapping[str, Any]) -> None:
     """Refuse to start while files are missing that the config says it ``needs``.
 
     ``needs`` is a list of ``dict(path=..., what=..., how=...)``: a file or folder, what it is, how to get it.
+    A path of None, from a variable that was switched off (``load_from=None``), needs nothing.
 
     Raises:
         FileNotFoundError: lists every missing path with its instruction.
@@ -176,7 +177,7 @@ def check_needs(config: Mapping[str, Any]) -> None:
         unknown = set(need) - {'path', 'what', 'how'}
         if unknown or 'path' not in need:
             raise ConfigError(f'needs[{index}] takes path, what and how, got {sorted(need)}')
-        if not Path(need['path']).exists():
+        if need['path'] is not None and not Path(need['path']).exists():
             what = f' ({need["what"]})' if need.get('what') else ''
             how = f': {need["how"]}' if need.get('how') else ''
             missing.append(f'{need["path"]}{what}{how}')

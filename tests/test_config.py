@@ -172,6 +172,7 @@ def test_files_that_are_named_by_variables_are_needed_there(leaf: Path, tmp_path
     config = load_config(leaf, {'root': root, 'load_from': f'{root}other.pth'})
     check_needs(config)
     assert config.load_from == f'{root}other.pth'
+    check_needs(load_config(leaf, {'root': root, 'load_from': None}))
     with pytest.raises(FileNotFoundError, match=r'start\.pth'):
         check_needs(load_config(leaf, {'root': root}))
 

@@ -212,7 +212,7 @@ def test_options_of_the_header_work(name: str) -> None:
         word.split('=', 1)
         for line in lines
         if '--cfg-options' in line
-        for word in line.split('--cfg-options')[1].split()
+        for word in line.split('--cfg-options')[1].rstrip('.').split()
     )
     init_default_scope('mmseg')
     config = load_config(CONFIGS / f'{name}.py', {key: parse_value(value) for key, value in options.items()})

@@ -7,8 +7,9 @@ Li et al., ICLR 2022, as released: 240 epochs, 8 GPUs x 4 crops of 480 pixels, t
 lr 0.001 for the ViT and ten times that for the decoder, polynomial decay. Evaluation in windows at six
 scales, with mirror images. About 20 GB per GPU with --amp (estimate), less with
 model.backbone.vit.grad_checkpointing=True. The ImageNet weights of the ViT go to data/weights, see
-data/README.md, section Weights; testing needs none. Published: 82.46 pixAcc, 45.37 mIoU (recalled), with class names cut to
-their first word: for an official checkpoint use lseg_vitl16_ade20k_reference.py. Not yet trained by us.
+data/README.md, section Weights; testing needs none.
+Published: 82.46 pixAcc, 45.37 mIoU (recalled), with class names cut to their first word: for an official
+checkpoint use lseg_vitl16_ade20k_reference.py. Not yet trained by us.
 """
 
 _base_ = ['./_base_/ade20k_seg.py', './_base_/runtime.py']

@@ -266,6 +266,21 @@ def test_background_weight_scales_unmatched_regions() -> None:
     assert loss.item() == pytest.approx((matched + 0.2 * torch.tensor(2.0).log()).item() / 2)
 
 
+@pytest.mark.parametrize('mode', MODES)
+def test_every_variant_trains_and_predicts_in_mixed_precision(mode: str) -> None:
+    model = detector(mode)
+    expected = losses_of(model, batch())
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = losses_of(model, batch())
+        found = predictions_of(model, batch())
+    for name in ('loss_bbox', *(name for name in ('loss_cls', 'loss_distill') if name in expected)):
+        torch.testing.assert_close(losses[name].float(), expected[name], atol=0.05, rtol=0.05)
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    assert all(value.grad.isfinite().all() for value in model.parameters())
+    assert all(instances.scores.dtype == torch.float32 for instances in found)
+
+
 def test_gathered_regions_keep_image_and_order() -> None:
     regions = [sample.region_instances for sample in batch(2)['data_samples']]
     joined = gather_regions(regions)

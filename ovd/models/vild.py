@@ -331,7 +331,9 @@ def gather_regions(region_instances: Sequence[InstanceData]) -> Regions:
         boxes = regions.bboxes[regions.valid]
         rois.append(torch.cat([boxes.new_full((len(boxes), 1), index), boxes], dim=1))
         embeddings.append(regions.embeddings[regions.valid])
-    joined, teacher = torch.cat(rois), torch.cat(embeddings)
+    joined = torch.cat(rois)
+    with torch.autocast(joined.device.type, enabled=False):  # which cannot join float16 under bfloat16
+        teacher = torch.cat(embeddings)
     if len(joined):
         return Regions(joined, teacher, torch.ones(len(joined), dtype=torch.bool, device=joined.device))
     joined = joined.new_tensor([[0.0, 0.0, 0.0, 8.0, 8.0]])

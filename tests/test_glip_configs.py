@@ -1,6 +1,8 @@
 """Every GLIP config is read, says what it is, and its model trains a step and predicts at toy width."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from mmengine.registry import init_default_scope
 from toy_bert import write_bert
 from toy_glip import add_truth, batch, images, slim
 
+from ovd.apis.runner import check_packing
 from ovd.config import load_config
 from ovd.registry import DATASETS, MODELS, TRANSFORMS
 from ovd.text.vocabulary import Vocabulary
@@ -58,17 +61,25 @@ def test_words_and_pipelines_fit(name: str, tmp_path: Path) -> None:
     parts = train.get('datasets', [train])
     captions = tmp_path / 'captions.txt'
     captions.write_text('a dog')
+    reader: Any = MODELS.get(config.model.type)
+    if config.model.get('contrast') or config.model.get('language'):
+        reader = SimpleNamespace(sample_keys=(*reader.sample_keys, 'caption_ranges'))
     for part in [*parts, dataset]:
         while 'dataset' in part:
             part = part.dataset
         assert DATASETS.get(part.type) is not None
+        steps = []
         for step in part.pipeline:
             if 'tokenizer' in step:
                 step.tokenizer = str(write_bert(tmp_path))
                 step.max_tokens = 256
             if 'captions' in step:
                 step.captions = captions
-            TRANSFORMS.build(step)
+            steps.append(TRANSFORMS.build(step))
+        keys = () if part.get('label_map') else getattr(DATASETS.get(part.type), 'sample_keys', ())
+        built = SimpleNamespace(sample_keys=keys, pipeline=SimpleNamespace(transforms=steps))
+        if part is not dataset:
+            check_packing(reader, built)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -1,10 +1,14 @@
 """Data and model must number the same words alike, or every label would be learned as another word."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from mmdet.datasets.transforms import PackDetInputs
 from torch import nn
 from toy_lseg import NAMES, segmentor, words
 
-from ovd.apis.runner import check_classes
+from ovd.apis.runner import check_classes, check_packing
 from ovd.clip.text_embeddings import TextEmbeddings
 from ovd.text.vocabulary import Vocabulary
 
@@ -40,3 +44,21 @@ def test_a_model_that_has_no_words_yet_passes() -> None:
     model = segmentor()
     model._text_embeddings = model._text_source = None
     check_classes(model, {'classes': NAMES})
+
+
+def data_of(meta_keys: tuple[str, ...], said: tuple[str, ...] = ('text', 'tokens_positive')) -> Any:
+    step = SimpleNamespace(sample_keys=said)
+    return SimpleNamespace(pipeline=SimpleNamespace(transforms=[step, PackDetInputs(meta_keys=meta_keys)]))
+
+
+def test_what_samples_say_must_reach_a_model_that_reads_it() -> None:
+    """Without its text a sample's labels would count as classes of the vocabulary."""
+    reader: Any = SimpleNamespace(sample_keys=('text', 'tokens_positive', 'tokens_ignored'))
+    check_packing(reader, data_of(('img_id', 'text', 'tokens_positive')))
+    check_packing(reader, data_of(('img_id',), said=()))
+    check_packing(reader, SimpleNamespace())
+    check_packing(nn.Linear(1, 1), data_of(('img_id',)))
+    with pytest.raises(ValueError, match="PackDetInputs leaves out 'tokens_positive', which samples of"):
+        check_packing(reader, data_of(('img_id', 'text')))
+    with pytest.raises(ValueError, match=r"leaves out 'tokens_ignored'.* put it into meta_keys"):
+        check_packing(reader, data_of(('text',), said=('tokens_ignored',)))

@@ -131,6 +131,8 @@ class ToolRunner(Runner):
             check_classes(model, getattr(each, 'metainfo', {}))
         if training and hasattr(model, 'check_training_classes'):
             model.check_training_classes(getattr(dataset, 'metainfo', {}))
+        for each in _inner(dataset) if training else ():
+            check_packing(model, each)
         return loop
 
     def load_checkpoint(
@@ -166,13 +168,42 @@ class ToolRunner(Runner):
 
 def _asking_vocabulary(dataset: Any) -> Iterator[Any]:
     """The data sets inside wrappers whose samples do not bring the words that they are asked for."""
+    for each in _inner(dataset):
+        own_words = any(getattr(part, 'own_words', False) for part in (each, *_steps(each)))
+        if not (own_words or getattr(each, 'return_classes', False)):
+            yield each
+
+
+def _inner(dataset: Any) -> Iterator[Any]:
+    """The data sets inside wrappers."""
     parts = [dataset.dataset] if hasattr(dataset, 'dataset') else getattr(dataset, 'datasets', [])
     for part in parts:
-        yield from _asking_vocabulary(part)
-    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
-    own_words = any(getattr(each, 'own_words', False) for each in (dataset, *steps))
-    if not (parts or own_words or getattr(dataset, 'return_classes', False)):
+        yield from _inner(part)
+    if not parts:
         yield dataset
+
+
+def _steps(dataset: Any) -> list[Any]:
+    """The transforms of a data set's pipeline."""
+    return list(getattr(getattr(dataset, 'pipeline', None), 'transforms', []))
+
+
+def check_packing(model: nn.Module, dataset: Any) -> None:
+    """Refuse a pipeline that drops what its samples say and the model reads: it would learn other words.
+
+    Raises:
+        ValueError: names what is missing from ``meta_keys``.
+    """
+    steps = _steps(dataset)
+    said = {key for part in (dataset, *steps) for key in getattr(part, 'sample_keys', ())}
+    for step in steps:
+        kept = getattr(step, 'meta_keys', None)
+        for key in getattr(model, 'sample_keys', ()):
+            if kept is not None and key in said and key not in kept:
+                raise ValueError(
+                    f'{type(step).__name__} leaves out {key!r}, which samples of {type(dataset).__name__} '
+                    f'have for {type(model).__name__}: put it into meta_keys'
+                )
 
 
 def check_classes(model: nn.Module, metainfo: Mapping[str, Any]) -> None:

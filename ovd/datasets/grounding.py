@@ -62,6 +62,7 @@ class GroundingDataset(BaseDataset):
 
     METAINFO: dict[str, Any] = {}
     own_words = True  # captions bring what is asked for
+    sample_keys: tuple[str, ...] = ('text', 'tokens_positive', 'tokens_ignored')
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class GroundingDataset(BaseDataset):
         check_option('missing_images', missing_images, ('refuse', 'unchecked'))
         self.label_map = label_map
         self.own_words = label_map is None
+        if label_map is not None:
+            self.sample_keys = ()
         self.vocabulary = None if vocabulary is None else Vocabulary.parse(vocabulary)
         if novel_boxes != 'keep' and not (self.vocabulary and any(self.vocabulary.is_novel)):
             raise ValueError(f'novel_boxes={novel_boxes!r} needs a vocabulary with novel classes')

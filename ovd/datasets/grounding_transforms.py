@@ -41,6 +41,7 @@ class SampleClassNames(BaseTransform):
     """
 
     own_words = True  # what is asked for comes with the sample
+    sample_keys = ('text', 'tokens_positive', 'caption_ranges')
 
     def __init__(
         self,
@@ -133,6 +134,8 @@ class PackNegativeCaptions(BaseTransform):
 
     Source: Li et al., CVPR 2022, Appendix: 19 captions, with probabilities 0.4, 0.3 and 0.3.
     """
+
+    sample_keys = ('text', 'tokens_positive', 'tokens_ignored', 'caption_ranges')
 
     def __init__(
         self,

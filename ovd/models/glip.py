@@ -78,7 +78,11 @@ class GLIP(BaseDetector):
             more than ``places_per_forward`` places together.
         trainable: patterns (``fnmatch``) of the names of the parameters to be trained; the others are frozen,
             and parts of which nothing is trained stay in eval mode. By default all that the parts train.
+    Attributes:
+        sample_keys: what is read of the metainfo of training samples.
     """
+
+    sample_keys: tuple[str, ...] = ('text', 'tokens_positive', 'tokens_ignored')
 
     def __init__(
         self,

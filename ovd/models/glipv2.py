@@ -72,6 +72,8 @@ class GLIPv2(GLIP):
                     f'{type(self.text).__name__} has none'
                 )
             self.language = LanguageHead(width, len(tokenizer), mask_id, **language)
+        if self.contrast is not None or self.language is not None:
+            self.sample_keys = (*self.sample_keys, 'caption_ranges')
         self._restrict(trainable)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:

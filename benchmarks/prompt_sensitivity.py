@@ -110,6 +110,11 @@ def ask(model: Any, config: Any, vocabulary: Vocabulary, variant: Variant, image
         options = copy.deepcopy(config.test_dataloader)
         options.update(num_workers=0, persistent_workers=False)
         loader = Runner.build_dataloader(options, seed=0)
+        if getattr(loader.dataset, 'own_words', False):
+            raise ValueError(
+                f'{type(loader.dataset).__name__} asks for the words of its own files, not for class names: '
+                'take a config that tests on them'
+            )
         evaluator = Evaluator(copy.deepcopy(config.test_evaluator))
         evaluator.dataset_meta = loader.dataset.metainfo
         rows: list[np.ndarray] = []

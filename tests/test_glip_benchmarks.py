@@ -1,5 +1,6 @@
 """GLIP's benchmarks: their arithmetic, their refusals, and a measurement of each at toy width."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ROOT, write_coco
+from helpers import ROOT, write_coco, write_image
 from mmengine.config import Config
 from toy_glip import WORDS, toy_config, toy_glip
 
@@ -213,3 +214,20 @@ def test_other_models_are_refused(
 
     assert run_tool(sensitivity.main, [*map(str, write_toy(tmp_path))]) == 1
     assert 'ToyDetector does not read class names in sentences' in capsys.readouterr().err
+
+
+def test_captions_are_refused(
+    sensitivity: ModuleType, toy: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels are places in a caption there: no order of names would change them."""
+    write_image(tmp_path / 'a.png', 48, 64)
+    line = {'filename': 'a.png', 'height': 48, 'width': 64, 'grounding': {'caption': 'a dog', 'regions': []}}
+    (tmp_path / 'lines.jsonl').write_text(json.dumps(line))
+    data = {
+        'type': 'ovd.GroundingDataset',
+        'ann_file': str(tmp_path / 'lines.jsonl'),
+        'data_prefix': {'img': str(tmp_path)},
+    }
+    options = [f'test_dataloader.dataset={data}']
+    assert run_tool(sensitivity.main, [*map(str, toy), '--cfg-options', *options]) == 1
+    assert 'GroundingDataset asks for the words of its own files' in capsys.readouterr().err

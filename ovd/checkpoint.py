@@ -107,6 +107,13 @@ class LoadReport:
             parts.append(f'{len(shapes)} of another shape: {_shorten(shapes)}')
         return '; '.join(parts)
 
+    def listing(self) -> str:
+        """Every key that does not fit, a line each."""
+        lines = [f'missing: {key}' for key in self.missing]
+        lines += [f'unexpected: {key}' for key in self.unexpected]
+        lines += [f'{found} instead of {wanted}: {key}' for key, found, wanted in self.mismatched]
+        return '\n'.join(lines)
+
 
 def _shorten(items: Iterable[str]) -> str:
     listed = list(items)

@@ -565,6 +565,15 @@ def test_long_reports_are_shortened() -> None:
     assert '20 unexpected: k0, k1, k2, k3, k4, k5 and 14 more' in str(report)
 
 
+def test_the_listing_names_every_key() -> None:
+    tensors = {f'k{index}': torch.ones(1) for index in range(20)} | {'linear.bias': torch.ones(5)}
+    lines = compare(Net(), tensors).listing().splitlines()
+    assert lines[:2] == ['missing: linear.weight', 'missing: norm.weight']
+    assert lines[5:25] == [f'unexpected: k{index}' for index in range(20)]
+    assert lines[25:] == ['(5,) instead of (2,): linear.bias']
+    assert compare(Net(), Net().state_dict()).listing() == ''
+
+
 def test_a_tar_is_not_a_checkpoint(tmp_path: Path) -> None:
     """torch once read tar archives, outside its weights-only reader."""
     with tarfile.open(tmp_path / 'w.pth', 'w') as archive:

@@ -354,6 +354,20 @@ def test_another_models_checkpoint_is_refused(
         assert message in error_line(capsys)
 
 
+def test_the_log_file_names_every_key_that_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({f'old.{index}': torch.ones(1) for index in range(9)}, tmp_path / 'other.pth')
+    config = write_config(tmp_path)
+    assert tool('test', config, tmp_path / 'other.pth', '--work-dir', tmp_path / 'run') == 1
+    captured = capsys.readouterr()
+    assert 'old.5 and 3 more' in captured.err
+    assert 'old.8' not in captured.out + captured.err
+    [log] = (tmp_path / 'run').glob('*/*.log')
+    lines = log.read_text().splitlines()
+    assert {f'unexpected: old.{index}' for index in range(9)} | {'missing: layers.0.weight'} <= set(lines)
+
+
 def test_starting_from_other_weights_reports_the_differences(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..checkpoint import load_complete, load_into, read_checkpoint
+from ..checkpoint import compare, load_complete, load_into, read_checkpoint
 from ..hooks import find_latest
 from ..registry import DATASETS, MODELS
 
@@ -142,7 +142,7 @@ class ToolRunner(Runner):
         strict: bool = False,
         revise_keys: Any = ((r'^module\.', ''),),
     ) -> dict[str, Any]:
-        """Load weights, and say in one line what did not fit.
+        """Load weights, and say in one line what did not fit; the log file names every key.
 
         Raises:
             ValueError: nothing fits; or something does not and the run tests or resumes these weights.
@@ -154,6 +154,9 @@ class ToolRunner(Runner):
         tensors = checkpoint['state_dict']
         for pattern, replacement in revise_keys:
             tensors = {re.sub(pattern, replacement, key): value for key, value in tensors.items()}
+        differences = compare(model, tensors).listing()
+        if differences:  # of several lines, and so for the log file
+            self.logger.info(f'What does not fit in {filename}, key by key:\n{differences}')
         if self._train_loop is not None and not self._resume:
             report = load_into(model, tensors, strict=strict, source=filename)
             if not report.is_complete:

@@ -308,6 +308,17 @@ def test_an_interrupted_drawing_is_not_finished(tmp_path: Path) -> None:
     assert not is_drawn(tmp_path, plan)
 
 
+@pytest.mark.parametrize('content', ['{"images": 3}', '[]', 'no JSON'])
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / 'manifest.json').write_text(content)
+    plan = ShapesPlan({'train': 1, 'val': 0, 'test': 0})
+    for use in (is_drawn, write_shapes):
+        with pytest.raises(ValueError, match=r'manifest\.json is not one of OV-Shapes'):
+            use(tmp_path, plan)
+    assert [path.name for path in tmp_path.iterdir()] == ['manifest.json']
+    assert (tmp_path / 'manifest.json').read_text() == content
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [

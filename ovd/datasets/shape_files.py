@@ -62,11 +62,21 @@ class ShapesPlan:
 
 
 def is_drawn(folder: str | os.PathLike[str], plan: ShapesPlan) -> bool:
-    """Whether ``folder`` already holds exactly this plan, drawn to the end."""
+    """Whether ``folder`` already holds exactly this plan, drawn to the end.
+
+    Raises:
+        ValueError: the folder holds the manifest of something else, which drawing would overwrite.
+    """
     path = Path(folder) / 'manifest.json'
     if not path.is_file():
         return False
-    return bool(json.loads(path.read_text(encoding='utf-8')) == plan.manifest(Vocabulary.parse('shapes')))
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {'counts', 'nouns', 'version'} <= set(found):
+        raise ValueError(f'{path} is not one of OV-Shapes: draw into another folder')
+    return bool(found == plan.manifest(Vocabulary.parse('shapes')))
 
 
 def write_shapes(
@@ -74,7 +84,12 @@ def write_shapes(
     plan: ShapesPlan,
     on_picture: Callable[[], object] = lambda: None,
 ) -> None:
-    """Draw ``plan`` into ``folder``, calling ``on_picture`` after each picture (for a progress bar)."""
+    """Draw ``plan`` into ``folder``, calling ``on_picture`` after each picture (for a progress bar).
+
+    Raises:
+        ValueError: the folder holds the manifest of something else.
+    """
+    is_drawn(folder, plan)
     root, vocabulary = Path(folder), Vocabulary.parse('shapes')
     (root / 'manifest.json').unlink(missing_ok=True)
     for split in SPLITS:

@@ -141,6 +141,14 @@ def test_a_file_without_samples_is_named(tmp_path: Path) -> None:
         read(tmp_path, [''])
 
 
+def test_other_encodings_are_named(tmp_path: Path) -> None:
+    assert len(read(tmp_path, ['\ufeff' + json.dumps(LINE)])) == 1, 'a mark of the byte order'
+    line = json.dumps(LINE, ensure_ascii=False).replace('star', 'étoile')
+    (tmp_path / 'latin.jsonl').write_text(line, encoding='latin-1')
+    with pytest.raises(ValueError, match=r'latin\.jsonl is not UTF-8'):
+        GroundingDataset(ann_file=str(tmp_path / 'latin.jsonl'))
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'lines.jsonl: 1 images are not on disk, .*b\.png'):
         read(tmp_path, [LINE | {'filename': 'b.png'}])

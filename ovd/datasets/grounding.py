@@ -130,10 +130,13 @@ class GroundingDataset(BaseDataset):
 
     def _records(self, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         """Samples as ODVG writes them, each with its place in the file, for messages."""
-        with file.open(encoding='utf-8') as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield f'{file}, line {number}', _read_line(line, file, number)
+        with file.open(encoding='utf-8-sig') as stream:
+            try:
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield f'{file}, line {number}', _read_line(line, file, number)
+            except UnicodeDecodeError as error:
+                raise ValueError(f'annotation file {file} is not UTF-8: {error.reason}') from None
 
     def _read_label_map(self) -> list[int] | None:
         """Label in the vocabulary of each label of the file; None for captions."""
@@ -142,7 +145,7 @@ class GroundingDataset(BaseDataset):
         if not os.path.isfile(self.label_map):
             raise FileNotFoundError(f'label map {self.label_map} does not exist')
         try:
-            content = json.loads(Path(self.label_map).read_text(encoding='utf-8'))
+            content = json.loads(Path(self.label_map).read_text(encoding='utf-8-sig'))
         except ValueError as error:
             raise ValueError(f'{self.label_map} is not JSON: {error}') from None
         if not isinstance(content, dict) or sorted(content) != sorted(map(str, range(len(content)))):

@@ -66,16 +66,20 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Broken(Dataset[int]):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: int) -> int:
-        raise FileNotFoundError('image 7.png: does not exist')
+        raise self.error
 
 
-def test_an_error_in_a_loader_worker_is_as_short() -> None:
-    with pytest.raises(FileNotFoundError) as caught:
-        next(iter(DataLoader(Broken(), num_workers=1)))
+@pytest.mark.parametrize('kind', [FileNotFoundError, KeyError])
+def test_an_error_in_a_loader_worker_is_as_short(kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught:
+        next(iter(DataLoader(Broken(kind('image 7.png: does not exist')), num_workers=1)))
     assert 'Traceback' in str(caught.value)
     assert one_line(caught.value) == 'image 7.png: does not exist'
 

@@ -56,7 +56,9 @@ def one_line(error: BaseException) -> str:
     classes that registries add, except for the innermost one where an argument is wrong.
     """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = _IN_WORKER.sub('', text, count=1)
+    text, from_worker = _IN_WORKER.subn('', text, count=1)
+    if from_worker and isinstance(error, KeyError):
+        text = text.strip()[1:-1]
     built = _BUILT.match(text)
     if built:
         text = text[built.end() :]

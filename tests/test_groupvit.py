@@ -762,6 +762,13 @@ def test_pooling_objectives_and_projection_are_parts() -> None:
     torch.testing.assert_close(alone.group_embeddings, predictions.group_embeddings[1:2], atol=1e-5, rtol=0)
 
 
+def test_a_readout_that_wants_a_background_vector_is_told_at_once() -> None:
+    readout = {'type': 'ovd.SoftReadout', 'background': {'learned': True}}
+    assert toy_groupvit(readout=readout, background=True).with_background
+    with pytest.raises(ValueError, match='needs a model with background=True'):
+        toy_groupvit(readout=readout)
+
+
 def test_text_tower_of_a_clip() -> None:
     """Words have the vectors that the CLIP gives them; frozen, they stay."""
     folder = ROOT / 'ovd' / 'assets' / 'clip_tiny_shapes'

@@ -123,6 +123,9 @@ class GroupViT(OpenVocabularySegmentor):
         self.pooling = None if pooling is None else MODELS.build(pooling)
         self.objectives = nn.ModuleList(MODELS.build(objective) for objective in objectives)
         self.readout = MODELS.build(readout or {'type': 'ovd.SoftReadout'})
+        rivals = getattr(self.readout, 'background', None)
+        if rivals is not None and rivals.learned and not background:
+            raise ValueError('readout.background.learned=True needs a model with background=True')
         self._templates: Any = None
 
     # --- the two towers ---------------------------------------------------------------------------------

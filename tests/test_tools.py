@@ -324,6 +324,9 @@ def test_a_missing_checkpoint_ends_in_one_line(tmp_path: Path, capsys: pytest.Ca
     assert 'no.pth does not exist' in error_line(capsys)
     assert tool('train', config, '--work-dir', tmp_path, '--resume', tmp_path / 'no.pth') == 1
     assert 'no.pth to resume from does not exist' in error_line(capsys)
+    start = f'load_from={tmp_path / "no.pth"}'
+    assert tool('train', config, '--work-dir', tmp_path, '--cfg-options', start) == 1
+    assert 'no.pth to start from (load_from) does not exist' in error_line(capsys)
 
 
 def test_metrics_have_a_place_before_anything_is_computed(

@@ -302,6 +302,9 @@ def prepare_training(
     if amp or (config.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
         _use_amp(config)
     check_region_store(config)
+    start = config.get('load_from')
+    if start and not os.path.isfile(start):
+        raise FileNotFoundError(f'checkpoint {start} to start from (load_from) does not exist')
     if seed is not None:
         config.setdefault('randomness', {})['seed'] = seed
 

@@ -399,6 +399,7 @@ def test_options_of_the_multi_label_loss_are_wired() -> None:
         losses[name] = losses[name]['loss_multi_label'].item()
     assert losses['half'] == pytest.approx(losses['reference'] / 2)
     assert len(set(losses.values())) == len(losses)
+    assert toy_groupvit(multi_label={}).loss(**batch)['nouns'].item() == 7 / 4  # one prompt is a filler
     shared = toy_groupvit(multi_label={'share_scale': True})
     assert shared.multi_label_logit_scale is None
     assert 'loss_multi_label' in shared.loss(**batch)

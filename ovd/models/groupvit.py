@@ -167,13 +167,16 @@ class GroupViT(OpenVocabularySegmentor):
     # --- training ---------------------------------------------------------------------------------------
 
     def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
-        """Contrastive losses of image-caption pairs, and figures that tell whether the groups are in use.
+        """Contrastive losses of image-caption pairs, and figures that tell whether nouns and groups serve.
 
         Args:
             inputs: [B, 3, H, W].
             data_samples: B samples with ``token_ids`` int64 [1 + N, L], the caption first, then N prompts of
                 its nouns; ``noun_mask`` bool [N], False for a filler; ``noun_ids`` int64 [N] where the
                 options of the multi-label loss need them.
+        Returns:
+            the losses; 'nouns', how many prompts of an image are nouns and no fillers, on average; and what
+            ``monitors`` gives.
         """
         with torch.no_grad():
             for scale in (self.logit_scale, self.multi_label_logit_scale):
@@ -195,6 +198,9 @@ class GroupViT(OpenVocabularySegmentor):
             losses['loss_multi_label'] = self.multi_label_loss(images, texts[:, 1:], scale, *nouns)
         for objective in self.objectives:
             losses.update(objective(batch))
+        noun_mask = stacked(data_samples, 'noun_mask')
+        if noun_mask is not None and noun_mask.shape[1]:
+            losses['nouns'] = noun_mask.sum(1, dtype=torch.float32).mean()
         return losses | self.monitors(output)
 
     def group_batch(self, output: GroupingOutput) -> GroupBatch:

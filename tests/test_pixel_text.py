@@ -182,6 +182,11 @@ def test_gradients_of_strips_and_slices_are_those_of_the_whole_map(kind: str) ->
 
 
 @torch.no_grad()
+def test_scores_are_made_of_the_pixel_embeddings() -> None:
+    scores = PixelTextScores(torch.randn(2, 6, 4, 5), torch.randn(900, 6), 1.0)
+    assert scores.kept_elements == 2 * scores.images(0, 1).kept_elements == 2 * 6 * 4 * 5
+
+
 def test_thousands_of_classes_need_no_map_of_all_of_them() -> None:
     classes, biggest = 4000, 0
     scores = PixelTextScores(

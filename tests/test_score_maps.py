@@ -233,6 +233,21 @@ def test_sum_in_memory_equals_deferred_sum_bit_for_bit(divide: bool) -> None:
     assert torch.equal(eager.rows(0, 7), deferred.rows(0, 7))
 
 
+@pytest.mark.parametrize(('parts', 'limit', 'deferred'), [(20, 10, False), (3, 10, True), (20, 0, True)])
+def test_a_sum_is_no_larger_than_what_it_is_made_of(parts: int, limit: int, deferred: bool) -> None:
+    """252 scores; each window has 36 numbers, however it is wrapped."""
+    source = ResizedScores(TensorScores(torch.randn(1, 4, 3, 3)), (6, 6), False)
+    window = ChannelScores(FlippedScores(CutScores(source, (5, 5))), 4)
+    assert window.kept_elements == 36
+    assert SummedScores([window, window]).kept_elements == 72
+    total = ScoreSum((7, 9), True, limit, 50, parts)
+    for top, left in [(0, 0), (0, 4), (2, 0), (2, 4)]:
+        total.add(window, top, left)
+    scores = total.scores()
+    assert isinstance(scores, WindowedScores if deferred else TensorScores)
+    assert scores.kept_elements == (4 * 36 if deferred else 252)
+
+
 def test_copies_share_no_memory() -> None:
     scores = torch.randn(1, 2, 3, 3)
     materialize(TensorScores(scores)).zero_()

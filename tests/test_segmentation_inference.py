@@ -195,6 +195,15 @@ def test_deferred_and_eager_sums_give_the_same_scores(name: str) -> None:
     assert all(torch.equal(labels[0], other) for other in labels)
 
 
+def test_many_windows_are_not_kept_for_few_classes() -> None:
+    """A large picture has so many overlapping windows that the sum of their scores is the smaller thing."""
+    image = torch.randn(1, 3, 21, 29)
+    dense, sparse = (Slide(12, stride, eager_elements=1)(ToyNetwork(), image) for stride in (4, 8))
+    assert isinstance(dense, TensorScores)
+    assert isinstance(sparse, WindowedScores)
+    assert sparse.kept_elements < 3 * 21 * 29 == dense.kept_elements
+
+
 @pytest.mark.parametrize('name', INFERENCES)
 def test_a_batch_equals_its_images(name: str) -> None:
     images = torch.randn(3, 3, 21, 29)

@@ -197,6 +197,10 @@ class PixelTextScores(ScoreMaps):
             self._pixels, self._classes = pixel_embeddings, class_embeddings * scale
         self._peaks: dict[int, Tensor] = {}
 
+    @property
+    def kept_elements(self) -> int:
+        return self.pixel_embeddings.numel()
+
     def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
         passes = 0 if self.regularization is None else self.regularization.passes
         return self._smoothed(passes, start, stop, channels)

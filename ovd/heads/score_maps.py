@@ -60,6 +60,12 @@ class ScoreMaps(ABC):
         """Shape of the whole map: (B, C, height, width)."""
         return self.batch, self.channels, self.height, self.width
 
+    @property
+    def kept_elements(self) -> int:
+        """Numbers in memory that the scores are made of; a wrapper has those of its source."""
+        source: ScoreMaps | None = getattr(self, 'source', None)
+        return 0 if source is None else source.kept_elements
+
     def _like(self, source: 'ScoreMaps', size: tuple[int, int] | None = None) -> None:
         """Take over what a wrapper shares with its source; the grid may differ."""
         self.batch, self.channels = source.batch, source.channels
@@ -80,6 +86,10 @@ class TensorScores(ScoreMaps):
         self.scores = scores
         self.batch, self.channels, self.height, self.width = scores.shape
         self.device, self.dtype = scores.device, scores.dtype
+
+    @property
+    def kept_elements(self) -> int:
+        return self.scores.numel()
 
     def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
         return self.scores[:, channels, start:stop]

@@ -23,6 +23,10 @@ class SummedScores(ScoreMaps):
         self._like(sources[0])
         self.sources = list(sources)
 
+    @property
+    def kept_elements(self) -> int:
+        return sum(source.kept_elements for source in self.sources)
+
     def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
         total = self.sources[0].rows(start, stop, channels).clone()
         for source in self.sources[1:]:
@@ -52,6 +56,10 @@ class WindowedScores(ScoreMaps):
         self.windows, self.divide = list(windows), divide
         places = [(top, left, scores.height, scores.width) for scores, top, left in windows]
         self._counts = count_windows(places, self.size) if divide else None
+
+    @property
+    def kept_elements(self) -> int:
+        return sum(scores.kept_elements for scores, _, _ in self.windows)
 
     def rows(self, start: int, stop: int, channels: slice = slice(None)) -> Tensor:
         first, last, _ = channels.indices(self.channels)
@@ -88,18 +96,23 @@ class ScoreSum:
     """A sum of maps that come one after the other, each with its place on a grid.
 
     A sum that fits in ``eager_elements`` is kept as a tensor, and what the maps were made of can be freed. A
-    larger one keeps the maps and defers the adding. The scores are the same.
+    larger one keeps the maps and defers the adding, unless they would take more than the sum. The scores are
+    the same.
 
     Args:
         size: (height, width) of the grid.
         divide: divide each pixel by the number of maps on it.
-        eager_elements: largest sum that is kept as a tensor.
+        eager_elements: sum that is kept as a tensor in any case; 0 always defers.
         max_elements: see ``argmax_labels``.
+        parts: how many maps will come.
     """
 
-    def __init__(self, size: tuple[int, int], divide: bool, eager_elements: int, max_elements: int) -> None:
+    def __init__(
+        self, size: tuple[int, int], divide: bool, eager_elements: int, max_elements: int, parts: int = 1
+    ) -> None:
         self.size, self.divide = size, divide
-        self.eager_elements, self.max_elements = eager_elements, max_elements
+        self.eager_elements, self.max_elements, self.parts = eager_elements, max_elements, parts
+        self._is_eager: bool | None = None
         self._total: Tensor | None = None
         self._places: list[tuple[int, int, int, int]] = []
         self._deferred: list[tuple[ScoreMaps, int, int]] = []
@@ -107,7 +120,9 @@ class ScoreSum:
     @torch.no_grad()
     def add(self, scores: ScoreMaps, top: int = 0, left: int = 0) -> None:
         """Add maps whose upper left corner lies at (top, left)."""
-        if scores.batch * scores.channels * self.size[0] * self.size[1] > self.eager_elements:
+        if self._is_eager is None:
+            self._is_eager = self._fits(scores)
+        if not self._is_eager:
             self._deferred.append((scores, top, left))
             return
         _check_inside(scores, top, left, self.size)
@@ -118,6 +133,12 @@ class ScoreSum:
         for start, stop, channels in chunks(scores, self.max_elements):
             window[:, channels, start:stop] += scores.rows(start, stop, channels)
         self._places.append((top, left, scores.height, scores.width))
+
+    def _fits(self, scores: ScoreMaps) -> bool:
+        """Whether the sum is kept as a tensor, by the first of its maps."""
+        elements = scores.batch * scores.channels * self.size[0] * self.size[1]
+        deferred = self.parts * scores.kept_elements if self.eager_elements else 0
+        return elements <= max(self.eager_elements, deferred)
 
     def scores(self) -> ScoreMaps:
         """The sum of what was added; nothing can be added afterwards."""

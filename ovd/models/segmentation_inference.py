@@ -31,7 +31,8 @@ class Inference(ABC):
     Args:
         max_elements: scores that are computed at once, see ``argmax_labels``.
         eager_elements: sums over windows and scales of up to so many scores are kept as tensors; larger ones
-            are deferred, and what the network made of every window is kept instead.
+            are deferred, and what the network made of every window is kept instead, unless that is even more.
+            0 always defers.
     """
 
     def __init__(self, max_elements: int = 1 << 20, eager_elements: int = 1 << 27) -> None:
@@ -57,8 +58,8 @@ class Inference(ABC):
             maps of H x W.
         """
 
-    def _sum(self, size: tuple[int, int], divide: bool) -> ScoreSum:
-        return ScoreSum(size, divide, self.eager_elements, self.max_elements)
+    def _sum(self, size: tuple[int, int], divide: bool, parts: int) -> ScoreSum:
+        return ScoreSum(size, divide, self.eager_elements, self.max_elements, parts)
 
 
 class Whole(Inference):
@@ -102,7 +103,7 @@ class Slide(Inference):
             for side, crop, step in zip(size, (height, width), self.stride)
         )
         places = [(top, left) for top in tops for left in lefts]
-        total = self._sum(size, divide=True)
+        total = self._sum(size, divide=True, parts=len(places))
         for group in _groups(places, self.windows_per_forward):
             windows = torch.cat(
                 [inputs[:, :, top : top + height, left : left + width] for top, left in group]
@@ -141,7 +142,7 @@ class MultiScale(Inference):
         self, network: Network, inputs: Tensor, context: Tensor | None = None, black: Tensor | None = None
     ) -> ScoreMaps:
         size = (inputs.shape[2], inputs.shape[3])
-        total = self._sum(size, divide=True)
+        total = self._sum(size, divide=True, parts=len(self.scales) * (1 + self.flip))
         for scale in self.scales:
             if self.base_size is None:
                 wanted = tuple(max(1, int(side * scale + 0.5)) for side in size)
@@ -196,7 +197,7 @@ class LSegMultiScale(Inference):
     ) -> ScoreMaps:
         size = (inputs.shape[2], inputs.shape[3])
         black = inputs.new_zeros(3) if black is None else black.to(inputs)
-        total = self._sum(size, divide=False)
+        total = self._sum(size, divide=False, parts=len(self.scales))
         for scale in self.scales:
             wanted = fit_long_side(size, math.ceil(self.base_size * scale))
             maps = self._windows(network, _resize(inputs, wanted, True), context, black)
@@ -213,7 +214,7 @@ class LSegMultiScale(Inference):
             for top in range(0, size[0] - crop + self.stride, self.stride)
             for left in range(0, size[1] - crop + self.stride, self.stride)
         ]
-        total = self._sum(size, divide=True)
+        total = self._sum(size, divide=True, parts=len(places))
         for group in _groups(places, max(1, self.windows_per_forward // (1 + self.flip))):
             windows = [padded[:, :, top : top + crop, left : left + crop] for top, left in group]
             batch = torch.cat([_pad(window, (crop, crop), black) for window in windows])

@@ -464,6 +464,10 @@ def test_the_tool_says_what_it_found(
     assert '7 images in 4 parts, 4 of them for this process' in said
     assert 'is complete: 14 lines, 0 true boxes' in said
     assert contents(tmp_path / 'out') == reference[1]
+    trial = tmp_path / 'trial.jsonl'
+    (tmp_path / 'out' / 'pseudo.jsonl').unlink()
+    tool.main([str(config), '--device', 'cpu', '--limit', '1', '--cfg-options', f'pseudo_labels.out={trial}'])
+    assert len(trial.read_text().splitlines()) == 2, 'training needs the labels, a trial does not'
     with pytest.raises(ValueError, match='--workers is -1'):
         tool.main([str(config), '--workers', '-1'])
 

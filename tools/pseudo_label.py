@@ -19,7 +19,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description='Ground the phrases of captions with a trained model.')
     parser.add_argument('config', help='a config with a pseudo_labels section')
     parser.add_argument('--cfg-options', nargs='+', action=KeyValue, default={}, metavar='KEY=VALUE')
-    parser.add_argument('--limit', type=int, help='only the first images, for a trial in another file')
+    parser.add_argument(
+        '--limit',
+        type=int,
+        help='only the first images, for a trial: with pseudo_labels.out=... in --cfg-options',
+    )
     parser.add_argument('--device', help='cpu, cuda, cuda:1; default: the GPU of this process, if any')
     parser.add_argument(
         '--workers', type=int, help='threads that load images ahead; default 4 on a GPU, else 0'
@@ -40,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f'--workers is {args.workers}, expected 0 or more')
     config = load_config(args.config, args.cfg_options)
     section = config.get('pseudo_labels')
-    made_here = (section or {}).get('out')
-    check_needs({'needs': [need for need in config.get('needs') or () if need.get('path') != made_here]})
+    # What training needs of the labels is not needed to make them, nor to try in another file.
+    made_here = [(each.get('pseudo_labels') or {}).get('out') for each in (config, load_config(args.config))]
+    check_needs({'needs': [need for need in config.get('needs') or () if need.get('path') not in made_here]})
     register_all_modules(init_default_scope=True)
     device = find_device(args.device, local_rank)
     workers = args.workers if args.workers is not None else (0 if device == 'cpu' else 4)

@@ -197,7 +197,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             pyramid(init_cfg={'type': 'Pretrained', 'checkpoint': str(path)}).init_weights()
     missing = str(tmp_path / 'none.pth')
-    with pytest.raises(FileNotFoundError, match='none'):
+    with pytest.raises(
+        FileNotFoundError, match=r"none\.pth of 'vit_base_patch16_224' do not exist: .*Weights"
+    ):
         pyramid(init_cfg={'type': 'Pretrained', 'checkpoint': missing}).init_weights()
 
 

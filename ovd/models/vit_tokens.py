@@ -4,6 +4,7 @@ Reading order: VitTokens (the forward pass), TimmViT and ClipViT (where the part
 """
 
 import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -271,6 +272,11 @@ def load_pretrained(
                 f'the release {tag!r} of {model!r} is not in the local cache and cannot be downloaded '
                 f'({" ".join(str(error).split())[:200]}); fetch it on a connected machine and name the file'
             ) from None
+    elif not os.path.exists(source):
+        raise FileNotFoundError(
+            f'weights {source} of {model!r} do not exist: data/README.md, section Weights, says where they come '
+            f"from; 'timm:TAG' in place of a file downloads a release"
+        )
     else:
         tensors = load_tensors(source)
     load_into(module, tensors, allow_unexpected=unused, source=source)

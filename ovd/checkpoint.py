@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import struct
 import sys
 from collections import OrderedDict, deque
@@ -153,12 +154,13 @@ def _trial(
     Goes through the modules as ``load_state_dict`` does, with their hooks and their own
     ``_load_from_state_dict``, by which hosts rename what older or other models call differently.
     """
+    metadata = getattr(tensors, '_metadata', None) or {}  # versions of the modules that wrote the file
     expected = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     found: dict[str, Tensor] = {}
     unexpected: list[str] = []
 
     def load(part: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
-        part._load_from_state_dict(state, prefix, {}, True, [], unexpected, [])
+        part._load_from_state_dict(state, prefix, metadata.get(prefix[:-1], {}), True, [], unexpected, [])
         own = (key for key in state if key.startswith(prefix) and '.' not in key[len(prefix) :])
         found.update((key, state[key]) for key in own if key in expected)
         for name, child in part._modules.items():
@@ -191,7 +193,9 @@ def _trial(
         num_matched=len(matched),
     )
     refused = {id(tensor) for tensor in mismatched.values()}
-    return report, {key: tensor for key, tensor in tensors.items() if id(tensor) not in refused}
+    fitting = OrderedDict((key, tensor) for key, tensor in tensors.items() if id(tensor) not in refused)
+    fitting._metadata = metadata  # type: ignore[attr-defined]
+    return report, fitting
 
 
 def _not_allowed(keys: Iterable[str], patterns: Iterable[str]) -> list[str]:
@@ -383,15 +387,62 @@ def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, 
     return read_checkpoint(target, map_location)
 
 
+def _state_dict(content: Any) -> Any:
+    """The named tensors of a checkpoint's content, as mmengine finds them."""
+    return content.get('state_dict', content)
+
+
 def patch_mmengine(module: ModuleType) -> None:
     """Send all loading and saving of ``mmengine.runner.checkpoint`` through this file; safe to call twice.
 
     mmengine reads weights-only first, but falls back to full unpickling. Everything that loads (``init_cfg``,
-    ``load_from``, resume, the inferencers) ends in the functions replaced here.
+    ``load_from``, resume, the inferencers) ends in the functions replaced here. It also goes on with random
+    weights where nothing of a file fits; here that is an error, and a line says what of it did not fit.
     """
 
     def safe_torch_load(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
         return read_checkpoint(file, map_location)
+
+    def load_state_dict(
+        model: Any,
+        state_dict: Mapping[str, Tensor],
+        strict: bool = False,
+        logger: Any = None,
+        source: PathLike = 'the checkpoint',
+    ) -> None:
+        from mmengine.model import is_model_wrapper
+
+        target = model.module if is_model_wrapper(model) else model
+        report = load_into(target, state_dict, strict=strict, source=source)
+        if not report.is_complete:
+            _logger().warning(f'Loaded {source} into {type(target).__name__} in part: {report}')
+
+    def load_checkpoint(
+        model: nn.Module,
+        filename: str,
+        map_location: Any = None,
+        strict: bool = False,
+        logger: Any = None,
+        revise_keys: Iterable[tuple[str, str]] = ((r'^module\.', ''),),
+    ) -> Any:
+        content = module._load_checkpoint(filename, map_location, logger)
+        tensors = _state_dict(content)
+        renamed = OrderedDict(tensors)
+        for pattern, replacement in revise_keys:
+            renamed = OrderedDict(
+                (re.sub(pattern, replacement, key), value) for key, value in renamed.items()
+            )
+        renamed._metadata = getattr(tensors, '_metadata', None)  # type: ignore[attr-defined]
+        load_state_dict(model, renamed, strict, logger, filename)
+        return content
+
+    def load_with_prefix(prefix: str, filename: str, map_location: Any = None) -> dict[str, Tensor]:
+        start = f'{prefix.removesuffix(".")}.'
+        tensors = _state_dict(module._load_checkpoint(filename, map_location))
+        found = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        if not found:
+            raise ValueError(f'{filename}: none of its {len(tensors)} tensors begins with {start!r}')
+        return found
 
     def quiet_print_log(msg: Any, logger: Any = None, level: int = logging.INFO) -> None:
         from mmengine.logging import print_log
@@ -402,6 +453,9 @@ def patch_mmengine(module: ModuleType) -> None:
 
     replacements: dict[str, Callable[..., Any]] = {
         '_safe_torch_load': safe_torch_load,
+        '_load_checkpoint_with_prefix': load_with_prefix,
+        'load_checkpoint': load_checkpoint,
+        'load_state_dict': load_state_dict,
         'load_url': _load_url,
         'save_checkpoint': save_checkpoint,
         'print_log': quiet_print_log,

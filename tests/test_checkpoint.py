@@ -19,6 +19,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from torch import nn
 from toy_checkpoints import BOOBY_TRAPS, Payload, was_run
@@ -481,6 +482,77 @@ def test_patching_twice_changes_nothing() -> None:
 
     assert mmengine_checkpoint.save_checkpoint is save_checkpoint
     assert runner_module.save_checkpoint is save_checkpoint
+
+
+class Backbone(BaseModule):
+    """Two layers of mmengine's kind, which an ``init_cfg`` fills."""
+
+    def __init__(self, **init_cfg: Any) -> None:
+        super().__init__({'type': 'Pretrained', **init_cfg})
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
+
+
+def test_pretrained_weights_that_fit_in_part_are_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr('ovd.checkpoint._logger', lambda: SimpleNamespace(warning=warned.append))
+    path = tmp_path / 'w.pth'
+    tensors = {'first.weight': torch.ones(2, 2), 'first.bias': torch.ones(2), 'fc.weight': torch.ones(9)}
+    torch.save({'state_dict': {f'module.{key}': value for key, value in tensors.items()}}, path)
+    backbone = Backbone(checkpoint=str(path))
+    backbone.init_weights()
+    assert backbone.first.weight.eq(1).all()
+    assert len(warned) == 1
+    assert warned[0].startswith(f'Loaded {path} into Backbone in part: 2 tensors match; 2 missing: second.')
+    assert warned[0].endswith('1 unexpected: fc.weight')
+
+    torch.save(
+        {f'backbone.{key}': value for key, value in Backbone(checkpoint='').state_dict().items()}, path
+    )
+    backbone = Backbone(checkpoint=str(path), prefix='backbone')
+    backbone.init_weights()
+    assert torch.equal(backbone.first.weight, load_tensors(path)['backbone.first.weight'])
+    assert len(warned) == 1
+
+
+def test_pretrained_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    """mmengine would go on with random weights."""
+    path = tmp_path / 'w.pth'
+    torch.save({'decoder.weight': torch.ones(1)}, path)
+    with pytest.raises(
+        ValueError, match=r'w\.pth belongs to another model: none of its 1 tensors fits Backb'
+    ):
+        Backbone(checkpoint=str(path)).init_weights()
+    with pytest.raises(ValueError, match=r"w\.pth: none of its 1 tensors begins with 'backbone\.'"):
+        Backbone(checkpoint=str(path), prefix='backbone.').init_weights()
+    with pytest.raises(ValueError, match='the checkpoint belongs to another model'):
+        Backbone(checkpoint=str(path), prefix='decoder').init_weights()
+
+
+class Versioned(nn.Linear):
+    """Doubles weights of its first version, as hosts convert old files."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        if metadata.get('version', 1) < 2:
+            state[f'{prefix}weight'] = 2 * state[f'{prefix}weight']
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_versions_of_a_file_reach_the_modules(tmp_path: Path) -> None:
+    model = nn.Sequential(Versioned(1, 1))
+    torch.save(model.state_dict(), tmp_path / 'new.pth')
+    torch.save(dict(model.state_dict()), tmp_path / 'old.pth')
+    weight = model[0].weight.detach().clone()
+    load_checkpoint(model, str(tmp_path / 'new.pth'))
+    assert torch.equal(model[0].weight, weight)
+    load_checkpoint(model, str(tmp_path / 'old.pth'))
+    assert torch.equal(model[0].weight, 2 * weight)
 
 
 # Comparing with a model.

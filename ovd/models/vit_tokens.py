@@ -274,8 +274,8 @@ def load_pretrained(
             ) from None
     elif not os.path.exists(source):
         raise FileNotFoundError(
-            f'weights {source} of {model!r} do not exist: data/README.md, section Weights, says where they come '
-            f"from; 'timm:TAG' in place of a file downloads a release"
+            f'weights {source} of {model!r} do not exist: data/README.md, section Weights, says where they '
+            f"come from; 'timm:TAG' in place of a file downloads a release"
         )
     else:
         tensors = load_tensors(source)

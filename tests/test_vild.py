@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -386,3 +387,24 @@ def test_pixels_are_restored_to_rgb_whatever_the_normalisation() -> None:
     assert torch.equal(rgb_images((pixels - 100) / 50, rgb)[0], pixels[0].byte())
     bgr = SimpleNamespace(_enable_normalize=False, _channel_conversion=False)
     assert torch.equal(rgb_images(pixels, bgr)[0], pixels[0].flip(0).byte())
+
+
+@pytest.mark.parametrize('limit', [10000, 100], ids=['together', 'class by class'])
+def test_suppression_does_not_depend_on_the_place_of_a_word(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small boxes far from the origin, thousands of classes: each class as if it were alone."""
+    monkeypatch.setattr('ovd.models.vild_bbox_head._MOST_MOVED', limit)
+    torch.manual_seed(0)
+    corners = torch.rand(2000, 2) * 1200
+    side, shift = 4 + torch.rand(2000, 1) * 2, torch.rand(2000, 1) * 2
+    first, second = (
+        torch.cat([corners, corners + side], 1),
+        torch.cat([corners + shift, corners + shift + side], 1),
+    )
+    scores = torch.cat([torch.eye(2000), torch.eye(2000)]) * (0.1 + 0.9 * torch.rand(4000, 1))
+    nms = {'type': 'nms', 'iou_threshold': 0.5}
+    found = select_detections(torch.cat([first, second]), scores, 0.05, nms, 4000)
+    survivors = 4000 - int((torchvision.ops.box_iou(first, second).diagonal() > 0.5).sum())
+    assert 2500 < survivors < 3500
+    assert len(found) == survivors

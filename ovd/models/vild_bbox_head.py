@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmcv.ops import batched_nms
 from mmdet.models.losses import accuracy
@@ -38,6 +39,7 @@ VARIANTS = {
     'vild': Variant(classifies=True, distils=True, separate=False),
     'vild_ensemble': Variant(classifies=True, distils=True, separate=True),
 }
+_MOST_MOVED = 10000  # boxes that are compared with each other at once
 NOVEL_LOGITS = {'removed': remove_classes, 'zeroed': zero_classes}
 
 
@@ -306,13 +308,30 @@ def select_detections(
         chosen = candidates[:count]
         rows, labels = chosen // scores.shape[1], chosen % scores.shape[1]
         groups = labels.unique(return_inverse=True)[1]
-        detections, kept = batched_nms(boxes[rows].float(), flat[chosen].float(), groups, nms)
+        detections, kept = _suppress(boxes[rows].float(), flat[chosen].float(), groups, nms)
         if count >= len(candidates) or len(kept) >= max_per_image:
             break
         count *= 4
     if max_per_image >= 0:
         detections, kept = detections[:max_per_image], kept[:max_per_image]
     return InstanceData(bboxes=detections[:, :4], scores=detections[:, 4], labels=labels[kept])
+
+
+def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, nms: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Detections [M, 5] (box, score) that survive within their group, best first, and their rows [M].
+
+    Groups are kept apart by moving their boxes. That is done in float64: with thousands of classes float32
+    would leave whole pixels, and the answer to a word would depend on its place in the vocabulary.
+    """
+    if not set(nms) <= {'type', 'iou_threshold'} or nms.get('type', 'nms') != 'nms':
+        return batched_nms(boxes, scores, groups, nms)
+    moved = boxes.double()
+    if len(boxes) <= _MOST_MOVED:
+        moved = moved + groups[:, None] * (moved.max() - moved.min() + 1)
+        kept = torchvision.ops.nms(moved, scores.double(), nms['iou_threshold'])
+    else:
+        kept = torchvision.ops.batched_nms(moved, scores.double(), groups, nms['iou_threshold'])
+    return torch.cat([boxes[kept], scores[kept, None]], dim=1), kept
 
 
 class RegionTrunk(BaseModule):

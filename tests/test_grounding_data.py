@@ -107,6 +107,12 @@ def test_a_pipeline_makes_training_samples(tmp_path: Path) -> None:
         (changed(bbox=[1, 2, 3]), r'line 2: region 0: expected .* got \[1, 2, 3\]'),
         (changed(bbox=[[1, 2, 3, 4], [5]]), 'line 2: region 0: expected'),
         (changed(bbox=[40, 8, 8, 40]), r'line 2: box \[40.0, .*\] \[x1, y1, x2, y2\] has no area'),
+        (changed(bbox=[8, 8, 40, float('inf')]), 'line 2: region 0: expected .*inf'),
+        (LINE | {'grounding': {'caption': 'a', 'regions': 3}}, 'line 2: expected a list of regions, got 3'),
+        (
+            LINE | {'grounding': {'caption': 'a', 'tokens_ignored': 3}},
+            'line 2: expected a list of tokens_ignored, got 3',
+        ),
         (changed(score='high'), "line 2: expected a score for each box, got 'high'"),
         (changed(phrase='a blue star'), "line 2: phrase 0 is 'a blue star', its characters are 'a red star'"),
     ],
@@ -173,6 +179,8 @@ def test_detection_lines_use_the_labels_of_the_vocabulary(tmp_path: Path) -> Non
     assert read(tmp_path, [detection(1)], label_map=path).metainfo['classes'] == ('ring', 'dog')
     with pytest.raises(ValueError, match='line 1: label 7 is not in'):
         read(tmp_path, [detection(7)], label_map=path)
+    with pytest.raises(ValueError, match='line 1: expected a list of instances, got 3'):
+        read(tmp_path, [bare | {'detection': {'instances': 3}}], label_map=path)
     with pytest.raises(ValueError, match="the vocabulary has no class 'ring'"):
         read(tmp_path, [detection(1)], label_map=path, vocabulary=['cat', 'dog'])
     with pytest.raises(ValueError, match="line 1 has 'grounding', but the data set is detection"):
@@ -222,6 +230,8 @@ def test_boxes_of_low_scores_are_left_out(tmp_path: Path, score: Any) -> None:
 def test_scores_go_with_boxes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='line 1: 1 scores came with 2 boxes'):
         read(tmp_path, [scored(0.4)])
+    with pytest.raises(ValueError, match='min_score is 50, expected 0 to 1'):
+        read(tmp_path, [LINE], min_score=50)
 
 
 def test_only_a_model_may_box_novel_phrases(tmp_path: Path) -> None:
@@ -386,6 +396,12 @@ def test_a_caption_among_others(tmp_path: Path) -> None:
         places.add(results['tokens_positive'][0][0][0])
         assert text.count('.') > 10
     assert len(places) > 10
+    alone = PackNegativeCaptions(
+        tmp_path / 'captions.txt', tmp_path / 'bert', plain_prob=0.0, max_negatives=0
+    )
+    padded = alone({'text': 'a dog.   ', 'tokens_positive': {0: [[2, 9]]}, 'tokens_ignored': [[0, 8]]})
+    assert padded['tokens_positive'] == {0: [[2, 6]]}
+    assert padded['tokens_ignored'] == [[0, 6]]
 
 
 def test_captions_that_name_classes_of_the_image_are_not_packed(tmp_path: Path) -> None:

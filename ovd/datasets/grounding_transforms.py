@@ -184,10 +184,10 @@ class PackNegativeCaptions(BaseTransform):
         results['text'] = ' '.join([*others[:place], own, *others[place:]])
         results['caption_ranges'] = [[shift, shift + len(own)]]
         results['tokens_positive'] = {
-            label: _shifted(spans, shift) for label, spans in results['tokens_positive'].items()
+            label: _shifted(spans, shift, len(own)) for label, spans in results['tokens_positive'].items()
         }
         if 'tokens_ignored' in results:
-            results['tokens_ignored'] = _shifted(results['tokens_ignored'], shift)
+            results['tokens_ignored'] = _shifted(results['tokens_ignored'], shift, len(own))
         return results
 
     def _others(self, own: str, phrases: Sequence[str], wanted: int) -> list[str]:
@@ -237,5 +237,6 @@ def _ended(caption: str) -> str:
     return caption if caption.endswith('.') else caption + '.'
 
 
-def _shifted(spans: Sequence[Sequence[int]], shift: int) -> list[list[int]]:
-    return [[start + shift, end + shift] for start, end in spans]
+def _shifted(spans: Sequence[Sequence[int]], shift: int, limit: int) -> list[list[int]]:
+    """Ranges of a caption that now begins at ``shift``; blanks after its ``limit`` are gone."""
+    return [[start + shift, min(end, limit) + shift] for start, end in spans]

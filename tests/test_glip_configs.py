@@ -129,6 +129,8 @@ def test_the_pyramid_drops_blocks_in_training_only(tmp_path: Path) -> None:
         assert not torch.equal(first[0], second[0])
         assert torch.equal(first[2], second[2])
         assert torch.equal(neck.eval()(maps)[0], neck(maps)[0])
+        with torch.autocast('cpu', torch.bfloat16):
+            assert neck.train()(maps)[0].isfinite().all()
 
 
 def test_fine_tuning_trains_the_encoder_as_fast_as_the_rest() -> None:

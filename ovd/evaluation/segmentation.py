@@ -94,8 +94,8 @@ class SegmentationMetric(ReportingMetric):
             truth = label_map_of(sample, 'gt_sem_seg', path)
             if predicted.shape != truth.shape:
                 raise ValueError(
-                    f'{path}: predicted labels are {predicted.shape}, the true ones {truth.shape} (H, W); in a '
-                    f'test pipeline labels are loaded after the image was resized'
+                    f'{path}: predicted labels are {predicted.shape}, the true ones {truth.shape} (H, W); in '
+                    f'a test pipeline labels are loaded after the image was resized'
                 )
             highest = len(self._classes.names)
             check_labels('predicted', predicted, highest + 1, path)

@@ -67,6 +67,9 @@ class TestOwnClasses:
         assert [instance['bbox_label'] for instance in dataset.get_data_info(0)['instances']] == [0]
         with pytest.raises(ValueError, match=r'category 1 has a blank name; .* prompts=\{1: None\}'):
             own(root / 'chess')
+        write_set(root / 'comment', ['(x)'], [[(0, FAR)]])
+        with pytest.raises(ValueError, match=r"class name '\(x\)' has no words left"):
+            own(root / 'comment')
 
     @pytest.mark.parametrize(
         ('prompts', 'message'),
@@ -74,6 +77,7 @@ class TestOwnClasses:
             ({'cow': {'name': 'x'}}, r"no category for the prompt of 'cow'; it has '1: dog', '2: cat'"),
             ({'cat': {'ending': 'x'}}, "wording of class 'cat': .* got 'ending': 'x'"),
             ({2: 'kitten'}, "the prompt of 2 must be a wording or None, got 'kitten'"),
+            ({2: {'name': '(x)'}}, r"class name '\(x\)' has no words left"),
         ],
     )
     def test_bad_prompts_are_named(self, root: Path, prompts: Any, message: str) -> None:
@@ -156,6 +160,8 @@ class TestNamedParts:
         json.dumps(metric.report)
         with pytest.raises(FileNotFoundError, match='2 of 2 data sets are not on disk'):
             joined(root, ('cows', 'pigs'), missing='drop')
+        with pytest.raises(ValueError, match="part 'cows' has no ann_file"):
+            NamedParts({'cows': {'type': 'ovd.OwnClassesDataset'}}, pipeline=[])
 
     def test_other_data_are_refused(self) -> None:
         with pytest.raises(ValueError, match='needs a data set of parts'):

@@ -98,7 +98,12 @@ def test_a_referring_expression_is_one_phrase(tmp_path: Path) -> None:
         (entry(), {'image_id': 7}, "number 0 of the annotations has no 'bbox'"),
         (entry(), {'image_id': 7, 'bbox': [1, 1, 5, 5]}, "image 7: a box has no 'phrase_ids'"),
         (entry(tokens_positive_eval=-1), box(0), 'image 7: tokens_positive_eval is -1, expected a list'),
-        (entry(caption=None), box(0), 'image 7 has the caption None'),
+        (entry(caption=None), box(0), "number 0 of the images: 'caption' is None"),
+        (entry(height='40'), box(0), "number 0 of the images: 'height' is '40'"),
+        (7, box(0), 'number 0 of the images is 7, expected an object'),
+        (entry(), box(0, image_id=8), 'number 0 of the annotations is of no image: 8'),
+        (entry(), box('0'), "image 7: phrase_ids is '0', expected whole numbers"),
+        (entry(), box(0, bbox=(10, 5, float('inf'), 9)), 'image 7: expected a box'),
         (entry(), box(0, bbox=(10, 5)), r'image 7: expected a box \[x, y, width, height\], got \[10, 5\]'),
     ],
 )
@@ -122,6 +127,8 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
         read(tmp_path, PhraseSentences, [entry(file_name='b.png')], [])
     with pytest.raises(ValueError, match=r"has no sentences of 'refcoco'; it has 'flickr'"):
         read(tmp_path, ReferringExpressions, [entry()], [], only='refcoco')
+    with pytest.raises(ValueError, match='some images share an id'):
+        read(tmp_path, PhraseSentences, [entry(), entry()], [])
     (tmp_path / 'list.json').write_text('[]')
     with pytest.raises(ValueError, match="not in MDETR's layout"):
         PhraseSentences(ann_file=str(tmp_path / 'list.json'))

@@ -78,6 +78,8 @@ class GroundingDataset(BaseDataset):
     ) -> None:
         check_option('novel_boxes', novel_boxes, ('keep', 'drop', 'pseudo'))
         check_option('bad_regions', bad_regions, ('refuse', 'drop'))
+        if not 0 <= min_score <= 1:
+            raise ValueError(f'min_score is {min_score}, expected 0 to 1')
         check_option('missing_images', missing_images, ('refuse', 'unchecked'))
         self.label_map = label_map
         self.own_words = label_map is None
@@ -171,7 +173,7 @@ class GroundingDataset(BaseDataset):
             raise ValueError(f"{where}: the caption of 'grounding' is {caption!r:.40}, expected a text")
         instances, spans, types = [], {}, {}
         ignored = self._ignored(record, where, left_out)
-        for label, region in enumerate(grounding.get('regions') or []):
+        for label, region in enumerate(_entries(grounding, 'regions', where)):
             boxes = _read_boxes(region, f'{where}: region {label}')
             scores = _scores(region, len(boxes), where)
             try:
@@ -206,7 +208,7 @@ class GroundingDataset(BaseDataset):
     def _ignored(self, record: Mapping[str, Any], where: str, left_out: Counter[str]) -> list[list[int]]:
         """Ranges that the line itself marks as ignored."""
         grounding, kept = record['grounding'], []
-        for span in grounding.get('tokens_ignored') or []:
+        for span in _entries(grounding, 'tokens_ignored', where):
             try:
                 kept += [list(pair) for pair in caption_prompt(grounding['caption'], [[span]]).spans[0]]
             except ValueError as error:
@@ -227,7 +229,7 @@ class GroundingDataset(BaseDataset):
         if 'grounding' in record:
             raise ValueError(f"{where} has 'grounding', but the data set is detection: it has a label_map")
         instances = []
-        for place, instance in enumerate((record.get('detection') or {}).get('instances', [])):
+        for place, instance in enumerate(_entries(record.get('detection') or {}, 'instances', where)):
             boxes = _read_boxes(instance, f'{where}: instance {place}')
             scores = _scores(instance, len(boxes), where)
             if instance.get('label') not in range(len(labels)):
@@ -310,6 +312,16 @@ def _read_line(line: str, file: Path, number: int) -> dict[str, Any]:
     return record
 
 
+def _entries(parent: Any, key: str, where: str) -> list[Any]:
+    """A list of an object; absent and null are none."""
+    entries = parent.get(key) if isinstance(parent, Mapping) else parent
+    if entries is None:
+        return []
+    if not isinstance(entries, list):
+        raise ValueError(f'{where}: expected a list of {key}, got {entries!r:.60}')
+    return entries
+
+
 def _read_boxes(region: Any, where: str) -> np.ndarray:
     """Boxes [N, 4] of a region, which has one or a list of them.
 
@@ -323,7 +335,8 @@ def _read_boxes(region: Any, where: str) -> np.ndarray:
         boxes = np.zeros(())
     if boxes.size == 0 and given == []:
         return np.zeros((0, 4))
-    if boxes.ndim not in (1, 2) or boxes.shape[-1] != 4 or not isinstance(region, Mapping):
+    is_shaped = boxes.ndim in (1, 2) and boxes.shape[-1] == 4 and isinstance(region, Mapping)
+    if not is_shaped or not np.isfinite(boxes).all():
         raise ValueError(f"{where}: expected 'bbox', [x1, y1, x2, y2] or a list of such, got {given!r:.60}")
     return boxes.reshape(-1, 4)
 

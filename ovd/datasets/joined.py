@@ -42,6 +42,8 @@ class NamedParts(ConcatDataset):
             raise ValueError('NamedParts needs at least one part')
         given = {'test_mode': True, 'pipeline': pipeline, **(common or {})}
         configs = {name: {**given, **part} for name, part in parts.items()}
+        if bare := [name for name, part in configs.items() if not part.get('ann_file')]:
+            raise ValueError(f'part {bare[0]!r} has no ann_file')
         files = {
             name: os.path.join(part.get('data_root') or '', part['ann_file'])
             for name, part in configs.items()

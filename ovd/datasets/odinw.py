@@ -6,7 +6,7 @@ from typing import Any
 from ovd.datasets.annotations import Annotations, shorten
 from ovd.datasets.base_novel import OpenVocabularyDataset
 from ovd.registry import DATASETS
-from ovd.text.phrases import check_wordings
+from ovd.text.phrases import check_wordings, word_name
 
 
 @DATASETS.register_module()
@@ -65,6 +65,8 @@ class OwnClassesDataset(OpenVocabularyDataset):
             if prompt and category in self.cat2label
         }
         check_wordings(self.wordings, self._metainfo['classes'])
+        for name in self._metainfo['classes']:
+            word_name(name, self.wordings.get(name))  # refuses what no sentence can say
 
     def prepare_data(self, idx: int) -> Any:
         """A sample with its question."""

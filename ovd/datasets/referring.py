@@ -4,6 +4,7 @@ Reading order: SentenceDataset (what both share), PhraseSentences, ReferringExpr
 """
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,17 @@ from ovd.datasets.annotations import check_option, shorten
 from ovd.datasets.images import find_missing
 from ovd.registry import DATASETS
 from ovd.text.phrases import caption_prompt
+
+_KEYS: dict[str, dict[str, Any]] = {
+    'images': {
+        'id': (int, str),
+        'file_name': str,
+        'height': (int, float),
+        'width': (int, float),
+        'caption': str,
+    },
+    'annotations': {'image_id': (int, str), 'bbox': list},
+}
 
 
 class SentenceDataset(BaseDataset):
@@ -70,12 +82,7 @@ class SentenceDataset(BaseDataset):
             objects.setdefault(item['image_id'], []).append(item)
         left_out: Counter[str] = Counter()
         data_list = []
-        for number, image in enumerate(content['images']):
-            absent = [key for key in ('id', 'file_name', 'height', 'width', 'caption') if key not in image]
-            if absent:
-                raise ValueError(f'{self.ann_file}: number {number} of the images has no {absent[0]!r}')
-            if not isinstance(image['caption'], str):
-                raise ValueError(f'{self.ann_file}: image {image["id"]} has the caption {image["caption"]!r}')
+        for image in content['images']:
             if self.only is None or image.get('dataset_name') == self.only:
                 data_list.append(self._sample(image, objects.get(image['id'], []), left_out))
         if not data_list:
@@ -129,7 +136,7 @@ class SentenceDataset(BaseDataset):
     ) -> list[float] | None:
         """[x1, y1, x2, y2], not clipped."""
         box = item['bbox']
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(n, (int, float)) for n in box):
+        if len(box) != 4 or not all(isinstance(n, int | float) and math.isfinite(n) for n in box):
             raise ValueError(f'{where}: expected a box [x, y, width, height], got {box!r}')
         x, y, width, height = box
         inside = x < image['width'] and y < image['height'] and x + width > 0 and y + height > 0
@@ -168,6 +175,8 @@ class PhraseSentences(SentenceDataset):
             raise ValueError(f"{where}: a box has no 'phrase_ids'")
         found = [item['phrase_ids'] for item in objects]
         ids = [numbers if isinstance(numbers, list) else [numbers] for numbers in found]
+        if wrong := [given for given, own in zip(found, ids) if not all(isinstance(n, int) for n in own)]:
+            raise ValueError(f'{where}: phrase_ids is {wrong[0]!r}, expected whole numbers')
         places = {number: number for number in spans}
         numbers = sorted({number for group in ids for number in group})
         if not set(numbers) <= set(places):
@@ -202,8 +211,21 @@ def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
         isinstance(content.get(key), list) for key in ('images', 'annotations')
     ):
         raise ValueError(f"annotation file {file} is not in MDETR's layout: no lists of images, annotations")
+    for kind, keys in _KEYS.items():
+        for number, item in enumerate(content[kind]):
+            where = f'{file}: number {number} of the {kind}'
+            if not isinstance(item, dict):
+                raise ValueError(f'{where} is {item!r:.40}, expected an object')
+            if absent := [key for key in keys if key not in item]:
+                raise ValueError(f'{where} has no {absent[0]!r}')
+            if wrong := [key for key, type_ in keys.items() if not isinstance(item[key], type_)]:
+                raise ValueError(f'{where}: {wrong[0]!r} is {item[wrong[0]]!r:.40}')
+    known = {image['id'] for image in content['images']}
+    if len(known) < len(content['images']):
+        raise ValueError(f'{file}: some images share an id')
     for number, item in enumerate(content['annotations']):
-        absent = [key for key in ('image_id', 'bbox') if key not in item]
-        if absent:
-            raise ValueError(f'{file}: number {number} of the annotations has no {absent[0]!r}')
+        if item['image_id'] not in known:
+            raise ValueError(
+                f'{file}: number {number} of the annotations is of no image: {item["image_id"]!r}'
+            )
     return content

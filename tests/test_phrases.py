@@ -83,6 +83,8 @@ def test_a_name_of_comments_only_is_refused() -> None:
     assert clean_name('  ice__cream (sweet) ') == 'ice cream'
     with pytest.raises(ValueError, match=r"'\(unknown\)' has no words"):
         class_prompt(['dog', '(unknown)'])
+    with pytest.raises(ValueError, match='expected a text as class name, got 3'):
+        class_prompt(['dog', 3])  # type: ignore[list-item]
 
 
 def test_unicode_names_keep_their_characters() -> None:

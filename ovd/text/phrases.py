@@ -67,11 +67,13 @@ def clean_name(name: str) -> str:
     """A class name as a prompt spells it: no comment in parentheses, blanks for underscores, single blanks.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: nothing is left, or what is given is no text.
 
     Source: Li et al., "Grounded Language-Image Pre-training", CVPR 2022 (released code), which leaves blanks
         that tokenizers ignore.
     """
+    if not isinstance(name, str):
+        raise ValueError(f'expected a text as class name, got {name!r:.60}')
     cleaned = ' '.join(_COMMENT.sub(' ', name).replace('_', ' ').split())
     if not cleaned:
         raise ValueError(f'class name {name!r} has no words left without its comment')

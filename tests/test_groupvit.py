@@ -604,6 +604,10 @@ def test_labels_and_groups_of_the_original_size() -> None:
         assert isinstance(result.pred_groups, PixelData)
         assert result.pred_groups.data.dtype == torch.int64
         assert 0 <= int(result.pred_groups.data.min()) <= int(result.pred_groups.data.max()) < 3
+    mirrored = samples((30, 40))
+    mirrored[0].set_metainfo({'flip': True, 'flip_direction': 'horizontal'})
+    (seen,) = model.predict(inputs[:1], mirrored)
+    assert torch.equal(seen.pred_groups.data.flip(2), results[0].pred_groups.data)
     labels, groups = (results[0].get(name).data for name in ('pred_sem_seg', 'pred_groups'))
     for group in groups.unique():  # all pixels of a group have its label
         assert len(labels[groups == group].unique()) == 1

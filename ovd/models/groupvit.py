@@ -311,6 +311,8 @@ class GroupViT(OpenVocabularySegmentor):
             )
             padded, choice = (height + below, width + right), self.readout.assignment
             labels = group_labels(alone, padded, (height, width), size, assignment=choice)
+            if sample.metainfo.get('flip'):
+                labels = labels.flip(2 if sample.metainfo['flip_direction'] == 'horizontal' else 1)
             sample.pred_groups = PixelData(data=labels)
 
     def _whole_patches(self, length: float) -> int:

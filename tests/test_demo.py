@@ -110,6 +110,14 @@ def test_equal_names_and_inputs_are_never_overwritten(run: Run) -> None:
     assert run.written() == ['x.png', 'x_2.json', 'x_2.png', 'x_3.json', 'x_3.png']
 
 
+def test_annotations_beside_the_images_are_not_overwritten(run: Run) -> None:
+    image = red_image(run.out / 'a.jpg')
+    (run.out / 'a.json').write_text('boxes')
+    assert run(image, '--texts', 'red')[0] == 0
+    assert (run.out / 'a.json').read_text() == 'boxes'
+    assert run.written() == ['a.jpg', 'a.json', 'a_2.json', 'a_2.png']
+
+
 def test_a_bad_image_does_not_stop_the_others(run: Run) -> None:
     folder = run.folder / 'photos'
     red_image(folder / 'a.png')

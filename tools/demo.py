@@ -262,15 +262,21 @@ def draw_groups(predictor: 'Predictor', image: 'np.ndarray', stem: str, args: ar
 
 
 def output_stems(paths: list[Path], folder: Path) -> list[str]:
-    """File names without ending: the image's own, numbered where two agree or an image would be lost."""
+    """File names without ending: the image's own, numbered where two agree or a file would be lost: an image,
+    or the JSON file beside it, which may hold its annotations."""
     taken = {path.resolve() for path in paths}
+    taken |= {file.resolve() for path in paths if (file := path.with_suffix('.json')).exists()}
+
+    def results(stem: str) -> set[Path]:
+        return {(folder / f'{stem}{ending}').resolve() for ending in ('.png', '.json')}
+
     stems = []
     for path in paths:
         stem, number = path.stem, 1
-        while (folder / f'{stem}.png').resolve() in taken:
+        while results(stem) & taken:
             number += 1
             stem = f'{path.stem}_{number}'
-        taken.add((folder / f'{stem}.png').resolve())
+        taken |= results(stem)
         stems.append(stem)
     return stems
 

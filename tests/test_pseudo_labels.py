@@ -187,6 +187,13 @@ def test_noun_phrases_are_asked_for_unless_words_are_wanted(reference: Any, tmp_
     assert phrases == {'default': 'red star', 'words': 'star'}
 
 
+def test_all_captions_are_read_unless_the_first_is_wanted(reference: Any, tmp_path: Path) -> None:
+    section = elsewhere(reference, tmp_path)
+    section['captions'] = {**section['captions'], 'captions': 'first'}
+    label(section, limit=2)
+    assert {line['grounding']['caption'] for line in read_lines(section)} == {CAPTIONS[0]}
+
+
 def test_a_teacher_of_class_lists_is_refused(reference: Any, tmp_path: Path) -> None:
     config, checkpoint = write_toy(tmp_path)
     teacher = {'config': str(config), 'checkpoint': str(checkpoint)}
@@ -367,6 +374,7 @@ def test_settings_are_compared(reference: Any, tmp_path: Path) -> None:
         ({'teacher': {'config': 'x.py'}}, "pseudo_labels.teacher lacks 'checkpoint'"),
         ({'teacher': 'x.py'}, r"pseudo_labels.teacher is 'x.py', expected dict\(config"),
         ({'images_per_part': 0}, 'images_per_part is 0'),
+        ({'captions': 'x.json'}, r"pseudo_labels.captions is 'x.json', expected a data set: dict\(type"),
     ],
 )
 def test_bad_sections_are_refused(reference: Any, changes: dict[str, Any], message: str) -> None:

@@ -47,11 +47,11 @@ class PseudoLabelling:
 
     Args:
         section: ``out``, the ODVG file to write; ``teacher`` (``config``, ``checkpoint``); ``captions``, a
-            ``CaptionDataset``, all captions of each image, whose noun phrases are found by ``nouns``
-            (arguments of ``NounExtractor``), or a ``GroundingDataset``, whose boxes are kept and whose
-            ignored phrases are asked for; the arguments of ``Selection``; ``images_per_part``, the unit that
-            a killed job repeats; ``broken_images``, 'refuse' or 'drop' (and count) images that cannot be
-            read.
+            ``CaptionDataset``, whose noun phrases are found by ``nouns`` (arguments of ``NounExtractor``),
+            in all captions of an image unless it has captions='first', or a ``GroundingDataset``, whose
+            boxes are kept and whose ignored phrases are asked for; the arguments of ``Selection``;
+            ``images_per_part``, the unit that a killed job repeats; ``broken_images``, 'refuse' or 'drop' (and
+            count) images that cannot be read.
         device: of the teacher.
         limit: only the first images.
     Raises:
@@ -75,6 +75,7 @@ class PseudoLabelling:
                 'GroundingDataset'
             )
         self.nouns = None
+        self._captions = slice(1 if section['captions'].get('captions') == 'first' else None)
         if isinstance(self.dataset, CaptionDataset):
             self.nouns = NounExtractor(**{'phrases': True, **(section.get('nouns') or {})})
         images = group_by_image(self.dataset)[:limit]
@@ -185,7 +186,7 @@ class PseudoLabelling:
         if self.nouns is None:
             tasks = [grounding_task(info) for info in infos]
             return [replace(task, asked=self._readable(task.text, task.asked)) for task in tasks]
-        texts = [' '.join(text.split()) for info in infos for text in info['captions']]
+        texts = [' '.join(text.split()) for info in infos for text in info['captions'][self._captions]]
         return [
             CaptionTask(
                 text,
@@ -293,6 +294,9 @@ def check_section(section: Any) -> None:
         problems += key_problems('pseudo_labels.teacher', teacher, _TEACHER, _TEACHER)
     elif teacher is not None:
         problems.append(f'pseudo_labels.teacher is {teacher!r}, expected dict(config=..., checkpoint=...)')
+    captions = section.get('captions')
+    if captions is not None and not isinstance(captions, Mapping):
+        problems.append(f'pseudo_labels.captions is {captions!r}, expected a data set: dict(type=..., ...)')
     if problems:
         raise ValueError('; '.join(problems))
     if not Path(section['teacher']['checkpoint']).is_file():

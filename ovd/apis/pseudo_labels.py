@@ -50,8 +50,8 @@ class PseudoLabelling:
             ``CaptionDataset``, whose noun phrases are found by ``nouns`` (arguments of ``NounExtractor``),
             in all captions of an image unless it has captions='first', or a ``GroundingDataset``, whose
             boxes are kept and whose ignored phrases are asked for; the arguments of ``Selection``;
-            ``images_per_part``, the unit that a killed job repeats; ``broken_images``, 'refuse' or 'drop' (and
-            count) images that cannot be read.
+            ``images_per_part``, the unit that a killed job repeats; ``broken_images``, 'refuse' or 'drop'
+            (and count) images that cannot be read.
         device: of the teacher.
         limit: only the first images.
     Raises:

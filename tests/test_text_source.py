@@ -62,3 +62,11 @@ def test_a_file_serves_where_the_tower_is_absent_or_its_maker_unknown(tmp_path: 
     TextEmbeddings(torch.eye(5), vocabulary, (), '').save(path)
     clip = {'model': str(write_architecture(tmp_path / 'arch.json')), 'pretrained': 'random:1'}
     assert TextSource(embeddings=path, encoder=clip).embed(vocabulary).embeddings.equal(torch.eye(5))
+
+
+def test_a_tower_whose_weights_are_a_file_is_looked_at(tmp_path: Path) -> None:
+    path, weights = tmp_path / 'words.vocab.safetensors', tmp_path / 'w.pt'
+    vocabulary = write_words(path, [])
+    weights.write_text('no weights')
+    with pytest.raises(ValueError, match=r'w\.pt: refused'):
+        TextSource(embeddings=path, encoder={'model': 'RN50', 'pretrained': str(weights)}).embed(vocabulary)

@@ -100,7 +100,8 @@ class TextSource:
 
     def _has_local_tower(self) -> bool:
         """Whether the configured tower lies in a file or folder, so that looking at it fetches nothing."""
-        return self._encoder_config is not None and os.path.exists(self._encoder_config.get('model', ''))
+        named = self._encoder_config or {}
+        return any(os.path.exists(named.get(key) or '') for key in ('model', 'pretrained'))
 
     def _stored(self) -> TextEmbeddings:
         if self._file is None:

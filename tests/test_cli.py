@@ -92,6 +92,7 @@ def test_an_error_in_a_loader_worker_is_as_short(kind: type[Exception]) -> None:
         ('true', True),
         ('False', False),
         ('None', None),
+        ('none', 'none'),
         ('[1, 2]', [1, 2]),
         ("['a', 'b c']", ['a', 'b c']),
         ('[red star, ring]', ['red star', 'ring']),

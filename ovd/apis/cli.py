@@ -102,7 +102,7 @@ class KeyValue(argparse.Action):
 
 
 def parse_value(text: str) -> Any:
-    """A Python value from the command line: a literal (``3``, ``[1, 'a']``), true/false/none, else the text.
+    """A Python value of the command line: a literal (``3``, ``None``, ``[1, 'a']``), true/false, or the text.
 
     ``[a, b]`` without quotes is a list of words, as in mmengine's own parser; spaces inside words stay.
     """
@@ -110,9 +110,8 @@ def parse_value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         pass
-    lowered = text.lower()
-    if lowered in ('true', 'false', 'none'):
-        return {'true': True, 'false': False, 'none': None}[lowered]
+    if text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
     if text.startswith('[') and text.endswith(']') and not any(c in text[1:-1] for c in '[](){}'):
         return [parse_value(word.strip()) for word in text[1:-1].split(',') if word.strip()]
     return text

@@ -14,9 +14,9 @@ model = dict(
 )
 test_dataloader = dict(
     dataset=dict(
-        data_root='data/lvis_v1/',
-        ann_file='annotations/lvis_v1_val.json',
-        data_prefix=dict(img='../coco'),
+        data_root='data/',
+        ann_file='lvis_v1/annotations/lvis_v1_val.json',
+        data_prefix=dict(img='coco'),
         path_key='coco_url',
         vocabulary='lvis',
     )

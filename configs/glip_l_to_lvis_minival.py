@@ -7,7 +7,7 @@ Published fixed AP (all, rare, common, frequent): 37.3, 28.2, 34.3, 41.5.
 
 _base_ = './glip_l_to_lvis.py'
 
-test_dataloader = dict(dataset=dict(ann_file='annotations/lvis_v1_minival_inserted_image_name.json'))
+test_dataloader = dict(dataset=dict(ann_file='lvis_v1/annotations/lvis_v1_minival_inserted_image_name.json'))
 needs = [
     dict(
         path='data/lvis_v1/annotations/lvis_v1_minival_inserted_image_name.json',

@@ -7,7 +7,7 @@ Published fixed AP (all, rare, common, frequent): 24.9, 17.7, 19.5, 31.0.
 
 _base_ = './glip_t_c_to_lvis.py'
 
-test_dataloader = dict(dataset=dict(ann_file='annotations/lvis_v1_minival_inserted_image_name.json'))
+test_dataloader = dict(dataset=dict(ann_file='lvis_v1/annotations/lvis_v1_minival_inserted_image_name.json'))
 needs = [
     dict(
         path='data/lvis_v1/annotations/lvis_v1_minival_inserted_image_name.json',

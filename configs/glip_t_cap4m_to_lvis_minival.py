@@ -7,7 +7,7 @@ Published fixed AP (all, rare, common, frequent): 26.0, 20.8, 21.4, 31.0.
 
 _base_ = './glip_t_cap4m_to_lvis.py'
 
-test_dataloader = dict(dataset=dict(ann_file='annotations/lvis_v1_minival_inserted_image_name.json'))
+test_dataloader = dict(dataset=dict(ann_file='lvis_v1/annotations/lvis_v1_minival_inserted_image_name.json'))
 needs = [
     dict(
         path='data/lvis_v1/annotations/lvis_v1_minival_inserted_image_name.json',

@@ -10,8 +10,8 @@ real weights.
 _base_ = './glip_t_cap4m.py'
 
 model = dict(test_cfg=dict(score_thr=0.0, max_per_img=10))  # always an answer
-_mixed = 'final_refexp_val.json'  # the three val splits in one file
-_one = 'finetune_{}.json'
+_mixed = 'refcoco/final_refexp_val.json'  # the three val splits in one file
+_one = 'refcoco/finetune_{}.json'
 test_dataloader = dict(
     dataset=dict(
         _delete_=True,
@@ -28,8 +28,8 @@ test_dataloader = dict(
         },
         common=dict(
             type='ovd.ReferringExpressions',
-            data_root='data/refcoco/',
-            data_prefix=dict(img='../coco2014/train2014'),
+            data_root='data/',
+            data_prefix=dict(img='coco2014/train2014'),
             bad_regions='drop',
         ),
         missing='drop',

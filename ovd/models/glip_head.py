@@ -344,7 +344,8 @@ def _suppressed(
     size = instances.bboxes[:, 2:] - instances.bboxes[:, :2]
     instances = instances[(size > 0).all(1)]
     if len(instances):
-        kept, order = batched_nms(instances.bboxes, instances.scores, instances.labels, test_cfg['nms'])
+        groups = instances.labels.unique(return_inverse=True)[1]  # a name's place among many must not matter
+        kept, order = batched_nms(instances.bboxes, instances.scores, groups, test_cfg['nms'])
         instances = instances[order]
         instances.scores = kept[:, -1]
         instances = instances[: test_cfg['max_per_prompt']]

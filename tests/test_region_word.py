@@ -183,18 +183,21 @@ class Tower(nn.Module):
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2)
-    results = []
-    for fill in (False, True):
-        tower = nn.parallel.DistributedDataParallel(Tower(fill))
-        share = slice(0, 3) if rank == 0 else slice(3, 4)
-        loss = tower({key: value[share] for key, value in toy_data(4, True).items()})
-        loss.backward()
-        mean = loss.detach().clone()
-        dist.all_reduce(mean)
-        results.append((mean / 2, [parameter.grad for parameter in tower.parameters()]))
+    results = [share_of_a_step(rank, fill) for fill in (False, True)]
     if rank == 0:
         torch.save(results, f'{folder}/results.pth')
     dist.destroy_process_group()
+
+
+def share_of_a_step(rank: int, fill: bool) -> tuple[Tensor, list[Tensor | None]]:
+    """Mean loss and gradients; the wrapper must be gone before its process group is."""
+    tower = nn.parallel.DistributedDataParallel(Tower(fill))
+    share = slice(0, 3) if rank == 0 else slice(3, 4)
+    loss = tower({key: value[share] for key, value in toy_data(4, True).items()})
+    loss.backward()
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    return mean / 2, [parameter.grad for parameter in tower.parameters()]
 
 
 def test_two_processes_contrast_as_one(tmp_path: Path) -> None:

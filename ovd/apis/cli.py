@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import gc
 import os
 import re
 import sys
@@ -35,6 +36,7 @@ def run_tool(main: Main, argv: Sequence[str] | None = None) -> int:
     finally:
         distributed = sys.modules.get('torch.distributed')
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            gc.collect()  # DistributedDataParallel must go before its group, or gloo aborts when Python ends
             distributed.destroy_process_group()
 
 

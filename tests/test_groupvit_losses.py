@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers import ROOT
+from helpers import ROOT, leave_group
 from torch import Tensor
 from torch.nn import functional as F
 from toy_groupvit import toy_batch, toy_groupvit
@@ -209,7 +209,7 @@ def worker(rank: int, folder: str) -> None:
         'golden': reference_step(golden, rank) if golden else {},
     }
     torch.save(result, f'{folder}/rank{rank}.pth')
-    dist.destroy_process_group()
+    leave_group()
 
 
 def reference_step(golden: dict[str, Tensor], rank: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from helpers import leave_group
 from torch import Tensor, nn
 
 from ovd.losses.region_word import Embedded, RegionWordContrast, contrasted_places, region_word_loss
@@ -186,11 +187,11 @@ def worker(rank: int, folder: str) -> None:
     results = [share_of_a_step(rank, fill) for fill in (False, True)]
     if rank == 0:
         torch.save(results, f'{folder}/results.pth')
-    dist.destroy_process_group()
+    leave_group()
 
 
 def share_of_a_step(rank: int, fill: bool) -> tuple[Tensor, list[Tensor | None]]:
-    """Mean loss and gradients; the wrapper must be gone before its process group is."""
+    """Mean loss and gradients."""
     tower = nn.parallel.DistributedDataParallel(Tower(fill))
     share = slice(0, 3) if rank == 0 else slice(3, 4)
     loss = tower({key: value[share] for key, value in toy_data(4, True).items()})

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from helpers import leave_group
 from mmdet.models.task_modules.assigners import AssignResult
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -56,7 +57,7 @@ def worker(rank: int, mode: str, folder: str) -> None:
     dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2)
     history, weights = train(mode, rank, 2)
     torch.save({'history': history, 'weights': weights}, f'{folder}/rank{rank}.pth')
-    dist.destroy_process_group()
+    leave_group()
 
 
 @pytest.mark.parametrize('mode', ['vild', 'vild_ensemble'])

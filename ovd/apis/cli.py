@@ -36,7 +36,8 @@ def run_tool(main: Main, argv: Sequence[str] | None = None) -> int:
     finally:
         distributed = sys.modules.get('torch.distributed')
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
-            gc.collect()  # DistributedDataParallel must go before its group, or gloo aborts when Python ends
+            # A wrapped model keeps the group's threads alive, and one that meets Python's own end aborts.
+            gc.collect()
             distributed.destroy_process_group()
 
 

@@ -142,14 +142,16 @@ def test_referring_expressions(tmp_path: Path) -> None:
         config.test_dataloader.dataset.common.update(data_root=str(tmp_path), data_prefix={'img': 'images'})
 
     case = Case('glip_t_refcoco', tmp_path, change)
+    files = tmp_path / 'refcoco'
+    files.mkdir()
     content = sentences(tmp_path, ['the red star', 'ring above the car'], dataset_name='refcoco+')
     content['annotations'] = [{'image_id': image, 'bbox': PLACEHOLDER} for image in (0, 1)]
-    (tmp_path / 'finetune_refcoco+_testA.json').write_text(json.dumps(content))
+    (files / 'finetune_refcoco+_testA.json').write_text(json.dumps(content))
     mixed = sentences(tmp_path, ['the red star'] * 3)
     for image, name in zip(mixed['images'], ('refcoco', 'refcoco+', 'refcocog')):
         image['dataset_name'] = name
     mixed['annotations'] = [{'image_id': image, 'bbox': PLACEHOLDER} for image in range(3)]
-    (tmp_path / 'final_refexp_val.json').write_text(json.dumps(mixed))
+    (files / 'final_refexp_val.json').write_text(json.dumps(mixed))
     by_part: dict[str, list[DetDataSample]] = {}
     for sample in case.predictions():
         by_part.setdefault(sample.part, []).append(sample)
@@ -158,7 +160,7 @@ def test_referring_expressions(tmp_path: Path) -> None:
     answer = by_part['refcocog_val'][0].pred_instances
     assert 1 < len(answer) <= 10
     assert set(answer.label_names) == {'the red star'}
-    write_found(tmp_path / 'finetune_refcoco+_testA.json', content, by_part['refcoco+_testA'])
+    write_found(files / 'finetune_refcoco+_testA.json', content, by_part['refcoco+_testA'])
     report = case.report()
     assert report['metrics']['refcoco+_testA/precision@1'] == 1
     assert 0 <= report['metrics']['mean_of_4/precision@1'] < 1

@@ -5,7 +5,8 @@
     python tools/test.py configs/glipv2_shapes.py work_dirs/glipv2_shapes/latest.pth
 
 Zhang et al., NeurIPS 2022, in small. All nouns have boxes in captions; only the 16 base nouns have
-masks, and boxes of class lists. glipv2_shapes_masks.py tests detection and masks. Not tuned.
+masks, and boxes of class lists. glipv2_shapes_masks.py tests detection and masks. Not tuned; scores are in
+docs/glip_shapes.md.
 """
 
 _base_ = './glip_shapes.py'

@@ -262,8 +262,7 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 def build_runner(config: Config) -> ToolRunner:
-    """Build the Runner of a config: checkpoints that survive a kill, repeatable runs, losses of all
-    processes."""
+    """Build the Runner of a config, with our hooks: repeatable runs, logged losses of all processes."""
     config = copy.deepcopy(config)
     hooks = config.setdefault('default_hooks', {})
     checkpoint = hooks.setdefault('checkpoint', {'type': 'CheckpointHook', 'interval': 1})

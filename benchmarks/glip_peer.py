@@ -31,7 +31,7 @@ from memory import MIB, peak_memory, reset_peak
 from timing import Figure, paired_ratio, table, written
 
 import ovd  # noqa: F401  (before any host is imported)
-from ovd.apis.cli import run_tool
+from ovd.cli.console import run_tool
 
 DEPTHS = {'deep': 'glip_t_b_o365.py', 'shallow': 'glip_t_a_o365.py'}
 SIDES = ('peer', 'ours', 'ours40')
@@ -222,7 +222,7 @@ def write_weights(folder: Path, depth: str, size: tuple[int, int]) -> None:
     from mmdet.utils import register_all_modules
     from mmdet_glip import build_peer
 
-    from ovd.checkpoint import save_tensors
+    from ovd.checkpoints.loading import save_tensors
     from ovd.conversion.glip import convert_glip
 
     register_all_modules(init_default_scope=False)
@@ -243,7 +243,7 @@ def write_weights(folder: Path, depth: str, size: tuple[int, int]) -> None:
 
 def token_logits(model: Any, size: tuple[int, int]) -> torch.Tensor:
     """Logits of the first sentence on a picture, of all places and real tokens."""
-    from ovd.clip.prompt_features import PromptBatch
+    from ovd.encoders.prompt_features import PromptBatch
 
     batch = PromptBatch.of(model._prompts.encode(model._class_prompts[:1]))
     data = model.data_preprocessor({'inputs': [picture(size, 0)], 'data_samples': [sample(size)]}, False)
@@ -266,7 +266,7 @@ def load_ours(folder: Path, depth: str, names: Sequence[str], side: str) -> Any:
     """Our model as its configuration builds it, with the port's upsampling, ranking and numbers of boxes."""
     from mmengine.registry import DefaultScope
 
-    from ovd.checkpoint import load_complete, load_tensors
+    from ovd.checkpoints.loading import load_complete, load_tensors
     from ovd.config import load_config
     from ovd.registry import MODELS
 

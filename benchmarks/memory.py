@@ -25,7 +25,7 @@ import torch
 from timing import Figure, table, written
 
 import ovd  # noqa: F401  (before any host is imported)
-from ovd.apis.cli import run_tool
+from ovd.cli.console import run_tool
 
 BAR = 1.3
 MIB = 1 << 20
@@ -115,7 +115,7 @@ def build(name: str, words: int) -> Any:
     """The model with random weights and random vectors of its words."""
     from mmengine.registry import DefaultScope
 
-    from ovd.clip.text_embeddings import TextEmbeddings
+    from ovd.encoders.text_embeddings import TextEmbeddings
     from ovd.registry import MODELS as REGISTRY
     from ovd.text.vocabulary import Vocabulary
 

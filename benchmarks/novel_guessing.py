@@ -19,10 +19,10 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd.apis.cli import run_tool
-from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.clip.text_encoder import TextEncoder
-from ovd.datasets.image_text import ShapePairs
+from ovd.cli.console import run_tool
+from ovd.datasets.captions.clip_pairs import ShapePairs
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.encoders.text_encoder import TextEncoder
 from ovd.text.vocabulary import Vocabulary
 
 BACKGROUND = -1

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import ovd  # noqa: F401  (before any host is imported)
-from ovd.apis.cli import KeyValue, run_tool
+from ovd.cli.console import KeyValue, run_tool
 from ovd.text.vocabulary import Vocabulary
 
 
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min([args.orders + 1, *args.cuts]) < 1:
         raise ValueError('--orders must not be negative, --cuts at least 1')
 
-    from ovd.apis.predictor import Predictor
     from ovd.config import load_config
+    from ovd.inference.predictor import Predictor
 
     config = load_config(args.config, args.cfg_options)
     predictor = Predictor(config, args.checkpoint, args.device)

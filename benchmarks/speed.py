@@ -30,7 +30,7 @@ from PIL import Image
 from timing import CLOCKS, Figure, compare, interleave, paired_ratio, table, written
 
 import ovd  # noqa: F401  (before any host is imported)
-from ovd.apis.cli import run_tool
+from ovd.cli.console import run_tool
 from ovd.files import write_json
 
 EMBED_DIM = 512
@@ -206,7 +206,7 @@ def build_vild(convs: int, fcs: int, classes: int = 80, score_threshold: float |
 
 def random_text(classes: int) -> Any:
     """Class vectors of nonsense words."""
-    from ovd.clip.text_embeddings import TextEmbeddings
+    from ovd.encoders.text_embeddings import TextEmbeddings
     from ovd.text.vocabulary import Vocabulary
 
     vectors = torch.randn(classes, EMBED_DIM, generator=torch.Generator().manual_seed(classes))
@@ -313,7 +313,7 @@ def mask_rcnn_with_tower() -> Any:
 
 def measure_store(args: argparse.Namespace) -> list[Figure]:
     """Reading 300 rows of an image from a region store against slices of raw memory-mapped files."""
-    from ovd.clip.region_store import RegionStore, RegionStoreWriter
+    from ovd.regions.store import RegionStore, RegionStoreWriter
 
     images, rows = (2000, 300) if args.full else (200, 300)
     random = np.random.default_rng(0)
@@ -370,9 +370,9 @@ def measure_store(args: argparse.Namespace) -> list[Figure]:
 
 def measure_caching(args: argparse.Namespace) -> list[Figure]:
     """Files and boxes to a finished store, against the bare ViT-B/32 forward on the same crops."""
-    from ovd.apis.caching import RegionCaching
-    from ovd.clip.crops import crop_regions
+    from ovd.caching.clip_regions import RegionCaching
     from ovd.datasets.images import read_image
+    from ovd.regions.crops import crop_regions
 
     images, regions = (8, 300) if args.full else (2, 32)
     with scratch_folder() as folder:

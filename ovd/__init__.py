@@ -1,6 +1,6 @@
 """Open-vocabulary dense prediction on the OpenMMLab stack."""
 
-from . import compat
+from .hosts import import_hooks as compat
 from .version import __version__
 
 __all__ = ['__version__']

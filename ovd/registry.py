@@ -26,13 +26,13 @@ DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='ovd', locations=['ovd.datasets']
 )
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='ovd', locations=['ovd.evaluation'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='ovd', locations=['ovd.hooks'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='ovd', locations=['ovd.training.hooks'])
 OPTIM_WRAPPERS = Registry(
-    'optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='ovd', locations=['ovd.optim']
+    'optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='ovd', locations=['ovd.training.optim']
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='ovd',
-    locations=['ovd.optim'],
+    locations=['ovd.training.optim'],
 )

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_utils
 from torch.utils.data import DataLoader
 
 from ovd.datasets.annotations import match_categories, read_annotations
-from ovd.datasets.base_novel import OpenVocabularyDataset
+from ovd.datasets.detection.base_novel import OpenVocabularyDataset
 from ovd.registry import DATASETS, TRANSFORMS
 from ovd.text.vocabulary import Vocabulary
 

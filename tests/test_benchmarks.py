@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from helpers import ROOT
 
-from ovd.apis.cli import run_tool
+from ovd.cli.console import run_tool
 
 
 @pytest.fixture

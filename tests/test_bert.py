@@ -10,8 +10,8 @@ from helpers import shared_path
 from safetensors.torch import load_file, save_file
 from toy_bert import write_bert
 
-from ovd.clip.bert import BertText
-from ovd.clip.token_encoder import weights_state
+from ovd.encoders.bert_tokens import BertText
+from ovd.encoders.token_encoder import weights_state
 
 pytest.importorskip('transformers')
 

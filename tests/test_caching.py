@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy_regions import DIM, HEIGHT, WIDTH, contents, run_tool, write_config, write_task
 
-from ovd.apis.caching import (
+from ovd.caching.clip_regions import (
     CacheImage,
     RegionCaching,
     cache_regions,
@@ -29,11 +29,11 @@ from ovd.apis.caching import (
     read_cache_images,
     region_header,
 )
-from ovd.apis.runner import prepare_training
-from ovd.clip import region_shard
-from ovd.clip.crops import CropPolicy, crop_regions
-from ovd.clip.region_store import RegionStore, RegionStoreWriter
 from ovd.datasets.images import read_image
+from ovd.regions import shard as region_shard
+from ovd.regions.crops import CropPolicy, crop_regions
+from ovd.regions.store import RegionStore, RegionStoreWriter
+from ovd.training.runner import prepare_training
 
 KILLS = int(os.environ.get('OVD_KILLS', '20'))
 

@@ -16,10 +16,10 @@ from test_tools import equal, tool, tool_process, weights
 from torch.utils.data import DataLoader
 from toy_captions import caption_of, jpeg, write_shard, write_shards
 
-from ovd.checkpoint import read_checkpoint
-from ovd.datasets import caption_shards
-from ovd.datasets.caption_shards import CaptionShards
-from ovd.datasets.shard_reader import Part, ShardReader, expand_shards
+from ovd.checkpoints.loading import read_checkpoint
+from ovd.datasets.captions import shards as caption_shards
+from ovd.datasets.captions.shard_reader import Part, ShardReader, expand_shards
+from ovd.datasets.captions.shards import CaptionShards
 
 
 def draw(results: dict[str, Any]) -> tuple[str, float, float]:

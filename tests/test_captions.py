@@ -14,8 +14,8 @@ from mmengine.dataset import pseudo_collate
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from toy_captions import write_coco_captions, write_pictures, write_table
 
-from ovd.datasets.caption_transforms import CaptionPrompts, PackCaptions, TimmAugment, noun_id
-from ovd.datasets.captions import CaptionDataset
+from ovd.datasets.captions.dataset import CaptionDataset
+from ovd.datasets.captions.transforms import CaptionPrompts, PackCaptions, TimmAugment, noun_id
 from ovd.randomness import seed_generators
 from ovd.registry import DATASETS, TRANSFORMS
 
@@ -324,7 +324,7 @@ def test_long_captions_keep_their_end_token() -> None:
 
 
 def test_the_tokenizer_forgets_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('ovd.datasets.caption_transforms._TOKENIZER_CACHE', 3)
+    monkeypatch.setattr('ovd.datasets.captions.transforms._TOKENIZER_CACHE', 3)
     prompts = CaptionPrompts(0)
     before = prompts.tokenize(['a dog and a cat <end_of_text>'])
     assert len(prompts.tokenizer.cache) > 3

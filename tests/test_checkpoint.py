@@ -24,7 +24,7 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 from toy_checkpoints import BOOBY_TRAPS, Payload, was_run
 
-from ovd.checkpoint import (
+from ovd.checkpoints.loading import (
     LoadReport,
     UnsafeCheckpointError,
     compare,
@@ -37,7 +37,7 @@ from ovd.checkpoint import (
     save_checkpoint,
     save_tensors,
 )
-from ovd.safe_reading import read_array_pickle
+from ovd.checkpoints.reading import read_array_pickle
 
 
 def training_state() -> dict[str, Any]:
@@ -499,7 +499,7 @@ def test_pretrained_weights_that_fit_in_part_are_said_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[str] = []
-    monkeypatch.setattr('ovd.checkpoint._logger', lambda: SimpleNamespace(warning=warned.append))
+    monkeypatch.setattr('ovd.checkpoints.loading._logger', lambda: SimpleNamespace(warning=warned.append))
     path = tmp_path / 'w.pth'
     tensors = {'first.weight': torch.ones(2, 2), 'first.bias': torch.ones(2), 'fc.weight': torch.ones(9)}
     torch.save({'state_dict': {f'module.{key}': value for key, value in tensors.items()}}, path)
@@ -605,7 +605,7 @@ def test_another_models_checkpoint_is_refused_even_if_not_strict() -> None:
 def test_weights_to_answer_with_must_be_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing is an error, what is left over a warning; a data-parallel prefix is neither."""
     warned: list[str] = []
-    monkeypatch.setattr('ovd.checkpoint._logger', lambda: SimpleNamespace(warning=warned.append))
+    monkeypatch.setattr('ovd.checkpoints.loading._logger', lambda: SimpleNamespace(warning=warned.append))
     source, target = Net(), Net()
     tensors = {f'module.{key}': value for key, value in source.state_dict().items()}
     assert load_complete(target, tensors).is_complete

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ovd.apis import cli
-from ovd.apis.cli import KeyValue, add_config_arguments, find_device, one_line, parse_value, run_tool
+from ovd.cli import console as cli
+from ovd.cli.console import KeyValue, add_config_arguments, one_line, parse_value, run_tool
+from ovd.devices import find_device, limit_threads
 
 
 def failing(error: BaseException) -> Any:
@@ -129,11 +130,11 @@ def test_threads_are_limited_on_large_machines(
     monkeypatch.setattr(torch, 'get_num_threads', lambda: threads[0])
     monkeypatch.setattr(torch, 'set_num_threads', lambda number: threads.__setitem__(0, number))
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    cli.limit_threads()
+    limit_threads()
     assert threads == [after]
     monkeypatch.setenv('OMP_NUM_THREADS', '64')
     threads[0] = 64
-    cli.limit_threads()
+    limit_threads()
     assert threads == [64]
 
 

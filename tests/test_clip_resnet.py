@@ -7,7 +7,7 @@ import torch
 from helpers import ROOT
 from toy_clip import VIT, write_architecture
 
-from ovd.clip.loading import build_clip
+from ovd.encoders.loading import build_clip
 from ovd.models.clip_resnet import ClipResNet
 
 TINY = str(ROOT / 'ovd/assets/clip_tiny_shapes')

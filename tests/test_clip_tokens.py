@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from toy_clip import write_architecture
 
-from ovd.clip.clip_tokenizer import ClipTokenizer, align
-from ovd.clip.clip_tokens import ClipTokens
-from ovd.clip.prompt_features import PromptEncoder, encode_batch
-from ovd.clip.text_encoder import TextEncoder
-from ovd.clip.token_encoders import build_token_encoder, load_token_counter
+from ovd.encoders.build_token_encoder import build_token_encoder, load_token_counter
+from ovd.encoders.clip_tokenizer import ClipTokenizer, align
+from ovd.encoders.clip_tokens import ClipTokens
+from ovd.encoders.prompt_features import PromptEncoder, encode_batch
+from ovd.encoders.text_encoder import TextEncoder
 from ovd.text.phrases import caption_prompt, class_prompt
 
 TEXTS = [

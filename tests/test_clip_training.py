@@ -13,13 +13,13 @@ from helpers import ROOT, write_coco
 from mmengine.config import Config
 from torch.nn import functional as F
 
-from ovd.apis.runner import build_runner
-from ovd.clip.loading import load_clip
-from ovd.datasets.image_text import AnnotatedRegions, ShapePairs, caption_styles
-from ovd.datasets.shapes import Pair
+from ovd.datasets.captions.clip_pairs import AnnotatedRegions, ShapePairs, caption_styles
+from ovd.encoders.loading import load_clip
 from ovd.evaluation.classification import ZeroShotAccuracy
-from ovd.losses.contrastive import image_text_loss, uniformity_loss
-from ovd.models.clip import CLIP
+from ovd.layers.contrastive import image_text_loss, uniformity_loss
+from ovd.models.clip_pretraining import CLIP
+from ovd.shapes.scenes import Pair
+from ovd.training.runner import build_runner
 
 ARCHITECTURE = {
     'embed_dim': 16,

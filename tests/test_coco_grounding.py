@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from helpers import shared_path, write_coco
 
-from ovd.datasets.coco_grounding import CaptionMatcher, CocoGroundingDataset
+from ovd.datasets.grounding.coco import CaptionMatcher, CocoGroundingDataset
 from ovd.text.phrases import caption_prompt
 from ovd.text.vocabulary import Vocabulary
 

@@ -16,9 +16,9 @@ from helpers import ROOT, shared_path
 from PIL import Image
 from torchvision.models import resnet50
 
-from ovd.clip.loading import build_clip, save_clip
-from ovd.clip.region_store import RegionStore
-from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.encoders.loading import build_clip, save_clip
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.regions.store import RegionStore
 
 SMALL_RPN = """
 _base_ = './configs/rpn_r50_coco.py'

@@ -15,9 +15,9 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from test_coco_mini import tool
 
-from ovd.checkpoint import save_tensors
-from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.checkpoints.loading import save_tensors
 from ovd.config import load_config
+from ovd.encoders.text_embeddings import TextEmbeddings
 from ovd.registry import MODELS
 
 LSEG = """

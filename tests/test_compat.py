@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from helpers import ROOT, write_coco
 
-from ovd import compat
+from ovd.hosts import import_hooks as compat
 
 needs_stand_in = pytest.mark.skipif(not compat.uses_stand_in(), reason='mmcv has its compiled operators')
 
@@ -54,7 +54,7 @@ def test_hosts_are_imported_without_a_word(name: str) -> None:
 
 def test_warnings_of_the_hosts_about_themselves_are_ignored_and_no_others() -> None:
     done = run_python(
-        'import warnings\nimport ovd\nfrom ovd.compat import HOST_WARNINGS\n'
+        'import warnings\nimport ovd\nfrom ovd.hosts.import_hooks import HOST_WARNINGS\n'
         'for message in [*HOST_WARNINGS, "mine"]:\n    warnings.warn(message)'
     )
     assert done.stderr.count('Warning') == 1
@@ -85,7 +85,7 @@ def test_a_spawned_worker_unpickles_a_dataset_in_silence(tmp_path: Path) -> None
     code = """
 import numpy as np, ovd
 from torch.utils.data import DataLoader
-from ovd.datasets.base_novel import OpenVocabularyDataset
+from ovd.datasets.detection.base_novel import OpenVocabularyDataset
 
 pipeline = [
     dict(type='ovd.LoadImage'),
@@ -110,9 +110,9 @@ for item, in loader:
 @needs_stand_in
 def test_spawned_processes_have_the_operators_without_a_main_module() -> None:
     code = (
-        'import multiprocessing, ovd.compat\n'
+        'import multiprocessing, ovd.hosts.import_hooks\n'
         'with multiprocessing.get_context("spawn").Pool(1) as pool:\n'
-        '    assert pool.apply(ovd.compat.uses_stand_in)'
+        '    assert pool.apply(ovd.hosts.import_hooks.uses_stand_in)'
     )
     done = run_python(code)
     assert (done.returncode, done.stderr) == (0, '')
@@ -123,7 +123,7 @@ def test_the_compiled_extension_is_preferred(tmp_path: Path) -> None:
     assert finder in sys.meta_path
     absent = finder.find_spec('mmcv._ext', [str(tmp_path)])
     assert absent is not None
-    assert absent.origin == 'ovd.ops'
+    assert absent.origin == 'ovd.hosts.ops'
     (tmp_path / '_ext.py').write_text('nms = None\n')
     importlib.invalidate_caches()
     present = finder.find_spec('mmcv._ext', [str(tmp_path)])
@@ -182,7 +182,7 @@ def test_a_hook_runs_for_a_module_imported_before(host: Path, monkeypatch: pytes
 
 def test_checkpoint_loading_is_guarded() -> None:
     module = importlib.import_module('mmengine.runner.checkpoint')
-    assert module._safe_torch_load.__module__ == 'ovd.checkpoint'
+    assert module._safe_torch_load.__module__ == 'ovd.checkpoints.loading'
 
 
 NOISY_HOST = """

@@ -9,13 +9,13 @@ from helpers import ROOT
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from ovd.heads.cosine_classifier import unit
-from ovd.heads.grouping import GroupingOutput
-from ovd.losses.presence import coherence_loss, presence_loss
+from ovd.layers.cosine_classifier import unit
 from ovd.models.clip_resnet import ClipResNet
-from ovd.models.conv_grouping import ConvGrouping
-from ovd.models.group_objectives import GroupBatch
-from ovd.models.group_words import Coherence, ForegroundPooling, Presence, batch_nouns
+from ovd.models.groupvit.conv_encoder import ConvGrouping
+from ovd.models.groupvit.group_batch import GroupBatch
+from ovd.models.groupvit.grouping import GroupingOutput
+from ovd.models.groupvit.presence_loss import coherence_loss, presence_loss
+from ovd.models.groupvit.word_objectives import Coherence, ForegroundPooling, Presence, batch_nouns
 from ovd.registry import MODELS
 
 TINY = str(ROOT / 'ovd/assets/clip_tiny_shapes')

@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers import ROOT
 
-from ovd.checkpoint import load_into, load_metadata, load_tensors
-from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.checkpoints.loading import load_into, load_metadata, load_tensors
 from ovd.conversion.vild import convert_detpro, convert_detpro_prompts
+from ovd.encoders.text_embeddings import TextEmbeddings
 from ovd.text.vocabulary import Vocabulary
 from tools.convert_checkpoint import main
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ovd.heads.cosine_classifier import CosineClassifier, remove_classes, unit, zero_classes
-from ovd.heads.score_ensemble import geometric_mean, standardized_logits, text_weights
-from ovd.losses.distillation import distillation_loss
+from ovd.layers.cosine_classifier import CosineClassifier, remove_classes, unit, zero_classes
+from ovd.models.vild.distillation import distillation_loss
+from ovd.models.vild.score_ensemble import geometric_mean, standardized_logits, text_weights
 
 
 def identity_classifier(**options: object) -> CosineClassifier:

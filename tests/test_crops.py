@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.clip import crops as crops_module
-from ovd.clip.crops import CLIP_MEAN, CropPolicy, crop_regions, crop_windows, join_scales
+from ovd.regions import crops as crops_module
+from ovd.regions.crops import CLIP_MEAN, CropPolicy, crop_regions, crop_windows, join_scales
 
 MEAN_COLOUR = [round(255 * channel) for channel in CLIP_MEAN]
 

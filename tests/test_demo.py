@@ -16,8 +16,8 @@ from PIL import Image
 from toy_predictor import write_toy
 from toy_segmentor import write_toy_segmentor
 
-from ovd.apis.cli import run_tool
-from ovd.apis.predictions import Prediction, Segmentation
+from ovd.cli.console import run_tool
+from ovd.inference.predictions import Prediction, Segmentation
 
 
 @pytest.fixture(scope='module')

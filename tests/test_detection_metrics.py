@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ovd.datasets.annotations import read_annotations
-from ovd.datasets.base_novel import OpenVocabularyDataset
+from ovd.datasets.detection.base_novel import OpenVocabularyDataset
 from ovd.evaluation.average_precision import Detections
 from ovd.evaluation.detection import AnnotationMetric, DetectionMetric, LVISMetric
 from ovd.evaluation.voc import VOCMetric, area_under_curve, eleven_point_precision, precision_recall

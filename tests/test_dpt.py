@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from toy_clip import VIT, write_architecture
 from toy_lseg import vit
 
-from ovd.clip.loading import build_clip
-from ovd.models.dpt import DPTFusion, DPTViT, ProjectReadout, Reassemble, ResNetPyramid
+from ovd.encoders.loading import build_clip
+from ovd.models.lseg.dpt import DPTFusion, DPTViT, ProjectReadout, Reassemble, ResNetPyramid
 from ovd.models.vit_tokens import ClipViT, TimmViT, VitTokens
 from ovd.registry import MODELS
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ovd.apis.draw import PALETTE, _overlap, _place_label, draw_instances, draw_segmentation, name_colors
+from ovd.inference.draw import PALETTE, _overlap, _place_label, draw_instances, draw_segmentation, name_colors
 
 GREY = 100
 

@@ -12,10 +12,10 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 from toy_groupvit import toy_config, toy_groupvit
 
-from ovd.apis.cli import run_tool
-from ovd.apis.draw_groups import Groups, find_groups, group_colors
-from ovd.checkpoint import save_tensors
-from ovd.models.group_readout import group_labels
+from ovd.checkpoints.loading import save_tensors
+from ovd.cli.console import run_tool
+from ovd.inference.draw_groups import Groups, find_groups, group_colors
+from ovd.models.groupvit.readout import group_labels
 
 PREPROCESSOR = {'type': 'SegDataPreProcessor', 'mean': [127.5] * 3, 'std': [64.0] * 3, 'bgr_to_rgb': True}
 

@@ -5,7 +5,7 @@ import torch
 from golden_glip import DYHEAD, golden, levels, load
 from torchvision.ops import deform_conv2d
 
-from ovd.models.dyhead import DyHeadBlock, DynamicReLU
+from ovd.models.glip.dyhead import DyHeadBlock, DynamicReLU
 
 
 @pytest.mark.parametrize(('name', 'deformable'), [('dyconv_a', True), ('dyconv_plain_a', False)])

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from ovd.datasets.few_shot import SquareResize, flatten_episodes, nearest_places
-from ovd.datasets.few_shot_sets import COCO20iDataset, FSS1000Dataset, Pascal5iDataset
+from ovd.datasets.segmentation.few_shot import SquareResize, flatten_episodes, nearest_places
+from ovd.datasets.segmentation.few_shot_benchmarks import COCO20iDataset, FSS1000Dataset, Pascal5iDataset
 from ovd.evaluation.few_shot import FewShotMetric
 from ovd.registry import DATASETS
 from ovd.text.vocabulary import Vocabulary

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from helpers import write_image
 
-from ovd.datasets.flickr_entities import FlickrEntitiesDataset, MarkedPhrase, parse_sentence
+from ovd.datasets.grounding.flickr_entities import FlickrEntitiesDataset, MarkedPhrase, parse_sentence
 from ovd.text.phrases import caption_prompt
 
 SENTENCES = """\

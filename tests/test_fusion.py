@@ -5,7 +5,7 @@ import torch
 from golden_glip import FUSE, TEXT_LAYER, golden, levels, load
 from torch import Tensor, nn
 
-from ovd.heads.fusion import (
+from ovd.models.glip.fusion import (
     LIMIT,
     BidirectionalAttention,
     TextLayer,
@@ -98,7 +98,7 @@ def test_both_paths_agree_in_values_and_gradients(
     place_mask = torch.arange(11) < torch.tensor([[11], [7]]) if with_place_mask else None
     results = []
     for small in (True, False):
-        monkeypatch.setattr('ovd.heads.fusion.scores_are_small', lambda query, key, small=small: small)
+        monkeypatch.setattr('ovd.models.glip.fusion.scores_are_small', lambda query, key, small=small: small)
         torch.manual_seed(0)
         attention = BidirectionalAttention(8, 6, 16, 2)
         leaves = [places.clone().requires_grad_(), text.clone().requires_grad_()]
@@ -111,7 +111,7 @@ def test_both_paths_agree_in_values_and_gradients(
 
 @pytest.mark.parametrize('at_a_time', [1, 60, 1 << 22])
 def test_the_folded_path_of_inference_agrees(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('ovd.heads.fusion._SCORES_AT_A_TIME', at_a_time)
+    monkeypatch.setattr('ovd.models.glip.fusion._SCORES_AT_A_TIME', at_a_time)
     torch.manual_seed(0)
     attention = BidirectionalAttention(8, 6, 32, 4).eval()
     for layer in attention.children():

@@ -11,11 +11,11 @@ from mmengine.config import Config
 from torch import Tensor
 from toy_glip import WORDS, add_truth, batch, images, toy_config, toy_glip
 
-from ovd.apis.predictor import Predictor
-from ovd.checkpoint import save_tensors
-from ovd.models.glip import GLIP
-from ovd.models.glip_head import Truth
-from ovd.models.lessons import IGNORED, ignored_tokens, merged, with_all_entities
+from ovd.checkpoints.loading import save_tensors
+from ovd.inference.predictor import Predictor
+from ovd.models.glip.detector import GLIP
+from ovd.models.glip.head import Truth
+from ovd.models.glip.training_targets import IGNORED, ignored_tokens, merged, with_all_entities
 from ovd.text.phrases import caption_prompt
 
 pytest.importorskip('transformers')

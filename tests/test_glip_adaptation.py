@@ -13,12 +13,12 @@ from toy_bert import write_bert
 from toy_glip import WORDS, add_truth, batch, images, toy_config, toy_glip
 from toy_runs import write_config
 
-from ovd.apis.runner import build_runner, prepare_training
-from ovd.checkpoint import load_complete, load_into, load_metadata, read_checkpoint, save_tensors
-from ovd.clip.prompt_offset import PromptOffset
+from ovd.checkpoints.loading import load_complete, load_into, load_metadata, read_checkpoint, save_tensors
 from ovd.config import load_config
-from ovd.models.glip import GLIP
+from ovd.encoders.prompt_tuning import PromptOffset
+from ovd.models.glip.detector import GLIP
 from ovd.models.partial_training import evaluate_frozen, train_only
+from ovd.training.runner import build_runner, prepare_training
 
 pytest.importorskip('transformers')
 

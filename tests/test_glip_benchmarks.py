@@ -13,10 +13,10 @@ from helpers import ROOT, write_coco, write_image
 from mmengine.config import Config
 from toy_glip import WORDS, toy_config, toy_glip
 
-from ovd.apis.cli import run_tool
-from ovd.apis.predictor import Predictor
-from ovd.checkpoint import save_tensors
-from ovd.clip.bert import count_tokens, load_tokenizer
+from ovd.checkpoints.loading import save_tensors
+from ovd.cli.console import run_tool
+from ovd.encoders.bert_tokens import count_tokens, load_tokenizer
+from ovd.inference.predictor import Predictor
 from ovd.text.phrases import clean_name
 from ovd.text.vocabulary import Vocabulary
 

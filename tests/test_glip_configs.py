@@ -12,10 +12,10 @@ from mmengine.registry import init_default_scope
 from toy_bert import write_bert
 from toy_glip import add_truth, batch, images, slim
 
-from ovd.apis.runner import check_packing
 from ovd.config import load_config
 from ovd.registry import DATASETS, MODELS, TRANSFORMS
 from ovd.text.vocabulary import Vocabulary
+from ovd.training.runner import check_packing
 
 pytest.importorskip('transformers')
 
@@ -107,7 +107,7 @@ def test_the_sets_of_odinw_are_all_there(tmp_path: Path) -> None:
 
 def test_the_tower_of_published_size_is_built() -> None:
     """Parameter counts in millions of the heads, as published."""
-    from ovd.models.glip_head import GLIPHead
+    from ovd.models.glip.head import GLIPHead
 
     for name, millions in (('glip_t_a_o365', 11.70), ('glip_t_b_o365', 92.05), ('glip_l', 122.67)):
         with torch.device('meta'):

@@ -105,7 +105,7 @@ def our_shapes(
     from mmdet.models import FPN, SwinTransformer
     from transformers import BertConfig, BertModel
 
-    from ovd.models.glip_head import GLIPHead
+    from ovd.models.glip.head import GLIPHead
 
     parts: dict[str, torch.nn.Module] = {
         'backbone': SwinTransformer(

@@ -20,10 +20,10 @@ from mmengine.registry import init_default_scope
 from test_tools import error_line, tool
 from toy_glip import slim, spread, toy_glip
 
-from ovd.apis.runner import ToolRunner, build_runner, prepare_testing
-from ovd.checkpoint import save_tensors
+from ovd.checkpoints.loading import save_tensors
 from ovd.config import load_config
 from ovd.registry import DATASETS, MODELS
+from ovd.training.runner import ToolRunner, build_runner, prepare_testing
 
 pytest.importorskip('transformers')
 

@@ -6,8 +6,8 @@ from golden_glip import DYHEAD, FUSE, TEXT_LAYER, golden, levels
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ovd.clip.token_encoder import TokenFeatures
-from ovd.models.glip_head import GLIPHead, Outputs, Truth, _suppressed, centerness_targets
+from ovd.encoders.token_encoder import TokenFeatures
+from ovd.models.glip.head import GLIPHead, Outputs, Truth, _suppressed, centerness_targets
 
 TEST_CFG = {
     'score_thr': 0.05,

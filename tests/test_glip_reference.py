@@ -13,10 +13,10 @@ from torch import nn
 from toy_bert import write_bert
 from toy_glip import WORDS, batch, images, toy_config, toy_glip
 
-from ovd.checkpoint import load_complete
+from ovd.checkpoints.loading import load_complete
 from ovd.config import load_config
 from ovd.conversion.glip import convert_glip
-from ovd.models.glip import GLIP
+from ovd.models.glip.detector import GLIP
 
 pytest.importorskip('transformers')
 

@@ -10,9 +10,9 @@ from mmdet.structures import DetDataSample
 from toy_bert import write_bert
 from toy_glip import WORDS, batch, images, toy_config, toy_glip
 
-from ovd.clip.bert import BertText
-from ovd.clip.prompt_features import PromptEncoder
-from ovd.models.glip import GLIP
+from ovd.encoders.bert_tokens import BertText
+from ovd.encoders.prompt_features import PromptEncoder
+from ovd.models.glip.detector import GLIP
 from ovd.text.nouns import Noun, NounExtractor
 from ovd.text.phrases import Prompt, caption_prompt, class_prompt, locate_phrases, positive_map
 from ovd.text.vocabulary import Vocabulary

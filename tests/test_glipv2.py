@@ -15,10 +15,10 @@ from torch import Tensor
 from toy_glip import WORDS, add_truth, batch, images, toy_config, toy_glip
 
 from ovd.conversion.glip import convert_glip, convert_glipv2
-from ovd.datasets.grounding_transforms import PackNegativeCaptions, SampleClassNames
-from ovd.models.glip import GLIP
-from ovd.models.glipv2 import GLIPv2, class_ids, is_list, own_ranges
-from ovd.models.text_masks import MaskTruth, TextMaskHead
+from ovd.datasets.grounding.transforms import PackNegativeCaptions, SampleClassNames
+from ovd.models.glip.detector import GLIP
+from ovd.models.glip.detector_v2 import GLIPv2, class_ids, is_list, own_ranges
+from ovd.models.glip.mask_head import MaskTruth, TextMaskHead
 from ovd.text.phrases import caption_prompt, class_prompt
 
 pytest.importorskip('transformers')

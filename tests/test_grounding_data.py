@@ -10,8 +10,8 @@ from helpers import shared_path, write_image
 from mmdet.utils import register_all_modules
 from toy_bert import write_bert
 
-from ovd.datasets.grounding import GroundingDataset
-from ovd.datasets.grounding_transforms import PackNegativeCaptions, SampleClassNames
+from ovd.datasets.grounding.dataset import GroundingDataset
+from ovd.datasets.grounding.transforms import PackNegativeCaptions, SampleClassNames
 from ovd.registry import DATASETS
 
 pytest.importorskip('transformers')

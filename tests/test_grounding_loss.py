@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 
-from ovd.losses.grounding import token_focal_loss
+from ovd.models.glip.token_loss import token_focal_loss
 
 
 def test_by_hand() -> None:

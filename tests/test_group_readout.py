@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy_groupvit import reference_config
 
-from ovd.checkpoint import load_into, load_tensors
-from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.checkpoints.loading import load_into, load_tensors
 from ovd.conversion.groupvit import convert_groupvit
-from ovd.heads.grouping import GroupingOutput
-from ovd.heads.score_maps import argmax_labels, materialize
-from ovd.heads.thresholds import Thresholds
-from ovd.models.group_readout import (
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.layers.score_maps import argmax_labels, materialize
+from ovd.models.groupvit.grouping import GroupingOutput
+from ovd.models.groupvit.readout import (
     GroupPredictions,
     GroupReadout,
     GroupScores,
@@ -28,6 +27,7 @@ from ovd.models.group_readout import (
     compose_maps,
     group_labels,
 )
+from ovd.models.groupvit.thresholds import Thresholds
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toy_groupvit import WORDS, toy_batch, toy_config, toy_groupvit
 
-from ovd.checkpoint import load_into
-from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.clip.text_encoder import TextEncoder
-from ovd.heads.cosine_classifier import unit
-from ovd.heads.grouping import (
+from ovd.checkpoints.loading import load_into
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.encoders.text_encoder import TextEncoder
+from ovd.layers.cosine_classifier import unit
+from ovd.models.groupvit.encoder import Block, resize_positions, sine_positions
+from ovd.models.groupvit.group_batch import GroupBatch
+from ovd.models.groupvit.grouping import (
     Assignment,
     CosineMerge,
     GroupingBlock,
@@ -29,10 +31,8 @@ from ovd.heads.grouping import (
     soft_assignment,
     straight_through,
 )
-from ovd.models.group_encoder import Block, resize_positions, sine_positions
-from ovd.models.group_objectives import GroupBatch
-from ovd.models.groupvit import GroupViT
-from ovd.models.projection_head import JointBatchNorm
+from ovd.models.groupvit.projection_head import JointBatchNorm
+from ovd.models.groupvit.segmentor import GroupViT
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 

@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from mmseg.structures import SegDataSample
 
 from ovd.config import load_config
-from ovd.models.group_readout import ReferenceReadout, SoftReadout
+from ovd.models.groupvit.readout import ReferenceReadout, SoftReadout
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 

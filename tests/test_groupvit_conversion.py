@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy_groupvit import toy_config, toy_groupvit
 
-from ovd.checkpoint import load_into, load_metadata, load_tensors
+from ovd.checkpoints.loading import load_into, load_metadata, load_tensors
 from ovd.conversion.groupvit import convert_groupvit, export_groupvit, transformers_config
-from ovd.heads.cosine_classifier import unit
-from ovd.models.groupvit import GroupViT
+from ovd.layers.cosine_classifier import unit
+from ovd.models.groupvit.segmentor import GroupViT
 from ovd.registry import MODELS
 from tools.convert_checkpoint import main
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy_groupvit import toy_batch, toy_groupvit
 
-from ovd.losses.contrastive import MultiLabelLoss, caption_loss
-from ovd.losses.gather import gather_rows, joint_mean, joint_rows
-from ovd.models.projection_head import JointBatchNorm, ProjectionHead
+from ovd.layers.contrastive import MultiLabelLoss, caption_loss
+from ovd.layers.gather import gather_rows, joint_mean, joint_rows
+from ovd.models.groupvit.projection_head import JointBatchNorm, ProjectionHead
 
 IMAGES, NOUNS, WIDTH = 5, 2, 6
 SHARES = (slice(0, 2), slice(2, 5))  # of the images, by process; of different sizes on purpose

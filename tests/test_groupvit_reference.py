@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toy_groupvit import reference_config
 
-from ovd.checkpoint import load_into, load_tensors
+from ovd.checkpoints.loading import load_into, load_tensors
 from ovd.conversion.groupvit import convert_groupvit, export_groupvit
-from ovd.heads.cosine_classifier import unit
-from ovd.heads.grouping import soft_assignment, straight_through
-from ovd.losses.contrastive import caption_loss
-from ovd.models.groupvit import GroupViT
+from ovd.layers.contrastive import caption_loss
+from ovd.layers.cosine_classifier import unit
+from ovd.models.groupvit.grouping import soft_assignment, straight_through
+from ovd.models.groupvit.segmentor import GroupViT
 from ovd.registry import MODELS
 
 FOLDER = 'goldens/groupvit/'

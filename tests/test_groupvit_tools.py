@@ -11,8 +11,8 @@ from helpers import ROOT, write_coco, write_image
 from test_draw_groups import write_toy_model
 from toy_groupvit import WORDS
 
-from ovd.apis.cli import run_tool
-from ovd.heads.thresholds import Thresholds
+from ovd.cli.console import run_tool
+from ovd.models.groupvit.thresholds import Thresholds
 
 
 def tool(name: str) -> ModuleType:

@@ -14,8 +14,8 @@ import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from ovd import hooks
-from ovd.hooks import _NumberedSampler, _point, _SeededFetch
+from ovd.training import hooks
+from ovd.training.hooks import _NumberedSampler, _point, _SeededFetch
 
 
 class Draws(Dataset[tuple[int, float, float, float]]):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from toy_clip import RESNET, VIT, write_architecture
 
-from ovd.clip.image_encoder import ImageEncoder
-from ovd.clip.loading import build_clip, save_clip
-from ovd.clip.text_encoder import TextEncoder
+from ovd.encoders.image_encoder import ImageEncoder
+from ovd.encoders.loading import build_clip, save_clip
+from ovd.encoders.text_encoder import TextEncoder
 
 
 def write_folder(folder: Path, vision_cfg: dict[str, Any], **changes: Any) -> Path:

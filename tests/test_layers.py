@@ -13,31 +13,18 @@ PACKAGE = ROOT / 'ovd'
 
 # From the bottom up. A part may import itself, the parts of lower layers, and what SIDEWAYS adds.
 LAYERS = [
-    {
-        'version',
-        'files',
-        'randomness',
-        'registry',
-        'config',
-        'stand_ins',
-        'torchscript',
-        'safe_reading',
-        'checkpoint',
-        'compat',
-        'ops',
-    },
+    {'version', 'files', 'randomness', 'devices', 'registry', 'config', 'hosts', 'checkpoints'},
     {'text'},
-    {'clip'},
-    {'heads', 'losses'},
+    {'encoders', 'shapes'},
+    {'regions', 'layers'},
     {'datasets', 'evaluation'},
-    {'models', 'hooks', 'optim', 'conversion'},
-    {'apis'},
+    {'conversion', 'models'},
+    {'caching', 'training', 'inference'},
+    {'pseudo_labels'},
+    {'cli'},
 ]
 SIDEWAYS = {
-    'compat': {'ops', 'checkpoint'},
-    'checkpoint': {'safe_reading'},
-    'safe_reading': {'stand_ins', 'torchscript'},
-    'torchscript': {'stand_ins'},
+    'hosts': {'checkpoints'},
     'evaluation': {'datasets'},
 }
 BOTTOM = LAYERS[0]
@@ -45,16 +32,33 @@ HOSTS = {'mmengine', 'mmcv', 'mmdet', 'mmseg'}
 # Third-party packages that a part must not import; a part that is not listed may import any.
 FORBIDDEN = {
     'text': HOSTS | {'torch', 'numpy', 'torchvision', 'open_clip', 'PIL', 'cv2'},
-    'clip': HOSTS,
-    'heads': HOSTS | {'open_clip', 'torchvision', 'cv2', 'PIL'},
-    'losses': HOSTS | {'open_clip', 'torchvision', 'cv2', 'PIL'},
-    'ops': HOSTS - {'mmcv'},
-    **dict.fromkeys(BOTTOM - {'compat', 'ops'}, HOSTS - {'mmengine'}),
+    'shapes': HOSTS | {'torch', 'torchvision', 'open_clip'},
+    'encoders': HOSTS,
+    'regions': HOSTS,
+    **dict.fromkeys(BOTTOM - {'hosts'}, HOSTS - {'mmengine'}),
 }
+# Formulas: tensors in, tensors out. Torch and nothing else of the field, and no strings.
+FORMULAS = [
+    'layers',
+    'models/glip/fusion.py',
+    'models/glip/masked_language.py',
+    'models/glip/region_word_loss.py',
+    'models/glip/token_loss.py',
+    'models/glip/token_scores.py',
+    'models/groupvit/grouping.py',
+    'models/groupvit/presence_loss.py',
+    'models/lseg/pixel_loss.py',
+    'models/lseg/pixel_text.py',
+    'models/vild/distillation.py',
+    'models/vild/score_ensemble.py',
+]
+NOT_IN_FORMULAS = HOSTS | {'open_clip', 'torchvision', 'cv2', 'PIL'}
+REGISTERING = ('datasets', 'evaluation', 'models')
+SYSTEMS = ('glip', 'groupvit', 'lseg', 'vild')
 
 
 def part_of(path: Path) -> str:
-    """``ovd/clip/crops.py`` -> clip, ``ovd/files.py`` -> files, ``ovd/__init__.py`` -> ''."""
+    """``ovd/regions/crops.py`` -> clip, ``ovd/files.py`` -> files, ``ovd/__init__.py`` -> ''."""
     first = path.relative_to(PACKAGE).parts[0]
     return '' if first == '__init__.py' else first.removesuffix('.py')
 
@@ -114,35 +118,61 @@ def test_imports_point_down() -> None:
     assert not wrong, '\n'.join(wrong)
 
 
+def test_formulas_import_torch_and_other_formulas_only() -> None:
+    wrong = []
+    for name in FORMULAS:
+        place = PACKAGE / name
+        for path in [place] if place.is_file() else sorted(place.glob('*.py')):
+            for line, module in imports_of(path):
+                head, *rest = module.split('.')
+                is_formula = any('/'.join(rest).startswith(f.removesuffix('.py')) for f in FORMULAS)
+                if head in NOT_IN_FORMULAS or (head == 'ovd' and not is_formula):
+                    wrong.append(f'{path.relative_to(ROOT)}:{line} imports {module}')
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_systems_do_not_import_each_other() -> None:
+    wrong = [
+        f'{path.relative_to(ROOT)}:{line} imports {module}'
+        for system in SYSTEMS
+        for path in sorted((PACKAGE / 'models' / system).glob('*.py'))
+        for line, module in imports_of(path)
+        if any(module.startswith(f'ovd.models.{other}') for other in SYSTEMS if other != system)
+    ]
+    assert not wrong, '\n'.join(wrong)
+
+
 def test_the_walk_sees_every_form_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], 'PACKAGE', tmp_path)
-    (tmp_path / 'clip').mkdir()
-    path = tmp_path / 'clip' / 'a.py'
+    (tmp_path / 'encoders').mkdir()
+    path = tmp_path / 'encoders' / 'a.py'
     path.write_text(
-        'import os, ovd.models.vild\n'
-        'from ..datasets.shapes import draw\n'
+        'import os, ovd.models.vild.detector\n'
+        'from ..shapes.scenes import draw\n'
         'from .b import c\n'
-        'from .. import apis\n'
-        'from ovd import hooks\n'
+        'from .. import inference\n'
+        'from ovd import training\n'
         'from typing import TYPE_CHECKING\n'
         'def f():\n    import mmdet\n'
         'if TYPE_CHECKING:\n    import mmseg\n'
     )
     assert [name for _, name in imports_of(path)] == [
         'os',
-        'ovd.models.vild',
-        'ovd.datasets.shapes',
-        'ovd.clip.b',
-        'ovd.apis',
-        'ovd.hooks',
+        'ovd.models.vild.detector',
+        'ovd.shapes.scenes',
+        'ovd.encoders.b',
+        'ovd.inference',
+        'ovd.training',
         'typing',
         'mmdet',
     ]
 
 
 def test_inner_packages_import_nothing_by_themselves() -> None:
-    for part in ('text', 'clip', 'heads', 'losses', 'apis'):
-        source = (PACKAGE / part / '__init__.py').read_text(encoding='utf-8')
+    for path in PACKAGE.rglob('__init__.py'):
+        if path.relative_to(PACKAGE).parent.as_posix() in ('.', 'hosts/ops', *REGISTERING):
+            continue
+        source = path.read_text(encoding='utf-8')
         assert not [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
 
 

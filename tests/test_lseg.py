@@ -22,10 +22,10 @@ from toy_lseg import (
 )
 from toy_lseg import words as toy_words
 
-from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.clip.text_encoder import TextEncoder
-from ovd.heads.score_maps import materialize
-from ovd.models.lseg import nearest
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.encoders.text_encoder import TextEncoder
+from ovd.layers.score_maps import materialize
+from ovd.models.lseg.segmentor import nearest
 from ovd.registry import MODELS
 from ovd.text.templates import expand
 from ovd.text.vocabulary import Vocabulary

@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from toy_clip import RESNET, write_architecture
 from toy_lseg import batch, losses_of, predictions_of, vit, words
 
-from ovd.apis.cli import parse_value
-from ovd.apis.runner import build_runner
+from ovd.cli.console import parse_value
 from ovd.config import check_needs, load_config
-from ovd.heads.pixel_text import PixelTextHead
+from ovd.models.lseg.pixel_text import PixelTextHead
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
+from ovd.training.runner import build_runner
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 LSEG = sorted(path.stem for path in CONFIGS.glob('lseg_*.py'))

@@ -10,7 +10,7 @@ import torch
 from mmengine.registry import init_default_scope
 from toy_lseg import model_config, segmentor
 
-from ovd.checkpoint import load_metadata, load_tensors, read_checkpoint
+from ovd.checkpoints.loading import load_metadata, load_tensors, read_checkpoint
 from ovd.config import load_config
 from ovd.conversion.lseg import convert_lseg
 from ovd.registry import MODELS

@@ -16,12 +16,12 @@ from mmseg.structures import SegDataSample
 from safetensors.torch import load_file
 from toy_lseg import model_config
 
-from ovd.checkpoint import load_into
-from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.checkpoints.loading import load_into
 from ovd.conversion.lseg import convert_lseg
-from ovd.heads.pixel_text import PixelTextScores, SpatialRegularization
-from ovd.heads.score_maps import materialize, resized
-from ovd.models.lseg import LSeg
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.layers.score_maps import materialize, resized
+from ovd.models.lseg.pixel_text import PixelTextScores, SpatialRegularization
+from ovd.models.lseg.segmentor import LSeg
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ovd.heads.masked_language import NOT_ASKED, LanguageHead, hide_tokens
+from ovd.models.glip.masked_language import NOT_ASKED, LanguageHead, hide_tokens
 
 MASK = 1
 

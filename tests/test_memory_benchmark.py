@@ -11,7 +11,7 @@ from helpers import ROOT
 from toy_groupvit import toy_config
 from toy_lseg import model_config
 
-from ovd.apis.cli import run_tool
+from ovd.cli.console import run_tool
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torch
 from helpers import shared_path, write_coco
 from mmengine.structures import InstanceData
 
-from ovd.datasets.joined import NamedParts
-from ovd.datasets.odinw import OwnClassesDataset
-from ovd.evaluation.joined import NamedPartsMetric
+from ovd.datasets.detection.own_classes import OwnClassesDataset
+from ovd.datasets.named_parts import NamedParts
+from ovd.evaluation.named_parts import NamedPartsMetric
 from ovd.registry import DATASETS
 from ovd.text.vocabulary import Vocabulary
 

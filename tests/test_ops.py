@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-import ovd.ops as ops
-from ovd.compat import uses_stand_in
+import ovd.hosts.ops as ops
+from ovd.hosts.import_hooks import uses_stand_in
 
 mmcv_ops = pytest.importorskip('mmcv.ops')
 needs_stand_in = pytest.mark.skipif(not uses_stand_in(), reason="tests our operators' own behaviour")

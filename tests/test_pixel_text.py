@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ovd.heads.pixel_text import PixelTextHead, PixelTextScores, SpatialRegularization
-from ovd.heads.score_maps import argmax_labels
-from ovd.losses.pixel import pixel_cross_entropy
+from ovd.layers.score_maps import argmax_labels
+from ovd.models.lseg.pixel_loss import pixel_cross_entropy
+from ovd.models.lseg.pixel_text import PixelTextHead, PixelTextScores, SpatialRegularization
 
 KINDS = ('depthwise', 'bottleneck')
 ACTIVATIONS = {

@@ -12,9 +12,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from toy_predictor import CONFIG, write_toy
 
-from ovd.apis.predictor import Prediction, Predictor
 from ovd.config import load_config
 from ovd.datasets.images import BrokenImageError
+from ovd.inference.predictor import Prediction, Predictor
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_checkpoint_may_hold_more_than_the_model_and_not_less(
 ) -> None:
     config, checkpoint = write_toy(tmp_path)
     warned: list[str] = []
-    monkeypatch.setattr('ovd.checkpoint._logger', lambda: SimpleNamespace(warning=warned.append))
+    monkeypatch.setattr('ovd.checkpoints.loading._logger', lambda: SimpleNamespace(warning=warned.append))
     torch.save({'weight': torch.ones(()), 'teacher.weight': torch.ones(2)}, checkpoint)
     predictor = Predictor(config, checkpoint, 'cpu').set_vocabulary('red')
     assert predictor.predict(flat(255, 0, 0))[0].scores.tolist() == [1]

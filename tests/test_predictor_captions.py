@@ -13,11 +13,11 @@ from test_demo import Run, demo  # noqa: F401  (a fixture)
 from toy_glip import images, toy_config, toy_glip
 from toy_predictor import write_toy
 
-from ovd.apis.draw import load_typeface
-from ovd.apis.draw_caption import Mark, break_lines, draw_caption, stack
-from ovd.apis.predictions import Grounding, Phrase
-from ovd.apis.predictor import Predictor
-from ovd.checkpoint import save_tensors
+from ovd.checkpoints.loading import save_tensors
+from ovd.inference.draw import load_typeface
+from ovd.inference.draw_caption import Mark, break_lines, draw_caption, stack
+from ovd.inference.predictions import Grounding, Phrase
+from ovd.inference.predictor import Predictor
 
 pytest.importorskip('transformers')
 

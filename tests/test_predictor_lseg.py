@@ -16,8 +16,8 @@ from PIL import Image
 from toy_clip import write_architecture
 from toy_lseg import model_config
 
-from ovd.apis.cli import run_tool
-from ovd.apis.predictor import Predictor
+from ovd.cli.console import run_tool
+from ovd.inference.predictor import Predictor
 from ovd.registry import MODELS
 
 WORDS = ['cat', 'dog', 'red car', 'grass', 'sky']
@@ -178,7 +178,7 @@ def test_one_word_and_a_word_longer_than_the_tower(
 
 def test_ten_thousand_words_in_chunks(predictor: Predictor, toy: dict[str, Any]) -> None:
     """The label of every pixel is the best of all words, however the work is split."""
-    from ovd.clip.text_embeddings import TextEmbeddings
+    from ovd.encoders.text_embeddings import TextEmbeddings
     from ovd.text.vocabulary import Vocabulary
 
     vectors = torch.nn.functional.normalize(torch.randn(10000, 24), dim=1)

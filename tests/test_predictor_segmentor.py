@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from toy_segmentor import write_toy_segmentor
 
-from ovd.apis.cli import run_tool
-from ovd.apis.predictions import Segmentation, find_background
-from ovd.apis.predictor import Predictor
+from ovd.cli.console import run_tool
+from ovd.inference.predictions import Segmentation, find_background
+from ovd.inference.predictor import Predictor
 from ovd.registry import METRICS
 
 TEST_LOOP = """

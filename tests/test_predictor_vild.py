@@ -13,10 +13,10 @@ from helpers import ROOT, write_coco, write_image
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import DefaultScope
 
-from ovd.apis.cli import run_tool
-from ovd.apis.predictor import Prediction, Predictor
-from ovd.clip.text_encoder import TextEncoder
+from ovd.cli.console import run_tool
 from ovd.config import load_config
+from ovd.encoders.text_encoder import TextEncoder
+from ovd.inference.predictor import Prediction, Predictor
 from ovd.registry import METRICS, MODELS
 
 WORDS = ['star', 'heart', 'ring', 'red cup', 'tree']

@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_bert import write_bert
 
-from ovd.clip.bert import BertText
-from ovd.clip.prompt_features import PromptBatch, PromptEncoder, encode_batch
+from ovd.encoders.bert_tokens import BertText
+from ovd.encoders.prompt_features import PromptBatch, PromptEncoder, encode_batch
 from ovd.text.phrases import caption_prompt, class_prompt, locate_phrases
 
 pytest.importorskip('transformers')

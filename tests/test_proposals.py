@@ -12,12 +12,12 @@ import torch
 from helpers import ROOT
 from toy_regions import contents, run_tool, write_task
 
-from ovd.apis.caching import RegionCaching
-from ovd.apis.proposals import DetectorProposals, Proposals, build_proposals, select_proposals
-from ovd.clip.loading import load_clip
-from ovd.clip.proposal_files import read_proposals
-from ovd.clip.region_import import DETPRO_CROPS, import_detpro, import_oadp
-from ovd.clip.region_store import RegionStore
+from ovd.caching.clip_regions import RegionCaching
+from ovd.caching.proposals import DetectorProposals, Proposals, build_proposals, select_proposals
+from ovd.encoders.loading import load_clip
+from ovd.regions.importers import DETPRO_CROPS, import_detpro, import_oadp
+from ovd.regions.proposal_files import read_proposals
+from ovd.regions.store import RegionStore
 from tools import region_store
 
 IDS = [4, 2, 9]

@@ -18,11 +18,11 @@ from toy_glip import toy_config, toy_glip
 from toy_predictor import write_toy
 from toy_regions import contents, run_tool
 
-from ovd.apis.predictor import Predictor
-from ovd.apis.pseudo_boxes import CaptionTask, Selection, label_image, select
-from ovd.apis.pseudo_labels import PseudoLabelling
 from ovd.config import load_config
-from ovd.datasets.grounding import GroundingDataset
+from ovd.datasets.grounding.dataset import GroundingDataset
+from ovd.inference.predictor import Predictor
+from ovd.pseudo_labels.labelling import PseudoLabelling
+from ovd.pseudo_labels.selection import CaptionTask, Selection, label_image, select
 from ovd.text.nouns import Noun, NounExtractor
 
 pytest.importorskip('transformers')

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import write_image
 
-from ovd.datasets.referring import PhraseSentences, ReferringExpressions, SentenceDataset
+from ovd.datasets.grounding.sentences import PhraseSentences, ReferringExpressions, SentenceDataset
 from ovd.evaluation.phrases import ReferringPrecision
 
 CAPTION = 'A man and his dog near a car'

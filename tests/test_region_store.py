@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ovd.clip import region_shard
-from ovd.clip.proposal_files import read_proposals
-from ovd.clip.region_store import RegionStore, RegionStoreWriter, images_per_shard
+from ovd.regions import shard as region_shard
+from ovd.regions.proposal_files import read_proposals
+from ovd.regions.store import RegionStore, RegionStoreWriter, images_per_shard
 
 DIM, MOST, PER_SHARD = 8, 5, 3
 IDS = [7, 3, 90, 12, 5, 41, 8, 66, 2, 30]
@@ -335,7 +335,7 @@ def test_reader_works_in_forked_workers(store: Path) -> None:
 
 
 def test_number_of_mapped_shards_is_bounded(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('ovd.clip.region_store._OPEN_SHARDS', 2)
+    monkeypatch.setattr('ovd.regions.store._OPEN_SHARDS', 2)
     reader = RegionStore(store)
     for image_id in IDS * 2:
         assert (reader.read(image_id).embeddings == rows_of(image_id)[2]).all()
@@ -418,7 +418,7 @@ def test_manifest_is_plain_json(store: Path) -> None:
 def test_a_store_may_have_more_shards_than_a_process_may_open_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr('ovd.clip.region_store._OPEN_SHARDS', 8)
+    monkeypatch.setattr('ovd.regions.store._OPEN_SHARDS', 8)
     resource = pytest.importorskip('resource')
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/dev/fd')) + 20, hard))

@@ -12,14 +12,14 @@ from helpers import shared_path
 from mmcv.transforms import Compose
 from mmdet.registry import TRANSFORMS
 
-from ovd.clip.region_store import RegionStore, RegionStoreWriter
-from ovd.datasets.transforms import (
+from ovd.datasets.detection.region_embeddings import (
     LoadRegionEmbeddings,
     PackDetInputs,
     clip_boxes,
     is_visible,
     move_boxes,
 )
+from ovd.regions.store import RegionStore, RegionStoreWriter
 
 HEADER = {
     'clip_fingerprint': 'abc',

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from helpers import leave_group
 from torch import Tensor, nn
 
-from ovd.losses.region_word import Embedded, RegionWordContrast, contrasted_places, region_word_loss
+from ovd.models.glip.region_word_loss import Embedded, RegionWordContrast, contrasted_places, region_word_loss
 
 E = math.e
 

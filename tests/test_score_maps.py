@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.heads.score_maps import (
+from ovd.layers.score_maps import (
     ChannelScores,
     CutScores,
     FlippedScores,
@@ -20,7 +20,7 @@ from ovd.heads.score_maps import (
     materialize,
     resized,
 )
-from ovd.heads.score_sums import ScoreSum, SummedScores, WindowedScores
+from ovd.layers.score_sums import ScoreSum, SummedScores, WindowedScores
 
 
 class CountingScores(TensorScores):

@@ -16,7 +16,8 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from torch.utils.data import DataLoader
 
-from ovd.datasets.label_maps import (
+from ovd.datasets.segmentation.dataset import OpenVocabularySegDataset
+from ovd.datasets.segmentation.label_maps import (
     IGNORE_INDEX,
     LabelTable,
     decode_mask,
@@ -24,10 +25,9 @@ from ovd.datasets.label_maps import (
     read_label_map,
     write_label_map,
 )
-from ovd.datasets.segmentation import OpenVocabularySegDataset
-from ovd.datasets.shape_files import ShapesPlan, write_shapes
-from ovd.datasets.shapes import COLORS
 from ovd.registry import DATASETS, TRANSFORMS
+from ovd.shapes.files import ShapesPlan, write_shapes
+from ovd.shapes.scenes import COLORS
 from ovd.text.vocabulary import Vocabulary
 
 LOAD = [{'type': 'ovd.LoadImage'}, {'type': 'ovd.LoadSegmentation'}]

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.heads.score_maps import (
+from ovd.layers.score_maps import (
     ResizedScores,
     ScoreMaps,
     TensorScores,
     argmax_labels,
     materialize,
 )
-from ovd.heads.score_sums import WindowedScores
+from ovd.layers.score_sums import WindowedScores
 from ovd.models.segmentation_inference import (
     LSegMultiScale,
     MultiScale,

@@ -19,7 +19,7 @@ from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
-from ovd.datasets.label_maps import read_label_map
+from ovd.datasets.segmentation.label_maps import read_label_map
 from ovd.evaluation.segmentation import SegmentationMetric, count_pixels
 from ovd.registry import METRICS
 

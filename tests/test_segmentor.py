@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy_segmentor import ToySegmentor
 
-from ovd.heads.score_maps import ScoreMaps, TensorScores
+from ovd.layers.score_maps import ScoreMaps, TensorScores
 from ovd.models.segmentor import OpenVocabularySegmentor
 from ovd.text.vocabulary import Vocabulary
 

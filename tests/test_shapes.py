@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from ovd.datasets.shape_captions import describe, with_article, write_captions
-from ovd.datasets.shape_files import ShapesPlan, is_drawn, write_shapes
-from ovd.datasets.shape_outlines import OUTLINES, TEMPLATE_EXTENT, TEMPLATE_SIZE, silhouette
-from ovd.datasets.shapes import (
+from ovd.shapes.captions import describe, with_article, write_captions
+from ovd.shapes.files import ShapesPlan, is_drawn, write_shapes
+from ovd.shapes.outlines import OUTLINES, TEMPLATE_EXTENT, TEMPLATE_SIZE, silhouette
+from ovd.shapes.scenes import (
     COLORS,
     MAX_OBJECTS,
     OBJECT_EXTENT,

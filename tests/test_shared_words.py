@@ -8,9 +8,9 @@ from mmdet.datasets.transforms import PackDetInputs
 from torch import nn
 from toy_lseg import NAMES, segmentor, words
 
-from ovd.apis.runner import check_classes, check_packing
-from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.encoders.text_embeddings import TextEmbeddings
 from ovd.text.vocabulary import Vocabulary
+from ovd.training.runner import check_classes, check_packing
 
 
 def test_equal_words_pass() -> None:

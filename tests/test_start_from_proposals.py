@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import ROOT
 
-from ovd.apis.runner import build_runner
 from ovd.config import load_config
+from ovd.training.runner import build_runner
 
 
 def test_the_proposal_head_is_loaded_under_its_new_name(

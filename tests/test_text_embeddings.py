@@ -16,10 +16,10 @@ from helpers import ROOT, shared_path
 from torch import Tensor
 from toy_clip import write_architecture
 
-from ovd.apis.cli import run_tool
-from ovd.clip.loading import build_clip, save_clip
-from ovd.clip.text_embeddings import TextEmbeddings, default_cache_dir
-from ovd.clip.text_encoder import TextEncoder
+from ovd.cli.console import run_tool
+from ovd.encoders.loading import build_clip, save_clip
+from ovd.encoders.text_embeddings import TextEmbeddings, default_cache_dir
+from ovd.encoders.text_encoder import TextEncoder
 from ovd.text.vocabulary import Vocabulary
 
 
@@ -78,7 +78,7 @@ def test_one_class() -> None:
 
 
 def test_many_prompts_are_encoded_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('ovd.clip.text_embeddings._CHUNK', 130)
+    monkeypatch.setattr('ovd.encoders.text_embeddings._CHUNK', 130)
     words = ['a' * (k + 1) + 'b' for k in range(5)]
     steps: list[tuple[int, int]] = []
     built = TextEmbeddings.build(

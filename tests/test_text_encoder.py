@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from toy_clip import VIT, write_architecture
 
-from ovd.clip.loading import build_clip, load_clip, save_clip
-from ovd.clip.text_encoder import TextEncoder, TokenTower
+from ovd.encoders.loading import build_clip, load_clip, save_clip
+from ovd.encoders.text_encoder import TextEncoder, TokenTower
 
 TEXTS = [
     'cat',

@@ -6,9 +6,9 @@ import pytest
 import torch
 from toy_clip import write_architecture
 
-from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.clip.text_encoder import TextEncoder
-from ovd.models.open_vocabulary import TextSource
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.encoders.text_encoder import TextEncoder
+from ovd.models.base import TextSource
 from ovd.text.vocabulary import Vocabulary
 
 NAMES = ['ring', 'star', 'heart', 'fish', 'crown']

@@ -14,20 +14,20 @@ from torch import nn
 from torch.nn import functional as F
 from toy_groupvit import toy_groupvit
 
-from ovd.apis.draw_groups import find_groups
-from ovd.apis.threshold_fit import (
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.evaluation.segmentation import SegmentationMetric
+from ovd.inference.draw_groups import find_groups
+from ovd.models.groupvit.calibration import calibrate, calibrate_without_masks, count_absent, count_scores
+from ovd.models.groupvit.grouping import GroupingOutput
+from ovd.models.groupvit.readout import SoftReadout
+from ovd.models.groupvit.threshold_fit import (
     ScoreCounts,
     fit_learned,
     fit_overall,
     fit_per_class,
     quantiles,
 )
-from ovd.apis.thresholds import calibrate, calibrate_without_masks, count_absent, count_scores
-from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.evaluation.segmentation import SegmentationMetric
-from ovd.heads.grouping import GroupingOutput
-from ovd.heads.thresholds import Thresholds
-from ovd.models.group_readout import SoftReadout
+from ovd.models.groupvit.thresholds import Thresholds
 from ovd.text.vocabulary import Vocabulary
 
 

@@ -8,7 +8,7 @@ import torch
 from helpers import shared_path
 from torch import Tensor
 
-from ovd.heads.token_scores import class_scores
+from ovd.models.glip.token_scores import class_scores
 
 
 def token_map(tokens: list[list[int]], length: int) -> Tensor:

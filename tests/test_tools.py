@@ -17,10 +17,10 @@ from mmengine.config import Config
 from toy_checkpoints import BOOBY_TRAPS, was_run
 from toy_runs import write_config
 
-from ovd.apis.cli import run_tool
-from ovd.apis.runner import prepare_testing, prepare_training, to_json
-from ovd.checkpoint import load_tensors, read_checkpoint, save_tensors
-from ovd.hooks import find_latest
+from ovd.checkpoints.loading import load_tensors, read_checkpoint, save_tensors
+from ovd.cli.console import run_tool
+from ovd.training.hooks import find_latest
+from ovd.training.runner import prepare_testing, prepare_training, to_json
 
 
 def load_tool(name: str) -> ModuleType:
@@ -427,7 +427,7 @@ def test_a_config_that_cannot_be_tested_says_so(tmp_path: Path) -> None:
 
 
 def test_shuffling_the_text_needs_a_model_with_text(tmp_path: Path) -> None:
-    from ovd.apis.runner import prepare_testing
+    from ovd.training.runner import prepare_testing
 
     checkpoint = tmp_path / 'x.pth'
     checkpoint.touch()

@@ -16,9 +16,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from toy_vild import batch, detector
 
-from ovd.datasets.transforms import PackDetInputs
-from ovd.hooks import MeanLossHook
-from ovd.models.samplers import RepeatableSampler
+from ovd.datasets.detection.region_embeddings import PackDetInputs
+from ovd.models.vild.sampler import RepeatableSampler
+from ovd.training.hooks import MeanLossHook
 
 PICTURES = 4
 STEPS = 3

@@ -13,8 +13,8 @@ from mmengine.registry import DATA_SAMPLERS, init_default_scope
 from PIL import Image
 
 from ovd.config import load_config
-from ovd.datasets.label_rules import LabelRules, name_ids
-from ovd.datasets.unified import UnifiedSegDataset, WeightedPartsSampler
+from ovd.datasets.segmentation.label_rules import LabelRules, name_ids
+from ovd.datasets.segmentation.unified_vocabulary import UnifiedSegDataset, WeightedPartsSampler
 from ovd.registry import DATASETS
 from ovd.text.vocabulary import Vocabulary
 
@@ -130,7 +130,9 @@ class TestSampler:
         whole = self.take(200)
         shares = []
         for rank in range(2):
-            monkeypatch.setattr('ovd.datasets.unified.get_dist_info', lambda rank=rank: (rank, 2))
+            monkeypatch.setattr(
+                'ovd.datasets.segmentation.unified_vocabulary.get_dist_info', lambda rank=rank: (rank, 2)
+            )
             shares.append(self.take(100))
         assert [index for pair in zip(*shares) for index in pair] == whole
 

@@ -14,11 +14,11 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from toy_vild import DIM, NAMES, batch, detector, model_config, words
 
-from ovd.apis.runner import ToolRunner
-from ovd.models.region_teacher import rgb_images
-from ovd.models.vild import ViLD, gather_regions
-from ovd.models.vild_bbox_head import ViLDBBoxHead, select_detections
+from ovd.models.vild.bbox_head import ViLDBBoxHead, select_detections
+from ovd.models.vild.detector import ViLD, gather_regions
+from ovd.models.vild.online_encoder import rgb_images
 from ovd.registry import MODELS
+from ovd.training.runner import ToolRunner
 
 init_default_scope('mmdet')
 
@@ -394,7 +394,7 @@ def test_suppression_does_not_depend_on_the_place_of_a_word(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small boxes far from the origin, thousands of classes: each class as if it were alone."""
-    monkeypatch.setattr('ovd.models.vild_bbox_head._MOST_MOVED', limit)
+    monkeypatch.setattr('ovd.models.vild.bbox_head._MOST_MOVED', limit)
     torch.manual_seed(0)
     corners = torch.rand(2000, 2) * 1200
     side, shift = 4 + torch.rand(2000, 1) * 2, torch.rand(2000, 1) * 2

@@ -10,9 +10,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 from toy_vild import batch
 
-from ovd.apis.caching import read_cache_images
-from ovd.clip.text_embeddings import TextEmbeddings
+from ovd.caching.clip_regions import read_cache_images
 from ovd.config import check_needs, load_config
+from ovd.encoders.text_embeddings import TextEmbeddings
 from ovd.registry import MODELS, TRANSFORMS
 from ovd.text.vocabulary import Vocabulary
 

@@ -11,11 +11,11 @@ from mmengine.config import ConfigDict
 from torch import Tensor
 
 from ovd.conversion.vild import convert_detpro, convert_tf_box_head
-from ovd.heads.cosine_classifier import remove_classes, unit
-from ovd.heads.score_ensemble import geometric_mean, standardized_logits, text_weights
-from ovd.losses.distillation import distillation_loss
-from ovd.models.box_coder import InclusiveBoxCoder
-from ovd.models.vild_bbox_head import ViLDBBoxHead, select_detections
+from ovd.layers.cosine_classifier import remove_classes, unit
+from ovd.models.vild.bbox_head import ViLDBBoxHead, select_detections
+from ovd.models.vild.box_coder import InclusiveBoxCoder
+from ovd.models.vild.distillation import distillation_loss
+from ovd.models.vild.score_ensemble import geometric_mean, standardized_logits, text_weights
 
 SCOPE = 'frcnn_layer_0/fast_rcnn_head/'
 TF_MODES = {'vanilla': 'vild', 'double_branch': 'vild_ensemble'}

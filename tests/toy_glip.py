@@ -11,7 +11,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from toy_bert import write_bert
 
-from ovd.models.glip import GLIP
+from ovd.models.glip.detector import GLIP
 from ovd.registry import MODELS
 
 WORDS = ['red star', 'ring', 'dog', 'cart', 'car']

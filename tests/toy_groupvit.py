@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from mmseg.structures import SegDataSample
 
-from ovd.models.groupvit import GroupViT
+from ovd.models.groupvit.segmentor import GroupViT
 from ovd.registry import MODELS
 
 WORDS = ['cat', 'dog', 'tree']

@@ -9,8 +9,8 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.models.lseg import LSeg
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.models.lseg.segmentor import LSeg
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 

@@ -8,8 +8,8 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.heads.score_maps import ScoreMaps, TensorScores
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.layers.score_maps import ScoreMaps, TensorScores
 from ovd.models.segmentor import OpenVocabularySegmentor
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary

@@ -9,8 +9,8 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.models.vild import ViLD
+from ovd.encoders.text_embeddings import TextEmbeddings
+from ovd.models.vild.detector import ViLD
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 

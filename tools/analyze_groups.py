@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ovd.apis.cli import add_config_arguments, read_config, run_tool
+from ovd.cli.console import add_config_arguments, read_config, run_tool
 
 COLUMNS = {
     'mIoU': 'seg/mIoU',
@@ -72,7 +72,7 @@ def prepare(config: Any, limit: int | None) -> None:
 
 def measure(config: Any, checkpoint: str | Path, protocol: dict[str, str]) -> tuple[dict[str, Any], int]:
     """Evaluate one checkpoint; its report and the rank of this process."""
-    from ovd.apis.runner import build_runner, evaluate, prepare_testing
+    from ovd.training.runner import build_runner, evaluate, prepare_testing
 
     config = copy.deepcopy(config)
     prepare_testing(config, checkpoint)
@@ -87,7 +87,7 @@ def write_untrained(config: Any, folder: Path) -> tuple[Path, int]:
     from mmengine.registry import DefaultScope
     from mmengine.runner import set_random_seed
 
-    from ovd.checkpoint import save_tensors
+    from ovd.checkpoints.loading import save_tensors
     from ovd.registry import MODELS
 
     set_random_seed(config.get('randomness', {}).get('seed') or 0)

@@ -11,7 +11,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ovd.apis.cli import find_device, run_tool
+from ovd.cli.console import run_tool
+from ovd.devices import find_device
 from ovd.text.templates import TEMPLATES, get_templates
 from ovd.text.vocabulary import Vocabulary, builtin_vocabularies
 
@@ -46,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     from tqdm import tqdm
 
-    from ovd.clip.loading import load_clip
-    from ovd.clip.text_embeddings import TextEmbeddings
-    from ovd.clip.text_encoder import TextEncoder
+    from ovd.encoders.loading import load_clip
+    from ovd.encoders.text_embeddings import TextEmbeddings
+    from ovd.encoders.text_encoder import TextEncoder
 
     if not args.out.endswith('.vocab.safetensors'):
         raise ValueError(f'--out {args.out} must end with .vocab.safetensors')

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovd.apis.cli import KeyValue, find_device, process_place, run_tool
+from ovd.cli.console import KeyValue, run_tool
+from ovd.devices import find_device, process_rank
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--launcher', choices=('none', 'pytorch', 'slurm'), help='default: pytorch under torchrun'
     )
     args = parser.parse_args(argv)
-    rank, world_size, local_rank = process_place(args.launcher)
+    rank, world_size, local_rank = process_rank(args.launcher)
 
     from tqdm import tqdm
 
-    from ovd.apis.caching import RegionCaching
+    from ovd.caching.clip_regions import RegionCaching
     from ovd.config import check_needs, load_config
 
     if args.workers is not None and args.workers < 0:

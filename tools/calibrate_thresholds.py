@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ovd.apis.cli import KeyValue, run_tool
+from ovd.cli.console import KeyValue, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
     from mmengine.registry import DefaultScope
     from mmengine.runner import Runner
 
-    from ovd.apis.predictor import Predictor
-    from ovd.apis.thresholds import calibrate, calibrate_without_masks
     from ovd.config import check_needs, load_config
+    from ovd.inference.predictor import Predictor
+    from ovd.models.groupvit.calibration import calibrate, calibrate_without_masks
 
     config = load_config(args.config, args.cfg_options)
     check_needs(config)

@@ -25,14 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ovd.apis.cli import KeyValue, one_line, run_tool
+from ovd.cli.console import KeyValue, one_line, run_tool
 from ovd.files import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ovd.apis.predictions import Prediction, Segmentation
-    from ovd.apis.predictor import Predictor
+    from ovd.inference.predictions import Prediction, Segmentation
+    from ovd.inference.predictor import Predictor
 
 DEFAULT_CONFIG = 'configs/vild_shapes.py'
 DEFAULT_CHECKPOINT = 'work_dirs/vild_shapes/latest.pth'
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = find_images(args.images)
     require_model(args.config, args.checkpoint)
 
-    from ovd.apis.predictor import Predictor
     from ovd.config import load_config
+    from ovd.inference.predictor import Predictor
     from ovd.text.vocabulary import Vocabulary
 
     vocabulary = None if args.texts is None else Vocabulary.parse(args.texts)
@@ -118,7 +118,7 @@ def settle(predictor: 'Predictor', args: argparse.Namespace) -> None:
     Raises:
         ValueError: an option of detectors with a segmentor, or the other way round.
     """
-    from ovd.apis.predictions import find_background
+    from ovd.inference.predictions import find_background
 
     kind = type(predictor.model).__name__
     if args.groups is not None and not hasattr(predictor.model, 'group_predictions'):
@@ -251,8 +251,8 @@ def draw_groups(predictor: 'Predictor', image: 'np.ndarray', stem: str, args: ar
     """Write a picture of the groups of each stage that was asked for."""
     from PIL import Image
 
-    from ovd.apis.draw_groups import find_groups
     from ovd.files import atomic_path
+    from ovd.inference.draw_groups import find_groups
 
     stages = find_groups(predictor.model, *predictor.prepare(image))
     chosen = {'first': stages[:1], 'final': stages[-1:], 'all': stages}[args.groups]

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ovd.apis.cli import run_tool
+from ovd.cli.console import run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from tqdm import tqdm
 
-    from ovd.datasets.shape_files import ShapesPlan, is_drawn, write_shapes
+    from ovd.shapes.files import ShapesPlan, is_drawn, write_shapes
 
     counts = {'train': args.train, 'val': args.val, 'test': args.test}
     plan = ShapesPlan(counts, seed=args.seed, size=args.size)

@@ -11,7 +11,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ovd.apis.cli import KeyValue, find_device, process_place, run_tool
+from ovd.cli.console import KeyValue, run_tool
+from ovd.devices import find_device, process_rank
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--launcher', choices=('none', 'pytorch', 'slurm'), help='default: pytorch under torchrun'
     )
     args = parser.parse_args(argv)
-    rank, world_size, local_rank = process_place(args.launcher)
+    rank, world_size, local_rank = process_rank(args.launcher)
 
     from mmdet.utils import register_all_modules
     from tqdm import tqdm
 
-    from ovd.apis.pseudo_labels import PseudoLabelling
     from ovd.config import check_needs, load_config
+    from ovd.pseudo_labels.labelling import PseudoLabelling
 
     if args.workers is not None and args.workers < 0:
         raise ValueError(f'--workers is {args.workers}, expected 0 or more')

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ovd.apis.cli import run_tool
+from ovd.cli.console import run_tool
 from ovd.files import sha256_json, write_json
 
 TOOLS = Path(__file__).resolve().parent

@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from ovd.apis.cli import run_tool
+from ovd.cli.console import run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,7 +64,7 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
 
 def show(args: argparse.Namespace) -> None:
     """Print the header, the counts and the size."""
-    from ovd.clip.region_store import RegionStore
+    from ovd.regions.store import RegionStore
 
     store = RegionStore(args.store)
     shards = store.manifest['shards']
@@ -77,7 +77,7 @@ def verify(args: argparse.Namespace) -> None:
     """Check the shards with a progress bar; fail with the list of the bad ones."""
     from tqdm import tqdm
 
-    from ovd.clip.region_store import RegionStore
+    from ovd.regions.store import RegionStore
 
     store = RegionStore(args.store)
     checks = store.verify_shards(args.sample, args.seed)
@@ -93,9 +93,9 @@ def import_from_detpro(args: argparse.Namespace) -> None:
     """Join a proposal pickle and embeddings into a store."""
     from tqdm import tqdm
 
-    from ovd.clip.proposal_files import read_proposals
-    from ovd.clip.region_import import import_detpro
     from ovd.datasets.annotations import read_annotations
+    from ovd.regions.importers import import_detpro
+    from ovd.regions.proposal_files import read_proposals
 
     image_ids = [image['id'] for image in read_annotations(args.annotations)['images']]
     listed = sorted(image_ids) if args.order == 'id' else image_ids
@@ -110,8 +110,8 @@ def import_from_oadp(args: argparse.Namespace) -> None:
     """Bring OADP's files into a store."""
     from tqdm import tqdm
 
-    from ovd.clip.region_import import import_oadp
     from ovd.datasets.annotations import read_annotations
+    from ovd.regions.importers import import_oadp
 
     image_ids = [image['id'] for image in read_annotations(args.annotations)['images']]
     fingerprint = _fingerprint(args.clip)
@@ -121,7 +121,7 @@ def import_from_oadp(args: argparse.Namespace) -> None:
 
 
 def _fingerprint(names: Sequence[str]) -> str:
-    from ovd.clip.loading import load_clip
+    from ovd.encoders.loading import load_clip
 
     if len(names) > 2:
         raise ValueError(f'--clip takes a model and its weights, got {" ".join(names)}; put the option last')

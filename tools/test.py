@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ovd.apis.cli import add_config_arguments, read_config, run_tool
+from ovd.cli.console import add_config_arguments, read_config, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if os.path.isdir(out):
         raise IsADirectoryError(f'--out {out} is a folder, the metrics need the name of a file')
 
-    from ovd.apis.runner import build_runner, evaluate, prepare_testing
     from ovd.files import write_json
+    from ovd.training.runner import build_runner, evaluate, prepare_testing
 
     prepare_testing(config, args.checkpoint, args.vocabulary, args.shuffle_text)
     runner = build_runner(config)

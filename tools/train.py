@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ovd.apis.cli import add_config_arguments, read_config, run_tool
+from ovd.cli.console import add_config_arguments, read_config, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = read_config(args)
 
-    from ovd.apis.runner import build_runner, prepare_training
+    from ovd.training.runner import build_runner, prepare_training
 
     prepare_training(config, resume=args.resume, amp=args.amp, seed=args.seed)
     build_runner(config).train()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ovd.conversion.converted import Converted
+from .converted import Converted
 
 _TOWER = 'bbox_head.head.dyhead_tower.'
 _LANGUAGE = r'bbox_head\.head\.mlm_head\.'

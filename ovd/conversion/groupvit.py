@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovd.conversion.converted import Converted
+from .converted import Converted
 
 LAYOUTS = ('nvlabs', 'transformers')
 

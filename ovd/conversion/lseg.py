@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ovd.conversion.converted import Converted
+from .converted import Converted
 
 _PREFIX = 'net.'
 _MARK = 'scratch.head1.weight'

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ovd.clip.text_embeddings import TextEmbeddings
-from ovd.conversion.converted import Converted
-from ovd.text.vocabulary import Vocabulary
+from ..encoders.text_embeddings import TextEmbeddings
+from ..text.vocabulary import Vocabulary
+from .converted import Converted
 
 _HEAD = 'roi_head.bbox_head.'
 _DETPRO_RULES = [

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ovd.text.vocabulary import Vocabulary
+from ..text.vocabulary import Vocabulary
 
 Annotations = dict[str, list[dict[str, Any]]]
 

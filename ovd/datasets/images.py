@@ -16,7 +16,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from PIL import Image, ImageOps
 
-from ovd.registry import TRANSFORMS
+from ..registry import TRANSFORMS
 
 _SIXTEEN_BIT_MAX = 65535
 

@@ -3,7 +3,7 @@ from . import (  # noqa: F401
     detection,
     few_shot,
     grouping,
-    joined,
+    named_parts,
     phrases,
     proposals,
     retrieval,

@@ -5,8 +5,8 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
-from ovd.evaluation.report import ReportingMetric
-from ovd.registry import METRICS
+from ..registry import METRICS
+from .reporting_metric import ReportingMetric
 
 
 @METRICS.register_module()

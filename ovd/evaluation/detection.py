@@ -13,12 +13,12 @@ import torch
 from mmengine.logging import MMLogger
 from pycocotools import mask as mask_utils
 
-from ovd.datasets.annotations import match_categories, read_annotations
-from ovd.evaluation.average_precision import AREAS, IOU_THRESHOLDS, ClassScores, Detections, score_detections
-from ovd.evaluation.report import ReportingMetric
-from ovd.files import sha256_file
-from ovd.registry import METRICS
-from ovd.text.vocabulary import Vocabulary
+from ..datasets.annotations import match_categories, read_annotations
+from ..files import sha256_file
+from ..registry import METRICS
+from ..text.vocabulary import Vocabulary
+from .average_precision import AREAS, IOU_THRESHOLDS, ClassScores, Detections, score_detections
+from .reporting_metric import ReportingMetric
 
 _MAX_CLASSES_ON_CONSOLE = 100
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from mmengine.logging import MMLogger
 
-from ovd.datasets.label_maps import IGNORE_INDEX
-from ovd.evaluation.report import ReportingMetric
-from ovd.evaluation.segmentation import check_labels, label_map_of
-from ovd.registry import METRICS
+from ..datasets.segmentation.label_maps import IGNORE_INDEX
+from ..registry import METRICS
+from .reporting_metric import ReportingMetric
+from .segmentation import check_labels, label_map_of
 
 _LABELS = 2  # others, the class
 

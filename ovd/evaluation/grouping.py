@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 from mmengine.logging import MMLogger
 
-from ovd.datasets.label_maps import IGNORE_INDEX
-from ovd.evaluation.report import or_none
-from ovd.evaluation.segmentation import (
+from ..datasets.segmentation.label_maps import IGNORE_INDEX
+from ..registry import METRICS
+from .reporting_metric import or_none
+from .segmentation import (
     PixelCounts,
     SegmentationMetric,
     check_labels,
@@ -26,7 +27,6 @@ from ovd.evaluation.segmentation import (
     label_map_of,
     sum_counts,
 )
-from ovd.registry import METRICS
 
 
 @dataclass(frozen=True, eq=False)

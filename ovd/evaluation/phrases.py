@@ -10,11 +10,11 @@ from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmengine.logging import MMLogger
 from torch import Tensor
 
-from ovd.datasets.annotations import check_option
-from ovd.evaluation.report import ReportingMetric
-from ovd.registry import METRICS
-from ovd.text.nouns import NameMatcher
-from ovd.text.vocabulary import Vocabulary
+from ..datasets.annotations import check_option
+from ..registry import METRICS
+from ..text.nouns import NameMatcher
+from ..text.vocabulary import Vocabulary
+from .reporting_metric import ReportingMetric
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from torch import Tensor
 
-from ovd.evaluation.report import ReportingMetric
-from ovd.registry import METRICS
+from ..registry import METRICS
+from .reporting_metric import ReportingMetric
 
 
 @METRICS.register_module()

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovd.evaluation.report import ReportingMetric
-from ovd.registry import METRICS
+from ..registry import METRICS
+from .reporting_metric import ReportingMetric
 
 _ROWS = 4096  # of a similarity matrix that are compared at a time
 

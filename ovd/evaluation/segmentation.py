@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from mmengine.logging import MMLogger
 
-from ovd.datasets.label_maps import IGNORE_INDEX, write_label_map
-from ovd.evaluation.detection import mean_of_present
-from ovd.evaluation.report import ReportingMetric, or_none
-from ovd.registry import METRICS
+from ..datasets.segmentation.label_maps import IGNORE_INDEX, write_label_map
+from ..registry import METRICS
+from .detection import mean_of_present
+from .reporting_metric import ReportingMetric, or_none
 
 _MAX_CLASSES_ON_CONSOLE = 200
 

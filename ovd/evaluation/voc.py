@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from mmengine.logging import MMLogger
 
-from ovd.evaluation.average_precision import Detections
-from ovd.evaluation.detection import AnnotationMetric, mean_of_present
-from ovd.registry import METRICS
+from ..registry import METRICS
+from .average_precision import Detections
+from .detection import AnnotationMetric, mean_of_present
 
 _THRESHOLDS = {'AP50': 0.5, 'AP75': 0.75}
 

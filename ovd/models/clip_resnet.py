@@ -7,8 +7,8 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ovd.clip.loading import PathLike, build_clip
-from ovd.registry import MODELS
+from ..encoders.loading import PathLike, build_clip
+from ..registry import MODELS
 
 STRIDES = (4, 8, 16, 32)
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.heads.score_maps import CutScores, FlippedScores, ScoreMaps, resized
-from ovd.heads.score_sums import ScoreSum, SummedScores
+from ..layers.score_maps import CutScores, FlippedScores, ScoreMaps, resized
+from ..layers.score_sums import ScoreSum, SummedScores
 
 Network = Callable[[Tensor, Tensor | None], ScoreMaps]
 

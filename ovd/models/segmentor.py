@@ -13,7 +13,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.heads.score_maps import (
+from ..layers.score_maps import (
     ChannelScores,
     CutScores,
     FlippedScores,
@@ -22,8 +22,7 @@ from ovd.heads.score_maps import (
     materialize,
     resized,
 )
-
-from .open_vocabulary import OpenVocabularyModel
+from .base import OpenVocabularyModel
 from .segmentation_inference import build_inference
 
 

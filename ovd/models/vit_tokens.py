@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ovd.checkpoint import load_into, load_tensors
-from ovd.clip.loading import build_clip
-from ovd.registry import MODELS
+from ..checkpoints.loading import load_into, load_tensors
+from ..encoders.loading import build_clip
+from ..registry import MODELS
 
 _HUB = 'timm:'
 _KEPT_SIZES = 8  # resized position tables kept in evaluation
@@ -193,7 +193,7 @@ class ClipViT(VitTokens):
     Images are to be normalised with CLIP's statistics.
 
     Args:
-        model, pretrained: see ``ovd.clip.loading.build_clip``; opened when the model is built.
+        model, pretrained: see ``ovd.encoders.loading.build_clip``; opened when the model is built.
         **kwargs: of ``VitTokens``.
     """
 

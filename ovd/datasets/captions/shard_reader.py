@@ -1,0 +1,195 @@
+"""Tar shards in webdataset's layout: what is in them, and everything that may be wrong with one.
+
+webdataset opens shards and groups members into samples; members are read here, because a damaged or cut-off
+shard must be told from one that ends, and a message must name shard and member.
+"""
+
+import glob
+import json
+import os
+import re
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from webdataset.gopen import gopen
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext, group_by_keys
+
+from ..images import BrokenImageError, decode_image
+from .dataset import Tally
+
+IMAGE_KEYS = ('jpg', 'jpeg', 'png', 'webp')
+TEXT_KEYS = ('txt', 'text')
+TOO_MANY = 1000  # unusable samples or shards in a row: then it is not the data that is wrong
+_REMOTE = re.compile(r'[a-z][a-z0-9+.-]*:', re.IGNORECASE)
+
+
+class Part(NamedTuple):
+    """Every ``step``-th sample of a shard, from ``first`` on."""
+
+    shard: str
+    first: int = 0
+    step: int = 1
+
+
+class RawPair(NamedTuple):
+    """An encoded image and its caption; ``name`` is 'shard.tar#key'."""
+
+    name: str
+    image: bytes
+    caption: str
+
+
+class ShardReader:
+    """Reads pairs out of shards; counts what is unusable, or raises.
+
+    Args:
+        broken: 'skip' or 'refuse', see ``CaptionShards``.
+        caption_field: of a json member.
+    """
+
+    def __init__(self, broken: str = 'skip', caption_field: str = 'caption') -> None:
+        self.broken = broken
+        self.caption_field = caption_field
+        self.tally = Tally('parts of shards')
+        self._in_a_row = 0
+
+    def read(self, part: Part) -> Iterator[RawPair]:
+        """The usable pairs of a part, in the order of the shard."""
+        samples = group_by_keys(self._members(part.shard), handler=partial(self._repeated, part.shard))
+        for index, sample in enumerate(samples):
+            if index % part.step == part.first:
+                pair = self._pair(part.shard, sample)
+                if pair is not None:
+                    yield pair
+
+    def decode(self, pair: RawPair) -> np.ndarray | None:
+        """uint8 [H, W, 3] RGB of a pair; None for a broken image."""
+        try:
+            image = decode_image(pair.image, pair.name)
+        except BrokenImageError as error:
+            self.problem('broken images', str(error))
+            return None
+        self._in_a_row = 0
+        return image
+
+    def problem(self, kind: str, message: str) -> None:
+        """Count something unusable; raise ValueError where that is wanted, or where there is nothing else."""
+        if self.broken == 'refuse':
+            raise ValueError(message)
+        self.tally.add(kind, message)
+        self._in_a_row += 1
+        if self._in_a_row >= TOO_MANY:
+            raise ValueError(
+                f'{TOO_MANY} times in a row there was nothing usable ({self.tally}), last {message}'
+            )
+
+    def _members(self, shard: str) -> Iterator[dict[str, Any]]:
+        """Files of a shard for ``group_by_keys``; its end, if it is cut off, is a problem and no more."""
+        name = ''
+        try:
+            with gopen(shard, 'rb') as stream:
+                with tarfile.open(fileobj=stream, mode='r|*', tarinfo=_StrictInfo) as archive:
+                    for member in archive:
+                        name = member.name
+                        key, suffix = base_plus_ext(name)
+                        file = archive.extractfile(member) if self._is_wanted(key, suffix) else None
+                        archive.members = []  # type: ignore[attr-defined]  # or it keeps them all
+                        if file is not None:
+                            yield {'fname': name, 'data': file.read(), '__url__': shard}
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            self.problem('broken shards', f'shard {shard}, {f"member {name}" if name else "start"}: {error}')
+            key, _ = base_plus_ext(name)
+            if key is not None and 'end of data' in str(error):
+                yield {'fname': f'{key}.__bad__', 'data': True, '__url__': shard}  # drops its sample
+
+    @staticmethod
+    def _is_wanted(key: str | None, suffix: str | None) -> bool:
+        """Members of other kinds, and webdataset's notes on itself, are passed over unread."""
+        if key is None or suffix is None or os.path.basename(key).startswith('__'):
+            return False
+        return suffix.lower() in (*IMAGE_KEYS, *TEXT_KEYS, 'json')
+
+    def _repeated(self, shard: str, error: Exception) -> bool:
+        """What ``group_by_keys`` does about a member whose name its sample has already: it is left out."""
+        message, duplicate, _ = str(error.args[0]).partition(' in tar file')
+        if not duplicate:
+            raise error
+        self.problem('repeated members', f'shard {shard}, member {message}')
+        return True
+
+    def _pair(self, shard: str, sample: dict[str, Any]) -> RawPair | None:
+        name = f'{shard}#{sample["__key__"]}'
+        image = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
+        if image is None:
+            self.problem('samples without image', f'sample {name} has no image ({", ".join(IMAGE_KEYS)})')
+            return None
+        try:
+            caption = self._caption(sample)
+        except ValueError as error:  # no UTF-8, or no JSON
+            self.problem('unreadable captions', f'caption of sample {name}: {error}')
+            return None
+        if caption is None:
+            fields = f'{", ".join(TEXT_KEYS)}, or {self.caption_field!r} in json'
+            self.problem('samples without caption', f'sample {name} has no caption ({fields})')
+            return None
+        if not isinstance(caption, str) or not caption.strip():
+            self.problem('empty captions', f'sample {name} has the caption {caption!r}')
+            return None
+        return RawPair(name, image, caption.strip())
+
+    def _caption(self, sample: dict[str, Any]) -> Any:
+        for key in TEXT_KEYS:
+            if key in sample:
+                return sample[key].decode('utf-8-sig')
+        content = json.loads(sample['json']) if 'json' in sample else None
+        return content.get(self.caption_field) if isinstance(content, dict) else None
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """Headers of members, of which a bad one is an error and not the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> '_StrictInfo':
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            what = {'empty header': 'no end mark'}.get(str(error), str(error))
+            raise tarfile.ReadError(f'damaged or cut off ({what})') from None
+
+
+def expand_shards(patterns: str | Sequence[str]) -> list[str]:
+    """Names of shards: braces as in webdataset, and '*', '?' and '[' for files on disk.
+
+    Raises:
+        FileNotFoundError: a pattern with '*' that matches nothing.
+        ValueError: no pattern; a shard that is named twice.
+    """
+    shards: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for name in expand_urls(pattern):
+            if is_remote(name) or not glob.has_magic(name):
+                shards.append(name)
+                continue
+            found = sorted(glob.glob(name))
+            if not found:
+                raise FileNotFoundError(f'no shard matches {name}')
+            shards += found
+    if not shards:
+        raise ValueError('expected at least one pattern of shards')
+    repeated = next((shard for shard, count in Counter(shards).items() if count > 1), None)
+    if repeated is not None:
+        raise ValueError(f'shard {repeated} is named twice')
+    return shards
+
+
+def is_remote(shard: str) -> bool:
+    """Whether webdataset would open it by something else than a path."""
+    return _REMOTE.match(shard) is not None

@@ -1,0 +1,190 @@
+"""A stream of image-caption pairs out of tar shards in webdataset's layout, which ``shard_reader`` reads."""
+
+import itertools
+import os
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import Compose
+from mmengine.dist import get_dist_info
+from mmengine.logging import MMLogger
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.filters import shuffle
+
+from ...randomness import kept_generators, seed_generators
+from ...registry import DATASETS
+from ..annotations import check_option
+from .shard_reader import Part, RawPair, ShardReader, expand_shards, is_remote
+
+_EMPTY_PASSES = 100  # in a row, after which a loader gives up
+_ENDLESS = 1 << 62
+
+
+@DATASETS.register_module()
+class CaptionShards(IterableDataset):
+    """Streams the pairs of tar shards, each once in a pass, pass after pass.
+
+    A sample is the members of one name: an image (jpg, jpeg, png, webp) and a caption (txt, text, or a field
+    of json). It goes through the pipeline with ``img`` (uint8 [H, W, 3], BGR), ``img_path``
+    ('shard.tar#name'), ``caption``, ``img_shape`` and ``ori_shape``; no ``LoadImage`` is needed.
+
+    A pass deals the shards, in an order of its own, to all loaders of all processes; where there are more
+    loaders than shards, they share the samples of a shard. So within a pass no loader gives a sample twice or
+    one that another gave. A sample's augmentation depends on the seed, the pass and its name alone; the order
+    of the stream depends on the number of loaders, too.
+
+    The data loader takes ``sampler=None``. Use ``IterBasedTrainLoop``, or ``epoch_length`` with
+    ``EpochBasedTrainLoop``. ``ovd.RepeatableHook``, which every run of ``tools/train.py`` has, hands over the
+    seed, the epoch, and what a resumed run has seen.
+
+    Args:
+        shards: patterns of tar files, one or several: webdataset's braces ('data/cc3m/{00000..00331}.tar'),
+            or '*' for files on disk. A URL or pipe that webdataset knows is opened only when named here.
+        pipeline: transforms, from augmentation to packing.
+        broken: 'skip' what cannot be used (a shard or member that is absent, damaged or cut off, an image
+            that cannot be decoded, a blank caption, a sample without image or caption) and log how much, or
+            'refuse' it: the run ends with shard and member.
+        shuffle_buffer: samples that each loader keeps, still encoded, to draw from; 0 keeps their order, and
+            that of the shards.
+        caption_field: of a json member, where there is no text member.
+        epoch_length: samples of an epoch over all processes, best a multiple of processes x workers x batch
+            size; None streams on without end.
+        exact_resume: a resumed run reads past the samples seen, without decoding them, and goes on where an
+            undisturbed run would be; a broken image among them counts as seen, so that as many samples come
+            again. False starts at once with an order of its own.
+        seed: of the order; ``ovd.RepeatableHook`` sets the run's.
+    Raises:
+        FileNotFoundError: shards on disk that do not exist: any with 'refuse', else all of them.
+        ValueError: no shards; what ``broken`` refuses; nothing usable in a thousand attempts.
+    """
+
+    def __init__(
+        self,
+        shards: str | Sequence[str],
+        pipeline: Sequence[Any] = (),
+        broken: str = 'skip',
+        shuffle_buffer: int = 1000,
+        caption_field: str = 'caption',
+        epoch_length: int | None = None,
+        exact_resume: bool = True,
+        seed: int = 0,
+    ) -> None:
+        check_option('broken', broken, ('skip', 'refuse'))
+        if epoch_length is not None and epoch_length < 1:
+            raise ValueError(f'epoch_length must be positive, got {epoch_length}')
+        self.rank, self.world_size = get_dist_info()
+        self.reader = ShardReader(broken, caption_field)
+        self.shards = self._present(expand_shards(shards))
+        self.pipeline = Compose(pipeline)
+        self.shuffle_buffer = shuffle_buffer
+        self.epoch_length = epoch_length
+        self.exact_resume = exact_resume
+        self.seed = seed
+        self.metainfo = {'ann_file': shards if isinstance(shards, str) else list(shards)}
+        self._epoch = 0
+        self._iterations = 0  # since set_epoch
+        self._seen = 0  # samples of this process that the next iteration skips
+        self._batch_size = 1  # of these
+
+    def __len__(self) -> int:
+        """Samples of an epoch in this process; of an endless stream, more than anyone will see."""
+        if self.epoch_length is None:
+            return _ENDLESS  # loops and loggers ask for it
+        return _share(self.epoch_length, self.rank, self.world_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start the next iteration with this epoch's order; further ones count up by themselves."""
+        self._epoch, self._iterations, self._seen = epoch, 0, 0
+
+    def skip(self, num_samples: int, batch_size: int) -> None:
+        """Let the next iteration begin after this process's first ``num_samples``, which came in batches."""
+        if self.epoch_length is not None:
+            epochs, num_samples = divmod(num_samples, len(self))
+            self._epoch += epochs
+        self._seen, self._batch_size = num_samples, batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        seen = self._seen if self._iterations == 0 else 0
+        # The data loader takes batches from its workers in turn, always from the first one on.
+        batches = seen // self._batch_size
+        number = (number + batches) % workers
+        skipped = self._batch_size * _share(batches, number, workers)
+        key = (self._epoch + self._iterations, 0 if self.exact_resume else seen)
+        self._iterations += 1
+        samples = self._samples(
+            key, self.rank * workers + number, self.world_size * workers, skipped if self.exact_resume else 0
+        )
+        if self.epoch_length is None:
+            return samples
+        return itertools.islice(samples, _share(len(self), number, workers) - skipped)
+
+    def _samples(self, key: tuple[int, int], loader: int, loaders: int, skipped: int) -> Iterator[Any]:
+        """What the pipeline makes of the stream of one loader, without the first ``skipped``."""
+        empty_passes = 0
+        for number in itertools.count():
+            is_empty = True
+            for pair in self._pass(key, number, loader, loaders):
+                if skipped:
+                    skipped -= 1
+                    is_empty = False
+                    continue
+                image = self.reader.decode(pair)
+                sample = None if image is None else self._prepared(pair, image, (*key, number))
+                if sample is not None:
+                    is_empty = False
+                    yield sample
+            empty_passes = empty_passes + 1 if is_empty else 0
+            if empty_passes == _EMPTY_PASSES:
+                raise ValueError(f'{self.metainfo["ann_file"]}: no usable sample ({self.reader.tally})')
+
+    def _pass(self, key: tuple[int, int], number: int, loader: int, loaders: int) -> Iterator[RawPair]:
+        """One loader's pairs of pass ``number``, shuffled."""
+        # One part at least for each loader.
+        step = -(-loaders // len(self.shards))
+        parts = [Part(shard, first, step) for shard in self.shards for first in range(step)]
+        if self.shuffle_buffer:
+            random.Random(f'{self.seed} {key} {number}').shuffle(parts)
+        # All passes are dealt as one sequence, so that in the long run every loader gets as much.
+        mine = parts[(loader - number * len(parts)) % loaders :: loaders]
+        pairs: Iterator[RawPair] = itertools.chain.from_iterable(map(self.reader.read, mine))
+        if not self.shuffle_buffer:
+            return pairs
+        rng = random.Random(f'{self.seed} {key} {number} {loader}')
+        shuffled = shuffle(self.shuffle_buffer, initial=self.shuffle_buffer // 10, rng=rng)
+        return iter(shuffled(pairs))
+
+    def _prepared(self, pair: RawPair, image: np.ndarray, key: tuple[int, ...]) -> Any:
+        """What the pipeline makes of a pair; None if it will not have it."""
+        results = {
+            'img': np.ascontiguousarray(image[..., ::-1]),
+            'img_path': pair.name,
+            'caption': pair.caption,
+            'captions': [pair.caption],
+            'img_shape': image.shape[:2],
+            'ori_shape': image.shape[:2],
+        }
+        with kept_generators():
+            shard, _, name = pair.name.rpartition('#')
+            seed_generators(self.seed, *key, zlib.crc32(f'{os.path.basename(shard)}#{name}'.encode()))
+            return self.pipeline(results)
+
+    def _present(self, shards: list[str]) -> list[str]:
+        """Without shards on disk that do not exist, which are logged or refused."""
+        missing = [shard for shard in shards if not is_remote(shard) and not os.path.isfile(shard)]
+        if not missing:
+            return shards
+        message = f'shard {missing[0]} does not exist; {len(missing)} of {len(shards)} are missing'
+        if self.reader.broken == 'refuse' or len(missing) == len(shards):
+            raise FileNotFoundError(message)
+        MMLogger.get_current_instance().warning(message)
+        return [shard for shard in shards if shard not in set(missing)]
+
+
+def _share(total: int, index: int, count: int) -> int:
+    """How many of ``total`` things number ``index`` gets when they are dealt to ``count`` in turn."""
+    return (total - index + count - 1) // count

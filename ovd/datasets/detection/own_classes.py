@@ -1,0 +1,78 @@
+"""Folders of detection data that bring their own classes, such as the 13 or 35 of ODinW."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...registry import DATASETS
+from ...text.phrases import check_wordings, word_name
+from ..annotations import Annotations, shorten
+from .base_novel import OpenVocabularyDataset
+
+
+@DATASETS.register_module()
+class OwnClassesDataset(OpenVocabularyDataset):
+    """A COCO-style file whose own categories are what every image is asked for.
+
+    Samples have the metainfo ``text``, the class names, and, where there are prompts, ``wordings``: class
+    name -> ``prefix``, ``name`` and ``suffix``, how a sentence says it.
+
+    Args:
+        prompts: by a category's name or id, its wording, such as dict(suffix=' of a person') or
+            dict(name='flat mushroom'), see ``word_name``; None leaves the category out, as a "background" or
+            parent class of the file must be.
+        kwargs: see ``OpenVocabularyDataset``.
+    Raises:
+        ValueError: a prompt of no category, or one that is no wording; a category without a name.
+
+    Source of the wordings: Li et al., CVPR 2022, Appendix E.
+    """
+
+    own_words = True  # the file says what is asked for
+
+    def __init__(
+        self, *args: Any, prompts: Mapping[str | int, Mapping[str, str] | None] | None = None, **kwargs: Any
+    ) -> None:
+        self.prompts = dict(prompts or {})
+        super().__init__(*args, **kwargs)
+
+    def _resolve_classes(self, content: Annotations) -> None:
+        by_key = {key: item['id'] for item in content['categories'] for key in (item['id'], item['name'])}
+        unknown = [key for key in self.prompts if key not in by_key]
+        if unknown:
+            names = [f'{item["id"]}: {item["name"]}' for item in content['categories']]
+            raise ValueError(
+                f'{self.ann_file} has no category for the prompt of {unknown[0]!r}; it has {shorten(names)}'
+            )
+        for key, prompt in self.prompts.items():
+            if prompt is not None and not isinstance(prompt, Mapping):
+                raise ValueError(f'the prompt of {key!r} must be a wording or None, got {prompt!r}')
+        prompts = {by_key[key]: prompt for key, prompt in self.prompts.items()}
+        left_out = {category for category, prompt in prompts.items() if prompt is None}
+        content['categories'] = [item for item in content['categories'] if item['id'] not in left_out]
+        content['annotations'] = [
+            item for item in content['annotations'] if item['category_id'] not in left_out
+        ]
+        for item in content['categories']:
+            if not item['name'].strip():
+                raise ValueError(
+                    f'{self.ann_file}: category {item["id"]} has a blank name; '
+                    f'leave it out by prompts={{{item["id"]}: None}}'
+                )
+        super()._resolve_classes(content)
+        self.wordings = {
+            self._metainfo['classes'][self.cat2label[category]]: dict(prompt)
+            for category, prompt in prompts.items()
+            if prompt and category in self.cat2label
+        }
+        check_wordings(self.wordings, self._metainfo['classes'])
+        for name in self._metainfo['classes']:
+            word_name(name, self.wordings.get(name))  # refuses what no sentence can say
+
+    def prepare_data(self, idx: int) -> Any:
+        """A sample with its question."""
+        data = super().prepare_data(idx)
+        question: dict[str, Any] = {'text': list(self._metainfo['classes'])}
+        if self.wordings:
+            question['wordings'] = self.wordings
+        data['data_samples'].set_metainfo(question)
+        return data

@@ -1,0 +1,226 @@
+"""CLIP models: open_clip's architectures with weights from a local file, a local folder or a named release.
+
+Nothing is downloaded unless the caller names a release tag or an ``hf-hub:`` repository; every such name can
+be replaced by a local path. Reading order: load_clip (shared, frozen), build_clip (fresh), save_clip.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.convert import convert_state_dict
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_state_dict
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from torch import Tensor, nn
+
+from ..checkpoints.loading import load_into, load_tensors, save_tensors
+from ..files import sha256_json, sha256_tensors, write_json
+from .sources import CONFIG_NAME, WEIGHTS_NAME, ClipSource, find_source, first_line, split_config
+
+PathLike = str | os.PathLike[str]
+
+DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+
+# Scalars that OpenAI's own files hold beside the weights; such weights were trained with QuickGELU.
+_OPENAI_MARKERS = ('input_resolution', 'context_length', 'vocab_size')
+
+
+@dataclass(eq=False)
+class LoadedClip:
+    """A CLIP model and what is needed to feed it.
+
+    Attributes:
+        model: open_clip module with ``visual`` and a text tower.
+        config: {'model_cfg': architecture, 'preprocess_cfg': pixel statistics}, as open_clip writes it.
+        image_size: side of the square input, pixels.
+        mean, std: of RGB values in [0, 1].
+        embed_dim: width D of the joint space.
+        context_length: longest text in tokens, start and end included.
+        fingerprint: 16 hexadecimal digits that change with the weights and the architecture.
+    """
+
+    model: nn.Module
+    config: dict[str, Any]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    embed_dim: int
+    context_length: int
+    fingerprint: str
+    folder: Path | None = field(default=None, repr=False)
+
+    @cached_property
+    def tokenizer(self) -> Callable[[list[str]], Tensor]:
+        """Texts -> token_ids [T, context_length]; made on first use, since image towers need none."""
+        text_cfg = self.config['model_cfg']['text_cfg']
+        options = dict(text_cfg.get('tokenizer_kwargs') or {}, context_length=self.context_length)
+        source = text_cfg.get('hf_tokenizer_name')
+        if not source:
+            return SimpleTokenizer(**options)
+        if self.folder and any(self.folder.glob('tokenizer*')):
+            source = str(self.folder)
+        try:
+            return HFTokenizer(source, tokenizer_mode=text_cfg.get('tokenizer_mode'), **options)
+        except ImportError:
+            raise ImportError(
+                f'the tokenizer {source!r} needs the package transformers: pip install transformers'
+            ) from None
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(f'cannot load the tokenizer {source!r}: {first_line(error)}') from None
+
+
+def load_clip(model: PathLike, pretrained: PathLike | None = None, dtype: str = 'float32') -> LoadedClip:
+    """Load a CLIP to look things up with: frozen, in eval mode, shared by all callers that ask for the same.
+
+    Args:
+        model: an architecture of open_clip ('ViT-B-32-quickgelu'), a JSON file of one, a local folder with
+            ``open_clip_config.json`` and weights, or 'hf-hub:owner/name'.
+        pretrained: a local weights file (.safetensors, or a PyTorch state dict, which is read weights-only),
+            a release tag of open_clip ('openai'), or 'random:SEED' for random weights; a folder needs none.
+        dtype: 'float32', 'float16' or 'bfloat16'; the fingerprint is that of the float32 weights.
+    Raises:
+        ValueError: unknown architecture or tag, no weights named, weights of another model.
+        FileNotFoundError: a path that does not exist, or a named release that cannot be had offline.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f'dtype {dtype!r} of a CLIP model is none of {list(DTYPES)}')
+    model, pretrained = os.fspath(model), None if pretrained is None else os.fspath(pretrained)
+    return _load_shared(model, pretrained, dtype, _file_states(model, pretrained))
+
+
+def build_clip(model: PathLike, pretrained: PathLike | None = None) -> LoadedClip:
+    """As ``load_clip``, but a fresh float32 model that belongs to the caller and may be trained."""
+    source = find_source(os.fspath(model), None if pretrained is None else os.fspath(pretrained))
+    tensors = None
+    if source.weights is not None:
+        tensors = load_tensors(source.weights)
+        if any(name in tensors for name in _OPENAI_MARKERS):
+            source.model_cfg['quick_gelu'] = True
+    module = _create(source, seed=source.seed)
+    if tensors is not None:
+        load_into(module, _adapt(tensors, module), source=source.weights or '')
+    preprocess = source.preprocess_cfg
+    mean = tuple(preprocess.get('mean') or OPENAI_DATASET_MEAN)
+    std = tuple(preprocess.get('std') or OPENAI_DATASET_STD)
+    return LoadedClip(
+        model=module,
+        config={'model_cfg': source.model_cfg, 'preprocess_cfg': preprocess | {'mean': mean, 'std': std}},
+        image_size=_square(module.visual, source.name),
+        mean=mean,
+        std=std,
+        embed_dim=source.model_cfg['embed_dim'],
+        context_length=source.model_cfg['text_cfg'].get('context_length', CLIPTextCfg.context_length),
+        fingerprint=_fingerprint(module, source.model_cfg, mean, std),
+        folder=source.folder,
+    )
+
+
+def save_clip(
+    folder: PathLike, model: nn.Module, config: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> None:
+    """Write a model as a folder that ``load_clip`` and open_clip ('local-dir:') read.
+
+    Args:
+        config: {'model_cfg': ..., 'preprocess_cfg': ...}, or the bare architecture.
+        dtype: of the stored floating-point weights, by default as they are.
+    """
+    model_cfg, preprocess_cfg = split_config(dict(config), 'the configuration to save')
+    preprocess_cfg = {'mean': OPENAI_DATASET_MEAN, 'std': OPENAI_DATASET_STD} | preprocess_cfg
+    tensors = {
+        name: tensor.to(dtype or tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    save_tensors(Path(folder) / WEIGHTS_NAME, tensors)
+    write_json(Path(folder) / CONFIG_NAME, {'model_cfg': model_cfg, 'preprocess_cfg': preprocess_cfg})
+
+
+@lru_cache(maxsize=2)
+def _load_shared(model: str, pretrained: str | None, dtype: str, file_states: tuple[Any, ...]) -> LoadedClip:
+    clip = build_clip(model, pretrained)
+    clip.model.requires_grad_(False).eval().to(DTYPES[dtype])
+    return clip
+
+
+def _file_states(*names: str | None) -> tuple[Any, ...]:
+    """What tells a changed file or folder from the one that was loaded before."""
+    states = []
+    for path in (Path(name) for name in names if name is not None):
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                stat = file.stat()
+                states.append((str(file.resolve()), stat.st_mtime_ns, stat.st_size))
+    return tuple(states)
+
+
+def _create(source: ClipSource, seed: int | None) -> nn.Module:
+    """The module of an architecture, randomly initialised; nothing is fetched for its towers."""
+    options = deepcopy(source.model_cfg)
+    if 'timm_model_name' in options['vision_cfg']:
+        options['vision_cfg']['timm_model_pretrained'] = False
+    is_hf_text = 'hf_model_name' in options['text_cfg']
+    if is_hf_text:
+        options['text_cfg']['hf_model_pretrained'] = False
+    kind = open_clip.CLIP
+    if options.pop('custom_text', False) or is_hf_text:
+        kind = open_clip.CoCa if 'multimodal_cfg' in options else open_clip.CustomTextCLIP
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0 if seed is None else seed)
+            return kind(**options)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f'cannot build the CLIP of {source.name}: {first_line(error)}') from None
+
+
+def _adapt(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Rename foreign layouts to the keys of ``module``: OpenAI, data-parallel wrappers, old text towers."""
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in _OPENAI_MARKERS}
+    if all(key.startswith('module.') for key in tensors):
+        tensors = {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
+    tensors = dict(convert_state_dict(module, tensors))
+    if 'positional_embedding' in tensors and not hasattr(module, 'positional_embedding'):
+        tensors = convert_to_custom_text_state_dict(tensors)
+    for key in ('logit_scale', 'logit_bias'):  # a scalar in some files, one element in others
+        if key in tensors and isinstance(getattr(module, key, None), Tensor):
+            tensors[key] = tensors[key].reshape(getattr(module, key).shape)
+    tensors.pop('text.transformer.embeddings.position_ids', None)
+    return tensors
+
+
+def _fingerprint(
+    module: nn.Module, model_cfg: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
+) -> str:
+    """Hash of weights and architecture; settings that repeat open_clip's defaults do not count."""
+
+    def essential(options: dict[str, Any], defaults: type) -> dict[str, Any]:
+        ignored = ('timm_model_pretrained', 'hf_model_pretrained', 'output_tokens')
+        return {
+            key: value
+            for key, value in options.items()
+            if key not in ignored and value != getattr(defaults, key, None)
+        }
+
+    architecture = {key: value for key, value in model_cfg.items() if value} | {
+        'vision_cfg': essential(model_cfg['vision_cfg'], CLIPVisionCfg),
+        'text_cfg': essential(model_cfg['text_cfg'], CLIPTextCfg),
+    }
+    weights = {
+        key: tensor for key, tensor in module.state_dict().items() if not key.endswith('num_batches_tracked')
+    }
+    content = {'architecture': architecture, 'pixels': [*mean, *std], 'weights': sha256_tensors(weights)}
+    return sha256_json(content)[:16]
+
+
+def _square(visual: Any, name: str) -> int:
+    """Side of the images that an image tower takes."""
+    size = visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ValueError(f'the images of CLIP {name!r} are {height} x {width} pixels, expected a square')
+    return height

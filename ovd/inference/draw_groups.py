@@ -1,0 +1,97 @@
+"""See what a grouping model found before any word came into play: its groups, drawn on the image."""
+
+import colorsys
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..models.groupvit.grouping import GroupingOutput
+from ..models.groupvit.readout import compose_maps, group_labels
+from .draw import PALETTE, RGB, draw_segmentation
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of one stage on one image.
+
+    Attributes:
+        labels: int64 [H, W], the group of every pixel of the original image.
+        names: of all G groups: the number, from 1, and the word for the final group that it is or joins.
+        stage: 1 for the groups that patches form first.
+    """
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+    stage: int
+
+    def draw(self, image: np.ndarray, font: str | os.PathLike[str] | None = None) -> np.ndarray:
+        """Tint the groups on their image (uint8 [H, W, 3], RGB), the largest first in the legend below."""
+        colors = dict(zip(self.names, group_colors(len(self.names))))
+        return draw_segmentation(image, self.labels, self.names, colors, font=font)
+
+
+@torch.no_grad()
+def find_groups(model: Any, inputs: Tensor, sample: Any) -> list[Groups]:
+    """The groups of an image at every stage, seen as a whole, whatever windows the model slides.
+
+    Who joins which group is read as the readout reads it.
+
+    Args:
+        model: one with ``group_predictions`` and a ``readout``, such as ``GroupViT``.
+        inputs: one preprocessed image [1, 3, H, W].
+        sample: its data sample; ``ori_shape`` is the size of the result.
+    Returns:
+        one entry per stage, the final groups last.
+    Raises:
+        ValueError: a model that does not group pixels.
+    """
+    if not hasattr(model, 'group_predictions'):
+        raise ValueError(f'{type(model).__name__} does not group pixels: there are no groups to show')
+    model.text_embeddings  # noqa: B018  (made on first use)
+    inputs = model.without_padding(inputs, sample)
+    height, width = inputs.shape[2:]
+    padded = F.pad(inputs, (0, -width % model.size_divisor, 0, -height % model.size_divisor))
+    predictions = model.group_predictions(padded)
+    output = predictions.output
+    # A readout that names places one by one names the groups here.
+    named = predictions._replace(token_embeddings=predictions.group_embeddings)
+    table = model.readout.group_table(named, model.image_context(inputs), model.use_background)[0]
+    words = [*model.vocabulary.labels, 'background']
+    final = [words[label] for label in table.argmax(dim=-1).tolist()]
+    choice = model.readout.assignment
+    seen = (padded.shape[2], padded.shape[3])
+    size = tuple(sample.metainfo.get('ori_shape', (height, width))[:2])
+    found = []
+    for stage in range(1, len(output.soft) + 1):
+        labels = group_labels(output, seen, (height, width), size, stage, choice)[0]
+        joins = _joins(output, stage, choice)
+        names = tuple(f'{number + 1} {final[joined]}' for number, joined in enumerate(joins))
+        found.append(Groups(labels.cpu().numpy(), names, stage))
+    return found
+
+
+def _joins(output: GroupingOutput, stage: int, assignment: str) -> list[int]:
+    """The final group that each group of a stage joins most."""
+    if stage == len(output.soft):
+        return list(range(output.features.shape[1]))
+    grid = (1, output.soft[stage].shape[-1])
+    later = output._replace(soft=output.soft[stage:], hard=output.hard[stage:], grid=grid)
+    return compose_maps(later, assignment=assignment)[0, :, 0].argmax(dim=0).tolist()
+
+
+def group_colors(count: int) -> list[RGB]:
+    """``count`` colours, neighbours in number far apart in hue; the first twenty are those of words."""
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    golden = (5**0.5 - 1) / 2
+    colors = []
+    for index in range(count):
+        light, rest = (0.9, 0.65, 0.45)[index % 3], (0.85, 1.0, 0.6)[index // 3 % 3]
+        red, green, blue = colorsys.hsv_to_rgb(index * golden % 1, rest, light)
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colors

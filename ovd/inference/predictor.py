@@ -1,0 +1,325 @@
+"""Ask a trained model: words in, the user's own names out, on boxes and masks or on every pixel.
+
+Preprocessing is the config's test pipeline and post-processing is the model's own, so the numbers are those
+of ``tools/test.py``. What is found on one image is a ``Prediction`` or a ``Segmentation``.
+Reading order: ``Predictor``, helpers.
+"""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DefaultScope
+from PIL import Image
+from torch import nn
+
+from ..checkpoints.loading import load_complete, load_tensors
+from ..config import load_config
+from ..datasets.images import BrokenImageError, to_rgb
+from ..devices import find_device
+from ..registry import MODELS
+from ..text.vocabulary import Vocabulary
+from .draw import RGB, name_colors
+from .predictions import Grounding, Phrase, Prediction, Segmentation, find_background
+from .questions import caption_question
+
+ImageSource = str | os.PathLike[str] | np.ndarray | Image.Image
+Answer = Prediction | Segmentation
+
+# Transforms that read annotations; a question has none.
+_ANNOTATION_LOADERS = ('LoadAnnotations', 'LoadRegionEmbeddings', 'LoadSegmentation')
+
+
+class Predictor:
+    """A model with weights, ready for words and images.
+
+    ::
+
+        predictor = Predictor('configs/vild_shapes.py', 'work_dirs/vild_shapes/latest.pth')
+        predictor.set_vocabulary('red star, heart, ring')
+        for prediction in predictor.predict(['one.png', 'two.png']):
+            print(prediction.names, prediction.boxes)
+
+    With a segmentor each answer is a ``Segmentation``: ``answer.labels`` [H, W], ``answer.areas``. A model
+    that reads sentences, such as ``GLIP``, finds what they name::
+
+        (answer,) = predictor.ground('one.png', 'a red star above a ring')
+        print(answer.phrases, answer.names, answer.boxes)
+
+    Args:
+        config: path of a config, or a loaded one; its ``test_dataloader`` gives the test pipeline.
+        checkpoint: weights of that model: safetensors, or a torch file, which is read weights-only.
+        device: for example ``'cpu'`` or ``'cuda:1'``; by default the GPU if there is one.
+    Raises:
+        FileNotFoundError: config or checkpoint is absent.
+        ValueError: a checkpoint of another model, an unknown device, or a model that takes no vocabulary.
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | Config,
+        checkpoint: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.config = config if isinstance(config, Config) else load_config(config)
+        self.device = torch.device(find_device(None if device is None else str(device)))
+        with DefaultScope.overwrite_default_scope(self.config.get('default_scope', 'mmdet')):
+            self.model: Any = _build_model(self.config, checkpoint).to(self.device).eval()
+            self._from_path, self._from_array = _test_pipelines(self.config)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words asked for; those of the config until ``set_vocabulary`` is called."""
+        vocabulary: Vocabulary = self.model.vocabulary
+        return vocabulary
+
+    def set_vocabulary(self, words: Any, templates: Any = None) -> 'Predictor':
+        """Ask for other words from now on; words asked for before cost no encoding.
+
+        Args:
+            words: anything ``Vocabulary.parse`` reads, a ``Vocabulary``, or ``TextEmbeddings``.
+            templates: prompt templates, by default those of the config.
+        Returns:
+            the predictor itself.
+        """
+        self.model.set_vocabulary(words, templates)
+        return self
+
+    @property
+    def is_segmentor(self) -> bool:
+        """Whether the answers are ``Segmentation``s."""
+        return hasattr(self.model, 'encode_decode')
+
+    @property
+    def with_background(self) -> bool:
+        """Whether the model has a background of its own, beside the words."""
+        return bool(getattr(self.model, 'with_background', False)) and self.is_segmentor
+
+    def set_background(self, use: bool) -> 'Predictor':
+        """Let pixels that no word describes be background, or give each of them its best word.
+
+        Returns:
+            the predictor itself.
+        Raises:
+            ValueError: a model without a background of its own.
+        """
+        if not self.with_background:
+            raise ValueError(
+                f'{type(self.model).__name__} has no background of its own: every pixel gets a word; '
+                "add one such as 'other' to the words"
+            )
+        self.model.use_background = use
+        return self
+
+    def predict(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        batch_size: int = 1,
+        score_threshold: float = 0.0,
+        max_per_image: int | None = None,
+    ) -> list[Any]:
+        """Find the words of the vocabulary on images.
+
+        Args:
+            images: one or many of: a path, an RGB array (uint8 [H, W, 3]), a PIL image.
+            batch_size: images per forward at most. Only images of equal input size share a batch, so the
+                result on an image does not depend on its neighbours.
+            score_threshold: instances below are left out, beyond those that the config's ``test_cfg`` drops.
+            max_per_image: the best so many are kept, of those that the config's ``test_cfg`` keeps.
+        Returns:
+            a ``Prediction`` for each image, a ``Segmentation`` by segmentors, in the order of ``images``.
+        Raises:
+            FileNotFoundError: an image is absent; the message names it.
+            ValueError: an image cannot be read or resized, or a segmentor was asked to select instances.
+        """
+        if self.is_segmentor and (score_threshold or max_per_image is not None):
+            raise ValueError(
+                f'score_threshold and max_per_image select instances, '
+                f'{type(self.model).__name__} labels pixels'
+            )
+        shown = self.vocabulary.labels
+        answers = (self._answer(sample, shown) for sample in self._stream(images, batch_size, {}))
+        return [
+            answer.select(score_threshold, max_per_image) if isinstance(answer, Prediction) else answer
+            for answer in answers
+        ]
+
+    def ground(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        caption: str,
+        phrases: Sequence[Any] | None = None,
+        batch_size: int = 1,
+        score_threshold: float = 0.0,
+        max_per_image: int | None = None,
+    ) -> list[Grounding]:
+        """Find the phrases of a sentence on images; the vocabulary is left as it is.
+
+        Args:
+            images: as in ``predict``.
+            caption: the sentence, of any length, asked of every image.
+            phrases: what to look for, see ``caption_question``; by default what the model takes for phrases.
+            batch_size, score_threshold, max_per_image: as in ``predict``.
+        Raises:
+            FileNotFoundError: an image is absent; the message names it.
+            ValueError: an image that cannot be read, or a wrong question, see ``caption_question``.
+        """
+        prompt = caption_question(self.model, caption, phrases)
+        question = {'text': caption, 'tokens_positive': [list(map(list, ranges)) for ranges in prompt.spans]}
+        found = tuple(Phrase(text, spans) for text, spans in zip(prompt.names, prompt.spans))
+        answers = []
+        for sample in self._stream(images, batch_size, question):
+            answer = _instances(sample, prompt.names)
+            values = {field.name: getattr(answer, field.name) for field in fields(answer)}
+            grounding = Grounding(**values, caption=caption, phrases=found)
+            answers.append(grounding.select(score_threshold, max_per_image))
+        return answers
+
+    def prepare(self, image: ImageSource) -> tuple[torch.Tensor, Any]:
+        """The preprocessed input [1, 3, H, W] that the model gets for an image, and its data sample."""
+        loaded = self._load(image, 0)
+        batch = {key: [loaded[key]] for key in ('inputs', 'data_samples')}
+        data = self.model.data_preprocessor(batch, False)
+        return data['inputs'], data['data_samples'][0]
+
+    def _stream(
+        self, images: ImageSource | Sequence[ImageSource], batch_size: int, question: Mapping[str, Any]
+    ) -> Iterator[Any]:
+        """Data samples with answers in order, ``batch_size`` images in memory at a time.
+
+        Args:
+            question: what is added to each data sample.
+        """
+        sources = (
+            [images] if isinstance(images, (str, os.PathLike, np.ndarray, Image.Image)) else list(images)
+        )
+        if batch_size < 1:
+            raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+        for start in range(0, len(sources), batch_size):
+            window = sources[start : start + batch_size]
+            inputs = [self._load(source, start + index) for index, source in enumerate(window)]
+            for item in inputs:
+                item['data_samples'].set_metainfo(dict(question))
+            found: list[Any] = [None] * len(inputs)
+            for group in _equal_shapes(inputs):
+                batch = {key: [inputs[index][key] for index in group] for key in ('inputs', 'data_samples')}
+                with torch.no_grad():
+                    samples = self.model.test_step(batch)
+                for index, sample in zip(group, samples):
+                    found[index] = sample
+            yield from found
+
+    def _load(self, source: ImageSource, index: int) -> dict[str, Any]:
+        """Run the test pipeline on the image at place ``index`` of the question."""
+        try:
+            if isinstance(source, (str, os.PathLike)):
+                loaded = self._from_path({'img_path': os.fspath(source), 'img_id': index})
+            else:
+                loaded = self._from_array({'img': _bgr(source, index), 'img_id': index})
+        except cv2.error as error:
+            # A side of less than half a pixel, where the longer one is scaled to the input size.
+            name = source if isinstance(source, (str, os.PathLike)) else index
+            raise BrokenImageError(f'image {name} is too long and thin for the test pipeline') from error
+        data: dict[str, Any] = loaded
+        return data
+
+    def _answer(self, sample: Any, shown: tuple[str, ...]) -> Answer:
+        """What a data sample holds, with the names of its labels."""
+        if self.is_segmentor:
+            own = getattr(self.model, 'background_index', None)
+            return Segmentation(
+                labels=sample.pred_sem_seg.data[0].cpu().numpy().astype(np.int64),
+                vocabulary=shown,
+                background=find_background(shown) if own is None else own,
+            )
+        return _instances(sample, shown)
+
+    def colors(self) -> dict[str, RGB]:
+        """A colour for each name of the vocabulary, equal on every picture."""
+        return name_colors(self.vocabulary.labels)
+
+
+def _build_model(config: Config, checkpoint: str | os.PathLike[str]) -> nn.Module:
+    """The config's model with the checkpoint's weights, on the CPU."""
+    tensors = load_tensors(checkpoint)
+    section = copy.deepcopy(config.model)
+    if 'data_preprocessor' in config:
+        section.setdefault('data_preprocessor', config.data_preprocessor)
+    model: nn.Module = MODELS.build(section)
+    if not hasattr(model, 'set_vocabulary'):
+        raise ValueError(f'{type(model).__name__} takes no vocabulary: its classes are fixed in its weights')
+    load_complete(model, tensors, source=checkpoint)
+    return model
+
+
+def _instances(sample: Any, shown: Sequence[str]) -> Prediction:
+    """The instances of a data sample, moved to numpy, with the names of their labels."""
+    instances = sample.pred_instances.cpu().numpy()
+    labels = instances.labels.astype(np.int64)
+    return Prediction(
+        boxes=instances.bboxes.astype(np.float32).reshape(-1, 4),
+        scores=instances.scores.astype(np.float32),
+        labels=labels,
+        names=tuple(shown[label] for label in labels),
+        masks=instances.masks.astype(bool) if 'masks' in instances else None,
+        size=tuple(sample.ori_shape),
+    )
+
+
+def _test_pipelines(config: Config) -> tuple[Compose, Compose]:
+    """The config's test pipeline without annotations: for a path, and for a BGR array under ``img``."""
+    loader = config.get('test_dataloader')
+    if loader is None:
+        raise ValueError(
+            'the config has no test_dataloader, whose pipeline prepares images: take one made for testing'
+        )
+    dataset = loader.dataset
+    while 'pipeline' not in dataset:
+        # Inside a wrapper; of several data sets the first one's, or what all parts have in common.
+        inside = [dataset[key] for key in ('dataset', 'datasets', 'common') if key in dataset]
+        if not inside:
+            raise ValueError(
+                f'the test data set {dataset.get("type")!r} has no pipeline to prepare images with'
+            )
+        dataset = inside[0][0] if isinstance(inside[0], list) else inside[0]
+    steps = [step for step in dataset.pipeline if step['type'].rpartition('.')[2] not in _ANNOTATION_LOADERS]
+    if not steps or not steps[0]['type'].rpartition('.')[2].startswith('LoadImage'):
+        first = steps[0]['type'] if steps else 'nothing'
+        raise ValueError(f'the test pipeline must begin with loading the image, it begins with {first}')
+    if any(step['type'].endswith('PackCaptions') for step in steps):
+        raise ValueError(
+            'the test pipeline of this config is for pairs of image and caption, not for questions'
+        )
+    scope = config.get('default_scope', 'mmdet')
+    from_array = {'type': f'{scope}.LoadImageFromNDArray', 'to_float32': steps[0].get('to_float32', False)}
+    return Compose(steps), Compose([from_array, *steps[1:]])
+
+
+def _equal_shapes(inputs: list[dict[str, Any]]) -> list[list[int]]:
+    """Indices of the inputs, grouped by the shape of their image tensor."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, item in enumerate(inputs):
+        groups.setdefault(tuple(item['inputs'].shape), []).append(index)
+    return list(groups.values())
+
+
+def _bgr(pixels: Any, index: int) -> np.ndarray:
+    """The host's channel order of a PIL image or an RGB array; refuses arrays but uint8 [H, W, 3]."""
+    if isinstance(pixels, Image.Image):
+        try:
+            pixels = to_rgb(pixels)
+        except ValueError as error:
+            raise ValueError(f'image {index}: {error}') from None
+    if not isinstance(pixels, np.ndarray):
+        raise ValueError(f'image {index}: expected path, array or PIL image, got {type(pixels).__name__}')
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        shape = list(pixels.shape)
+        raise ValueError(f'image {index}: expected RGB, uint8 [H, W, 3], got {pixels.dtype} {shape}')
+    return np.ascontiguousarray(pixels[:, :, ::-1])

@@ -1,0 +1,182 @@
+"""Proposal files: boxes of many images, by image id, without running anything a file contains.
+
+Read are COCO results (``.json``: image_id, bbox [x, y, w, h], score), ``.npz`` (``image_ids`` [I],
+``counts`` [I], ``boxes`` [R, 4] xyxy, ``scores`` [R]), a region store (its boxes), and DetPro's ``.pkl``: a
+list of arrays [n, 4 or 5] in the order of the images. All boxes are in original pixels.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoints.reading import read_array_pickle
+from ..files import sha256_file
+from .store import RegionStore
+
+
+@dataclass
+class ProposalTable:
+    """Proposals of many images: boxes [R, 4] float32 xyxy in original pixels, scores [R] float32.
+
+    ``first_row`` and ``counts`` locate the rows of an image id. ``is_complete`` says that the format lists
+    every image, so an unknown id is an error and not an image without proposals.
+    """
+
+    source: str
+    sha256: str
+    first_row: dict[int, int]
+    counts: dict[int, int]
+    boxes: np.ndarray
+    scores: np.ndarray
+    is_complete: bool
+
+    def count(self, image_id: int) -> int:
+        """Number of proposals of an image.
+
+        Raises:
+            KeyError: the file does not list the image.
+        """
+        if image_id not in self.counts:
+            if self.is_complete:
+                raise KeyError(f'proposal file {self.source} has no image {image_id}')
+            return 0
+        return self.counts[image_id]
+
+    def rows(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [n, 4] and scores [n] of an image."""
+        count = self.count(image_id)
+        first = self.first_row.get(image_id, 0)
+        return self.boxes[first : first + count], self.scores[first : first + count]
+
+
+def read_proposals(path: str | os.PathLike[str], image_ids: Sequence[int]) -> ProposalTable:
+    """Read a proposal file of any of the formats above.
+
+    Args:
+        path: the file, or the folder of a region store.
+        image_ids: images of the data set, in its order, which a ``.pkl`` refers to.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unknown format or content, a box that is not finite, a pickle that holds more than
+            arrays, or no image in common with ``image_ids``.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise FileNotFoundError(f'proposal file {source} does not exist')
+    if source.is_dir():
+        table = _from_store(source)
+    elif source.suffix in _READERS:
+        try:
+            table = _READERS[source.suffix](source, list(image_ids))
+        except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+            if str(source) in str(error):
+                raise
+            reason = f'no {error}' if isinstance(error, KeyError) else str(error).split('. ')[0]
+            raise ValueError(f'proposal file {source} cannot be read: {reason}') from error
+    else:
+        raise ValueError(
+            f'proposal file {source}: expected {", ".join(_READERS)} or the folder of a region store'
+        )
+    _check_table(table, image_ids)
+    return table
+
+
+def _table(source: Path, parts: dict[int, np.ndarray], is_complete: bool) -> ProposalTable:
+    """Join arrays [n, 5] (xyxy, score) by image id."""
+    counts = {image_id: len(part) for image_id, part in parts.items()}
+    starts = np.concatenate([[0], np.cumsum(list(counts.values()), dtype=np.int64)]).tolist()
+    joined = np.concatenate([np.zeros((0, 5), np.float32), *parts.values()])
+    return ProposalTable(
+        str(source),
+        sha256_file(source),
+        dict(zip(counts, starts)),
+        counts,
+        joined[:, :4],
+        joined[:, 4],
+        is_complete,
+    )
+
+
+def _from_json(source: Path, image_ids: list[int]) -> ProposalTable:
+    try:
+        results = json.loads(source.read_bytes())
+    except ValueError as error:
+        raise ValueError(f'proposal file {source} is not JSON: {error}') from None
+    if not isinstance(results, list):
+        raise ValueError(f'proposal file {source}: expected a list of results, got {type(results).__name__}')
+    grouped: dict[int, list[list[float]]] = {}
+    for item in results:
+        x, y, width, height = item['bbox']
+        row = [x, y, x + width, y + height, item.get('score', 1.0)]
+        grouped.setdefault(int(item['image_id']), []).append(row)
+    parts = {image_id: np.array(rows, dtype=np.float32) for image_id, rows in grouped.items()}
+    return _table(source, parts, is_complete=False)
+
+
+def _from_npz(source: Path, image_ids: list[int]) -> ProposalTable:
+    with np.load(source, allow_pickle=False) as arrays:
+        ids, counts = arrays['image_ids'].tolist(), arrays['counts'].tolist()
+        boxes = arrays['boxes'].astype(np.float32).reshape(-1, 4)
+        scores = arrays['scores'] if 'scores' in arrays else np.ones(len(boxes))
+    if len(ids) != len(counts) or sum(counts) != len(boxes) or len(scores) != len(boxes):
+        raise ValueError(
+            f'proposal file {source}: {len(ids)} image_ids, {len(counts)} counts with the sum {sum(counts)}, '
+            f'{len(boxes)} boxes and {len(scores)} scores do not fit together'
+        )
+    joined = np.concatenate([boxes, np.asarray(scores, np.float32).reshape(-1, 1)], axis=1)
+    parts = np.split(joined, np.cumsum(counts)[:-1]) if counts else []
+    return _table(source, dict(zip(ids, parts)), is_complete=True)
+
+
+def _from_pickle(source: Path, image_ids: list[int]) -> ProposalTable:
+    content = read_array_pickle(io.BytesIO(source.read_bytes()), f'proposal file {source}')
+    if not isinstance(content, list) or len(content) != len(image_ids):
+        found = f'{len(content)} entries' if isinstance(content, list) else type(content).__name__
+        raise ValueError(
+            f'proposal file {source}: expected a list of {len(image_ids)} arrays, one for each image, '
+            f'got {found}'
+        )
+    parts = {}
+    for image_id, array in zip(image_ids, content):
+        rows = np.asarray(array)
+        if rows.dtype.kind not in 'fiu' or rows.ndim != 2 or rows.shape[1] not in (4, 5):
+            raise ValueError(
+                f'proposal file {source}: image {image_id} has {rows.dtype} {list(rows.shape)}, '
+                'expected numbers [n, 4] or [n, 5]'
+            )
+        scores = rows[:, 4:] if rows.shape[1] == 5 else np.ones((len(rows), 1))
+        parts[image_id] = np.concatenate([rows[:, :4], scores], axis=1).astype(np.float32)
+    return _table(source, parts, is_complete=True)
+
+
+def _from_store(source: Path) -> ProposalTable:
+    store = RegionStore(source)
+    parts = {}
+    for image_id in store.image_ids.tolist():
+        rows = store.read(image_id)  # views, which hold their shard open: only the copy is kept
+        parts[image_id] = np.concatenate([rows.boxes, rows.scores[:, None]], axis=1)
+    table = _table(source / 'manifest.json', parts, is_complete=True)
+    table.source = str(source)
+    return table
+
+
+_READERS = {'.json': _from_json, '.npz': _from_npz, '.pkl': _from_pickle}
+
+
+def _check_table(table: ProposalTable, image_ids: Sequence[int]) -> None:
+    bad = ~(np.isfinite(table.boxes).all(axis=1) & np.isfinite(table.scores))
+    if bad.any():
+        row = int(bad.nonzero()[0][0])
+        image_id = next(i for i, first in table.first_row.items() if first <= row < first + table.counts[i])
+        raise ValueError(
+            f'proposal file {table.source}: image {image_id} has the box {table.boxes[row].tolist()}, '
+            f'score {table.scores[row]}'
+        )
+    if len(image_ids) and not any(image_id in table.counts for image_id in image_ids):
+        raise ValueError(f'proposal file {table.source} has no proposals for any image of the data set')

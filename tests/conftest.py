@@ -1,6 +1,7 @@
-"""Fixtures of every test: no sockets, one torch thread, quiet and isolated caches."""
+"""Fixtures of every test: no sockets, one torch thread, isolated caches, no state left to the next test."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,21 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def _keep_default_scope() -> Iterator[None]:
+    """Restore mmengine's default scope, which is global: what a bare name means must not depend on order."""
+
+    def scopes() -> dict[str, Any]:
+        loaded = sys.modules.get('mmengine.registry')  # importing it would slow the light tests down
+        return {} if loaded is None else loaded.DefaultScope._instance_dict
+
+    before = dict(scopes())
+    yield
+    scopes().clear()
+    scopes().update(before)
+
+
+# Two of them: a fixture of a whole module may set the scope for its tests, but not for the next module.
+scope_of_test = pytest.fixture(autouse=True)(_keep_default_scope)
+scope_of_module = pytest.fixture(autouse=True, scope='module')(_keep_default_scope)

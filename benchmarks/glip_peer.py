@@ -222,7 +222,7 @@ def write_weights(folder: Path, depth: str, size: tuple[int, int]) -> None:
     from mmdet.utils import register_all_modules
     from mmdet_glip import build_peer
 
-    from ovd.checkpoints.loading import save_tensors
+    from ovd.checkpoints.writing import save_tensors
     from ovd.conversion.glip import convert_glip
 
     register_all_modules(init_default_scope=False)
@@ -266,7 +266,7 @@ def load_ours(folder: Path, depth: str, names: Sequence[str], side: str) -> Any:
     """Our model as its configuration builds it, with the port's upsampling, ranking and numbers of boxes."""
     from mmengine.registry import DefaultScope
 
-    from ovd.checkpoints.loading import load_complete, load_tensors
+    from ovd.checkpoints.loading import load_for_inference, load_tensors
     from ovd.config import load_config
     from ovd.registry import MODELS
 
@@ -286,7 +286,7 @@ def load_ours(folder: Path, depth: str, names: Sequence[str], side: str) -> Any:
         config.model.text.names_per_prompt = NAMES_PER_PROMPT
     with DefaultScope.overwrite_default_scope('mmdet'):
         model: Any = MODELS.build(config.model)
-    load_complete(model, load_tensors(folder / 'ours.safetensors'))
+    load_for_inference(model, load_tensors(folder / 'ours.safetensors'))
     return model.eval()
 
 

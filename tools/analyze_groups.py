@@ -87,7 +87,7 @@ def write_untrained(config: Any, folder: Path) -> tuple[Path, int]:
     from mmengine.registry import DefaultScope
     from mmengine.runner import set_random_seed
 
-    from ovd.checkpoints.loading import save_tensors
+    from ovd.checkpoints.writing import save_tensors
     from ovd.registry import MODELS
 
     set_random_seed(config.get('randomness', {}).get('seed') or 0)

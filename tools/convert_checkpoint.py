@@ -71,7 +71,7 @@ def convert_prompts(source: Path, out: Path, words: str) -> None:
     """A tensor of class prompts -> a text embeddings file."""
     from torch import Tensor
 
-    from ovd.checkpoints.loading import read_checkpoint
+    from ovd.checkpoints.reading import read_checkpoint
     from ovd.conversion.vild import convert_detpro_prompts
     from ovd.text.vocabulary import Vocabulary
 
@@ -85,7 +85,8 @@ def convert_prompts(source: Path, out: Path, words: str) -> None:
 
 def convert_weights(source: Path, out: Path, config: str | None, layout: str) -> None:
     """A model's checkpoint -> ours, with a list of what was left out."""
-    from ovd.checkpoints.loading import load_tensors, save_tensors
+    from ovd.checkpoints.loading import load_tensors
+    from ovd.checkpoints.writing import save_tensors
     from ovd.files import sha256_file
 
     title, module, function = LAYOUTS[layout]
@@ -105,7 +106,8 @@ def convert_weights(source: Path, out: Path, config: str | None, layout: str) ->
 
 def export_weights(source: Path, out: Path, config: str | None, layout: str) -> None:
     """GroupViT weights of ours -> another layout, with a list of what was left out."""
-    from ovd.checkpoints.loading import load_tensors, save_checkpoint, save_tensors
+    from ovd.checkpoints.loading import load_tensors
+    from ovd.checkpoints.writing import save_checkpoint, save_tensors
     from ovd.config import load_config
     from ovd.conversion.groupvit import export_groupvit, transformers_config
     from ovd.files import write_json
@@ -130,7 +132,7 @@ def check(tensors: dict, config_path: str) -> None:
     import mmdet.models  # noqa: F401
     from mmengine.registry import init_default_scope
 
-    from ovd.checkpoints.loading import compare
+    from ovd.checkpoints.comparing import compare
     from ovd.config import load_config
     from ovd.registry import MODELS
 

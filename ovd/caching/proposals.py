@@ -19,7 +19,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 from torchvision.ops import box_iou, nms
 
-from ..checkpoints.loading import load_complete, load_tensors
+from ..checkpoints.loading import load_for_inference, load_tensors
 from ..config import load_config
 from ..files import sha256_file, sha256_json
 from ..regions.proposal_files import ProposalTable, read_proposals
@@ -168,7 +168,7 @@ class DetectorProposals:
         with DefaultScope.overwrite_default_scope(loaded.get('default_scope', 'mmdet')):
             self.model = MODELS.build(loaded.model)
             self.pipeline = _array_pipeline(loaded)
-        load_complete(self.model, tensors, source=str(checkpoint))
+        load_for_inference(self.model, tensors, source=str(checkpoint))
         self.model = fuse_conv_bn(self.model.eval()).to(device, memory_format=torch.channels_last)
         self._scope = loaded.get('default_scope', 'mmdet')
         self._identity = {

@@ -20,7 +20,8 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_s
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
-from ..checkpoints.loading import load_into, load_tensors, save_tensors
+from ..checkpoints.loading import load_into, load_tensors
+from ..checkpoints.writing import save_tensors
 from ..files import sha256_json, sha256_tensors, write_json
 from .sources import CONFIG_NAME, WEIGHTS_NAME, ClipSource, find_source, first_line, split_config
 

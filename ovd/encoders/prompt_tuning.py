@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.loading import load_metadata, load_tensors, save_tensors
+from ..checkpoints.loading import load_metadata, load_tensors
+from ..checkpoints.writing import save_tensors
 from ..text.phrases import Prompt
 from ..text.vocabulary import Vocabulary
 from .loading import PathLike

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints.loading import load_metadata, load_tensors, save_tensors
+from ..checkpoints.loading import load_metadata, load_tensors
+from ..checkpoints.writing import save_tensors
 from ..files import sha256_json
 from ..text.templates import PromptSet, Templates, expand, get_templates
 from ..text.vocabulary import Vocabulary, VocabularySpec

@@ -1,12 +1,12 @@
-"""What may be missing or noisy in the hosts, and the only place that mends it.
+"""Import hooks for mmengine, mmcv, mmdet and mmseg (the hosts).
 
-``import ovd`` calls :func:`install`, which puts one finder in front of Python's own and imports nothing. From
-then on, however a host comes to be imported (by us, by a config, by a registry that looks up its scope):
+``import ovd`` calls :func:`install`, which inserts one finder in front of Python's own and imports nothing.
+Afterwards, no matter which code imports a host:
 
-- ``mmcv._ext``, mmcv's compiled operators, is supplied from :mod:`ovd.hosts.ops` when the real one is absent;
-- ``mmengine.runner.checkpoint`` is handed to ``ovd.checkpoints.loading.patch_mmengine`` once it is imported;
-- ``mmdet.datasets`` and ``mmseg.datasets`` keep their debug lines to themselves while they are imported;
-- what the hosts warn of in their own code is ignored, by message or place.
+- ``mmcv._ext``, mmcv's compiled operators, is provided by :mod:`ovd.hosts.ops` if it is not installed;
+- ``mmengine.runner.checkpoint`` is patched by :mod:`ovd.hosts.mmengine_checkpoints` after its import;
+- ``mmdet.datasets`` and ``mmseg.datasets`` do not print debug messages during their import;
+- known warnings of the hosts about their own code are ignored.
 """
 
 import importlib
@@ -23,9 +23,9 @@ from typing import Any
 
 EXTENSION = 'mmcv._ext'
 HOST_WARNINGS = (
-    '``MultiScaleDeformableAttention`` has been moved',  # by a module that imports it for compatibility
-    'In MMCV v1.4.4, we modified the default value of args',  # by every Hsigmoid, which DyHead uses
-    'DeprecationWarning: `num_anchors` is deprecated',  # by mmdet's own ATSS head
+    '``MultiScaleDeformableAttention`` has been moved',  # raised by a module that still exports it
+    'In MMCV v1.4.4, we modified the default value of args',  # raised by every Hsigmoid, which DyHead uses
+    'DeprecationWarning: `num_anchors` is deprecated',  # raised by mmdet's own ATSS head
 )
 
 
@@ -36,7 +36,7 @@ def install() -> None:
     sys.meta_path.insert(0, _FINDER)
     for message in HOST_WARNINGS:
         warnings.filterwarnings('ignore', message)
-    # Two invalid escape sequences; seen on the first import when the installer compiled nothing.
+    # mmdet has two invalid escape sequences; Python warns when it compiles the files on first import.
     warnings.filterwarnings('ignore', category=SyntaxWarning, module=r'.*[/\\]mmdet[/\\]')
     for name, after in _AFTER_IMPORT.items():
         if name in sys.modules:
@@ -49,13 +49,13 @@ def install() -> None:
 
 
 def uses_stand_in() -> bool:
-    """Whether mmcv's operators come from :mod:`ovd.hosts.ops`, because it was installed without its own."""
+    """Whether mmcv's operators come from :mod:`ovd.hosts.ops`, because mmcv has no compiled ones."""
     spec = importlib.util.find_spec(EXTENSION)
     return spec is not None and isinstance(spec.loader, _StandInLoader)
 
 
 class _HostFinder(MetaPathFinder):
-    """Finds the modules named in this file through the other finders and hooks them; ignores all others."""
+    """Finds the modules named in this file through the other finders and hooks their loaders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -73,7 +73,7 @@ class _HostFinder(MetaPathFinder):
 
 
 class _StandInLoader(Loader):
-    """Fills an empty ``mmcv._ext`` with our operators; a name we do not provide fails when it is called."""
+    """Creates ``mmcv._ext`` from our operators; an operator we lack raises when it is called."""
 
     def exec_module(self, module: ModuleType) -> None:
         ops = importlib.import_module('ovd.hosts.ops')
@@ -81,7 +81,7 @@ class _StandInLoader(Loader):
 
 
 def _hook(loader: Any, fullname: str) -> None:
-    """Wrap this loader's ``exec_module``: the loader belongs to one module and is used once."""
+    """Wrap ``exec_module`` of this loader, which belongs to one module and is used once."""
     execute = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
@@ -98,8 +98,8 @@ def _hook(loader: Any, fullname: str) -> None:
 def _without_debug_lines() -> Iterator[None]:
     """Keep mmengine's ``print_log`` from printing messages of level DEBUG.
 
-    The data set packages announce an optional dependency at that level and name no logger, which mmengine
-    prints whatever the level. Modules imported meanwhile keep the wrapper; afterwards it only passes on.
+    The data set packages report an optional dependency at that level without a logger, and mmengine prints
+    such messages at any level. Modules imported inside keep the wrapper; afterwards it has no effect.
     """
     host: Any = importlib.import_module('mmengine.logging')
     original, importing = host.print_log, True
@@ -116,8 +116,8 @@ def _without_debug_lines() -> Iterator[None]:
 
 
 def _guard_checkpoints(module: ModuleType) -> None:
-    """Let nothing that loads a checkpoint through mmengine fall back to unpickling."""
-    importlib.import_module('ovd.checkpoints.loading').patch_mmengine(module)
+    """Prevent every checkpoint loader of mmengine from falling back to unpickling."""
+    importlib.import_module('ovd.hosts.mmengine_checkpoints').patch_mmengine(module)
 
 
 _AROUND_IMPORT: dict[str, Callable[[], AbstractContextManager[None]]] = {

@@ -20,7 +20,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import nn
 
-from ..checkpoints.loading import load_complete, load_tensors
+from ..checkpoints.loading import load_for_inference, load_tensors
 from ..config import load_config
 from ..datasets.images import BrokenImageError, to_rgb
 from ..devices import find_device
@@ -255,7 +255,7 @@ def _build_model(config: Config, checkpoint: str | os.PathLike[str]) -> nn.Modul
     model: nn.Module = MODELS.build(section)
     if not hasattr(model, 'set_vocabulary'):
         raise ValueError(f'{type(model).__name__} takes no vocabulary: its classes are fixed in its weights')
-    load_complete(model, tensors, source=checkpoint)
+    load_for_inference(model, tensors, source=checkpoint)
     return model
 
 

@@ -20,7 +20,9 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..checkpoints.loading import compare, load_complete, load_into, read_checkpoint
+from ..checkpoints.comparing import compare
+from ..checkpoints.loading import load_for_inference, load_into
+from ..checkpoints.reading import read_checkpoint
 from ..registry import DATASETS, MODELS
 from .hooks import find_latest
 
@@ -162,7 +164,7 @@ class ToolRunner(Runner):
             if not report.is_complete:
                 self.logger.warning(f'Loaded {filename} in part: {report}')
         else:
-            report = load_complete(model, tensors, source=filename)
+            report = load_for_inference(model, tensors, source=filename)
         if report.is_complete:
             self.logger.info(f'Loaded {filename}: {report}')
         self._has_loaded = True

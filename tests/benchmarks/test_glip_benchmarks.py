@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from ovd.checkpoints.loading import save_tensors
+from ovd.checkpoints.writing import save_tensors
 from ovd.cli.console import run_tool
 from ovd.encoders.bert_tokens import count_tokens, load_tokenizer
 from ovd.inference.predictor import Predictor

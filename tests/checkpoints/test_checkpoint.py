@@ -19,24 +19,12 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModule
-from mmengine.runner import load_checkpoint
 from torch import nn
 
-from ovd.checkpoints.loading import (
-    LoadReport,
-    UnsafeCheckpointError,
-    compare,
-    load_complete,
-    load_into,
-    load_metadata,
-    load_tensors,
-    patch_mmengine,
-    read_checkpoint,
-    save_checkpoint,
-    save_tensors,
-)
-from ovd.checkpoints.reading import read_array_pickle
+from ovd.checkpoints.comparing import LoadReport, compare
+from ovd.checkpoints.loading import load_for_inference, load_into, load_metadata, load_tensors
+from ovd.checkpoints.reading import UnsafeCheckpointError, read_array_pickle, read_checkpoint
+from ovd.checkpoints.writing import save_checkpoint, save_tensors
 from tests.toys.checkpoints import BOOBY_TRAPS, Payload, was_run
 
 
@@ -236,27 +224,6 @@ def test_a_booby_trapped_file_is_refused_and_does_not_run(tmp_path: Path, name: 
     for load in (load_tensors, read_checkpoint):
         with pytest.raises(UnsafeCheckpointError, match=rf'{path.name}: refused'):
             load(path)
-    assert not was_run(tmp_path)
-
-
-@pytest.mark.parametrize('name', sorted(BOOBY_TRAPS))
-def test_mmengine_refuses_booby_traps_too(tmp_path: Path, name: str) -> None:
-    path = BOOBY_TRAPS[name](tmp_path)
-    with pytest.raises(UnsafeCheckpointError):
-        load_checkpoint(nn.Linear(1, 1), str(path))
-    with pytest.raises(UnsafeCheckpointError):
-        mmengine_checkpoint._load_checkpoint_with_prefix('backbone', str(path))
-    with pytest.raises(UnsafeCheckpointError), path.open('rb') as file:
-        mmengine_checkpoint._safe_torch_load(io.BytesIO(file.read()), weights_only=False)
-    assert not was_run(tmp_path)
-
-
-def test_a_downloaded_booby_trap_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    (tmp_path / 'checkpoints').mkdir()
-    BOOBY_TRAPS['zip'](tmp_path).rename(tmp_path / 'checkpoints' / 'net-1234.pth')
-    with pytest.raises(UnsafeCheckpointError, match=r'net-1234\.pth: refused'):
-        load_checkpoint(nn.Linear(1, 1), 'https://example.org/net-1234.pth')
     assert not was_run(tmp_path)
 
 
@@ -476,85 +443,6 @@ def test_a_failed_save_leaves_the_previous_file(tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == ['w.pth']
 
 
-def test_patching_twice_changes_nothing() -> None:
-    patch_mmengine(mmengine_checkpoint)
-    import mmengine.runner.runner as runner_module
-
-    assert mmengine_checkpoint.save_checkpoint is save_checkpoint
-    assert runner_module.save_checkpoint is save_checkpoint
-
-
-class Backbone(BaseModule):
-    """Two layers of mmengine's kind, which an ``init_cfg`` fills."""
-
-    def __init__(self, **init_cfg: Any) -> None:
-        super().__init__({'type': 'Pretrained', **init_cfg})
-        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(self.first(x))
-
-
-def test_pretrained_weights_that_fit_in_part_are_said_in_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    warned: list[str] = []
-    monkeypatch.setattr('ovd.checkpoints.loading._logger', lambda: SimpleNamespace(warning=warned.append))
-    path = tmp_path / 'w.pth'
-    tensors = {'first.weight': torch.ones(2, 2), 'first.bias': torch.ones(2), 'fc.weight': torch.ones(9)}
-    torch.save({'state_dict': {f'module.{key}': value for key, value in tensors.items()}}, path)
-    backbone = Backbone(checkpoint=str(path))
-    backbone.init_weights()
-    assert backbone.first.weight.eq(1).all()
-    assert len(warned) == 1
-    assert warned[0].startswith(f'Loaded {path} into Backbone in part: 2 tensors match; 2 missing: second.')
-    assert warned[0].endswith('1 unexpected: fc.weight')
-
-    torch.save(
-        {f'backbone.{key}': value for key, value in Backbone(checkpoint='').state_dict().items()}, path
-    )
-    backbone = Backbone(checkpoint=str(path), prefix='backbone')
-    backbone.init_weights()
-    assert torch.equal(backbone.first.weight, load_tensors(path)['backbone.first.weight'])
-    assert len(warned) == 1
-
-
-def test_pretrained_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    """mmengine would go on with random weights."""
-    path = tmp_path / 'w.pth'
-    torch.save({'decoder.weight': torch.ones(1)}, path)
-    with pytest.raises(
-        ValueError, match=r'w\.pth belongs to another model: none of its 1 tensors fits Backb'
-    ):
-        Backbone(checkpoint=str(path)).init_weights()
-    with pytest.raises(ValueError, match=r"w\.pth: none of its 1 tensors begins with 'backbone\.'"):
-        Backbone(checkpoint=str(path), prefix='backbone.').init_weights()
-    with pytest.raises(ValueError, match='the checkpoint belongs to another model'):
-        Backbone(checkpoint=str(path), prefix='decoder').init_weights()
-
-
-class Versioned(nn.Linear):
-    """Doubles weights of its first version, as hosts convert old files."""
-
-    _version = 2
-
-    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
-        if metadata.get('version', 1) < 2:
-            state[f'{prefix}weight'] = 2 * state[f'{prefix}weight']
-        super()._load_from_state_dict(state, prefix, metadata, *rest)
-
-
-def test_versions_of_a_file_reach_the_modules(tmp_path: Path) -> None:
-    model = nn.Sequential(Versioned(1, 1))
-    torch.save(model.state_dict(), tmp_path / 'new.pth')
-    torch.save(dict(model.state_dict()), tmp_path / 'old.pth')
-    weight = model[0].weight.detach().clone()
-    load_checkpoint(model, str(tmp_path / 'new.pth'))
-    assert torch.equal(model[0].weight, weight)
-    load_checkpoint(model, str(tmp_path / 'old.pth'))
-    assert torch.equal(model[0].weight, 2 * weight)
-
-
 # Comparing with a model.
 
 
@@ -605,12 +493,14 @@ def test_another_models_checkpoint_is_refused_even_if_not_strict() -> None:
 def test_weights_to_answer_with_must_be_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing is an error, what is left over a warning; a data-parallel prefix is neither."""
     warned: list[str] = []
-    monkeypatch.setattr('ovd.checkpoints.loading._logger', lambda: SimpleNamespace(warning=warned.append))
+    monkeypatch.setattr(
+        'ovd.checkpoints.loading.current_logger', lambda: SimpleNamespace(warning=warned.append)
+    )
     source, target = Net(), Net()
     tensors = {f'module.{key}': value for key, value in source.state_dict().items()}
-    assert load_complete(target, tensors).is_complete
+    assert load_for_inference(target, tensors).is_complete
     assert torch.equal(target.linear.weight, source.linear.weight)
-    report = load_complete(target, Net().state_dict() | {'extra': torch.ones(1)}, 'weights.pth')
+    report = load_for_inference(target, Net().state_dict() | {'extra': torch.ones(1)}, 'weights.pth')
     assert report.unexpected == ('extra',)
     assert len(warned) == 1
     assert warned[0].startswith('Loaded weights.pth in part')
@@ -618,7 +508,7 @@ def test_weights_to_answer_with_must_be_complete(monkeypatch: pytest.MonkeyPatch
     tensors = Net().state_dict()
     del tensors['linear.bias']
     with pytest.raises(ValueError, match=r'weights\.pth is not a checkpoint of this Net: .* 1 missing'):
-        load_complete(target, tensors, 'weights.pth')
+        load_for_inference(target, tensors, 'weights.pth')
     assert torch.equal(target.linear.weight, before)
 
 

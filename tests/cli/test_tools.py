@@ -14,7 +14,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from ovd.checkpoints.loading import load_tensors, read_checkpoint, save_tensors
+from ovd.checkpoints.loading import load_tensors
+from ovd.checkpoints.reading import read_checkpoint
+from ovd.checkpoints.writing import save_tensors
 from ovd.cli.console import run_tool
 from ovd.training.hooks import find_latest
 from ovd.training.runner import prepare_testing, prepare_training, to_json

@@ -9,7 +9,8 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
-from ovd.checkpoints.loading import load_metadata, load_tensors, read_checkpoint
+from ovd.checkpoints.loading import load_metadata, load_tensors
+from ovd.checkpoints.reading import read_checkpoint
 from ovd.config import load_config
 from ovd.conversion.lseg import convert_lseg
 from ovd.registry import MODELS

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ovd.checkpoints.loading import read_checkpoint
+from ovd.checkpoints.reading import read_checkpoint
 from ovd.datasets.captions import shards as caption_shards
 from ovd.datasets.captions.shard_reader import Part, ShardReader, expand_shards
 from ovd.datasets.captions.shards import CaptionShards

@@ -17,7 +17,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from ovd.checkpoints.loading import save_tensors
+from ovd.checkpoints.writing import save_tensors
 from ovd.config import load_config
 from ovd.registry import DATASETS, MODELS
 from ovd.training.runner import ToolRunner, build_runner, prepare_testing

@@ -182,7 +182,7 @@ def test_a_hook_runs_for_a_module_imported_before(host: Path, monkeypatch: pytes
 
 def test_checkpoint_loading_is_guarded() -> None:
     module = importlib.import_module('mmengine.runner.checkpoint')
-    assert module._safe_torch_load.__module__ == 'ovd.checkpoints.loading'
+    assert module._safe_torch_load.__module__ == 'ovd.hosts.mmengine_checkpoints'
 
 
 NOISY_HOST = """

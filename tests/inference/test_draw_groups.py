@@ -10,7 +10,7 @@ import torch
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from ovd.checkpoints.loading import save_tensors
+from ovd.checkpoints.writing import save_tensors
 from ovd.cli.console import run_tool
 from ovd.inference.draw_groups import Groups, find_groups, group_colors
 from ovd.models.groupvit.readout import group_labels

@@ -185,7 +185,9 @@ def test_a_checkpoint_may_hold_more_than_the_model_and_not_less(
 ) -> None:
     config, checkpoint = write_toy(tmp_path)
     warned: list[str] = []
-    monkeypatch.setattr('ovd.checkpoints.loading._logger', lambda: SimpleNamespace(warning=warned.append))
+    monkeypatch.setattr(
+        'ovd.checkpoints.loading.current_logger', lambda: SimpleNamespace(warning=warned.append)
+    )
     torch.save({'weight': torch.ones(()), 'teacher.weight': torch.ones(2)}, checkpoint)
     predictor = Predictor(config, checkpoint, 'cpu').set_vocabulary('red')
     assert predictor.predict(flat(255, 0, 0))[0].scores.tolist() == [1]

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from ovd.checkpoints.loading import save_tensors
+from ovd.checkpoints.writing import save_tensors
 from ovd.inference.draw import load_typeface
 from ovd.inference.draw_caption import Mark, break_lines, draw_caption, stack
 from ovd.inference.predictions import Grounding, Phrase

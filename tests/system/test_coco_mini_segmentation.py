@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import DefaultScope
 from PIL import Image
 
-from ovd.checkpoints.loading import save_tensors
+from ovd.checkpoints.writing import save_tensors
 from ovd.config import load_config
 from ovd.encoders.text_embeddings import TextEmbeddings
 from ovd.registry import MODELS

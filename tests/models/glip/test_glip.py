@@ -10,7 +10,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from torch import Tensor
 
-from ovd.checkpoints.loading import save_tensors
+from ovd.checkpoints.writing import save_tensors
 from ovd.inference.predictor import Predictor
 from ovd.models.glip.detector import GLIP
 from ovd.models.glip.head import Truth

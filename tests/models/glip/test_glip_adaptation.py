@@ -9,7 +9,9 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 
-from ovd.checkpoints.loading import load_complete, load_into, load_metadata, read_checkpoint, save_tensors
+from ovd.checkpoints.loading import load_for_inference, load_into, load_metadata
+from ovd.checkpoints.reading import read_checkpoint
+from ovd.checkpoints.writing import save_tensors
 from ovd.config import load_config
 from ovd.encoders.prompt_tuning import PromptOffset
 from ovd.models.glip.detector import GLIP
@@ -118,7 +120,7 @@ def test_the_shift_is_added_to_both_features_of_its_sentence(folder: Path) -> No
 def test_a_tuned_prompt_is_a_file_of_its_own(folder: Path, tmp_path: Path) -> None:
     model, path = tuned(folder), tmp_path / 'run' / 'prompt.safetensors'
     weights = toy_glip(folder).state_dict()
-    load_complete(model, weights | {'text_offset.rows': model.text_offset.rows})
+    load_for_inference(model, weights | {'text_offset.rows': model.text_offset.rows})
     steps(model, 2)
     model.save_offset(path)
     assert path.stat().st_size < 20_000
@@ -126,7 +128,7 @@ def test_a_tuned_prompt_is_a_file_of_its_own(folder: Path, tmp_path: Path) -> No
     # The words come with the file, the weights from the checkpoint that the prompt was tuned with.
     words = {'encoder': {'model': str(folder)}, 'offset': str(path)}
     loaded = toy_glip(folder, text=words, trainable=['text_offset.rows'])
-    load_complete(loaded, weights)
+    load_for_inference(loaded, weights)
     assert loaded.vocabulary.names == tuple(WORDS)
     torch.testing.assert_close(detect(loaded).scores, detect(model).scores)
     assert not any('offset' in name for name, _ in loaded.named_parameters())

@@ -9,7 +9,7 @@ from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from torch import nn
 
-from ovd.checkpoints.loading import load_complete
+from ovd.checkpoints.loading import load_for_inference
 from ovd.config import load_config
 from ovd.conversion.glip import convert_glip
 from ovd.models.glip.detector import GLIP
@@ -68,7 +68,7 @@ def pair(
         peer_head.bias_lang.copy_(torch.randn(peer_head.bias_lang.shape, generator=generator))
     converted = convert_glip(peer.state_dict())
     assert not converted.unmatched
-    load_complete(ours, converted.tensors)
+    load_for_inference(ours, converted.tensors)
     return ours.eval(), peer
 
 

@@ -305,12 +305,6 @@ def _read_split(name: str) -> dict[str, list[str]]:
     return {key: (SPLITS / f'{name}_{key}.txt').read_text().splitlines() for key in ('base', 'novel')}
 
 
-def check_option(name: str, value: str, known: Sequence[str]) -> None:
-    """Raise where an option has none of its known values."""
-    if value not in known:
-        raise ValueError(f'{name} must be one of {", ".join(map(repr, known))}, got {value!r}')
-
-
 def shorten(names: Sequence[str], limit: int = 10) -> str:
     """Names for a message: the first ``limit``, and how many there are."""
     more = f', ... ({len(names)} in all)' if len(names) > limit else ''

@@ -7,8 +7,8 @@ from typing import Any
 from mmengine.dataset import ConcatDataset
 from mmengine.logging import MMLogger
 
+from ..options import check_option
 from ..registry import DATASETS
-from .annotations import check_option
 
 
 @DATASETS.register_module()

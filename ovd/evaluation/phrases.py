@@ -10,7 +10,7 @@ from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmengine.logging import MMLogger
 from torch import Tensor
 
-from ..datasets.annotations import check_option
+from ..options import check_option
 from ..registry import METRICS
 from ..text.nouns import NameMatcher
 from ..text.vocabulary import Vocabulary

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from ..caching.clip_regions import key_problems, map_ahead
 from ..config import load_config
-from ..datasets.annotations import check_option
 from ..datasets.captions.dataset import CaptionDataset, Tally
 from ..datasets.grounding.dataset import GroundingDataset
 from ..datasets.images import BrokenImageError
 from ..files import atomic_path, sha256_file, sha256_json, write_json
 from ..inference.predictor import Predictor
+from ..options import check_option
 from ..registry import DATASETS
 from ..text.nouns import NounExtractor
 from ..version import __version__

@@ -17,8 +17,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 
 from ...files import IMAGE_SUFFIXES
+from ...options import check_option
 from ...registry import DATASETS
-from ..annotations import check_option
 from ..images import BrokenImageError, find_missing
 
 

@@ -14,9 +14,9 @@ from mmengine.logging import MMLogger
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 
+from ...options import check_option
 from ...randomness import kept_generators, seed_generators
 from ...registry import DATASETS
-from ..annotations import check_option
 from .shard_reader import Part, RawPair, ShardReader, expand_shards, is_remote
 
 _EMPTY_PASSES = 100  # in a row, after which a loader gives up

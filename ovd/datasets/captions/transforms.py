@@ -19,10 +19,10 @@ from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from ...options import check_option
 from ...registry import TRANSFORMS
 from ...text.nouns import NounExtractor
 from ...text.templates import PromptSet, Templates, expand, get_templates
-from ..annotations import check_option
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)

@@ -9,12 +9,12 @@ from typing import Any
 from mmdet.datasets import CocoDataset
 from mmengine.logging import MMLogger
 
+from ...options import check_option
 from ...registry import DATASETS
 from ...text.vocabulary import Vocabulary
 from ..annotations import (
     Annotations,
     ClassSplit,
-    check_option,
     file_name_of,
     match_categories,
     read_annotations,

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...options import check_option
 from ...registry import DATASETS
 from ...text.nouns import NameMatcher, widen_nouns
 from ...text.phrases import SEPARATOR, clean_name
 from ...text.vocabulary import Vocabulary
-from ..annotations import check_option, file_name_of, match_categories, read_annotations
+from ..annotations import file_name_of, match_categories, read_annotations
 from ..captions.dataset import read_coco_captions
 from .dataset import GroundingDataset
 

@@ -16,11 +16,11 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 
+from ...options import check_option
 from ...registry import DATASETS
 from ...text.nouns import NameMatcher
 from ...text.phrases import caption_prompt
 from ...text.vocabulary import Vocabulary
-from ..annotations import check_option
 from ..images import find_missing
 
 _MIN_SIDE = 1.0  # pixels; thinner boxes are left out, as by mmdet

@@ -14,9 +14,10 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 
+from ...options import check_option
 from ...registry import DATASETS
 from ...text.phrases import caption_prompt
-from ..annotations import check_option, shorten
+from ..annotations import shorten
 from ..images import find_missing
 
 _KEYS: dict[str, dict[str, Any]] = {

@@ -13,9 +13,10 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 
+from ...options import check_option
 from ...registry import DATASETS, TRANSFORMS
 from ...text.vocabulary import Vocabulary
-from ..annotations import Annotations, check_option, file_name_of, read_annotations
+from ..annotations import Annotations, file_name_of, read_annotations
 from ..images import find_missing
 from .label_maps import IGNORE_INDEX, paint_instances, read_label_map
 from .label_rules import LabelRules, name_ids

@@ -22,9 +22,10 @@ from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from PIL import Image
 
+from ...options import check_option
 from ...registry import FUNCTIONS, TRANSFORMS
 from ...text.vocabulary import Vocabulary
-from ..annotations import check_option, shorten
+from ..annotations import shorten
 from .dataset import OpenVocabularySegDataset
 from .label_maps import IGNORE_INDEX, LabelTable, read_label_map
 from .label_rules import LabelRules

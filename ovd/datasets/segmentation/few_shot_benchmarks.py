@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ...options import check_option
 from ...registry import DATASETS
 from ...text.vocabulary import Vocabulary
-from ..annotations import check_option
 from .few_shot import Episode, FewShotDataset, Shown
 from .label_maps import LabelTable
 from .label_rules import LabelRules

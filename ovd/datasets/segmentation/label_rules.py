@@ -6,8 +6,9 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
+from ...options import check_option
 from ...text.vocabulary import Vocabulary
-from ..annotations import check_option, match_categories, shorten
+from ..annotations import match_categories, shorten
 from .label_maps import IGNORE_INDEX, LabelTable
 
 

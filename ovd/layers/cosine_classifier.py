@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def unit(features: Tensor) -> Tensor:
+def l2_normalize(features: Tensor) -> Tensor:
     """Scale the last axis to unit length, in float32 also under mixed precision; zero vectors stay zero."""
     return F.normalize(features.float(), dim=-1, eps=1e-8)
 
@@ -47,7 +47,7 @@ class CosineClassifier(nn.Module):
 
     def embed(self, region_features: Tensor) -> Tensor:
         """Region features [N, C] -> region_embeddings [N, D], float32, unit length."""
-        return unit(self.project(region_features))
+        return l2_normalize(self.project(region_features))
 
     def forward(self, region_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """Logits of unit region embeddings against class vectors.
@@ -67,9 +67,9 @@ class CosineClassifier(nn.Module):
             )
         temperature = self.temperature if self.training else self.test_temperature
         with torch.autocast(region_embeddings.device.type, enabled=False):
-            classes = unit(text_embeddings)
+            classes = l2_normalize(text_embeddings)
             if self.background is not None:
-                classes = torch.cat([classes, unit(self.background)[None]])
+                classes = torch.cat([classes, l2_normalize(self.background)[None]])
             return region_embeddings.float() @ classes.T / temperature
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ovd.checkpoints.loading import load_into, load_metadata, load_tensors
 from ovd.conversion.groupvit import convert_groupvit, export_groupvit, transformers_config
-from ovd.layers.cosine_classifier import unit
+from ovd.layers.cosine_classifier import l2_normalize
 from ovd.models.groupvit.segmentor import GroupViT
 from ovd.registry import MODELS
 from tests.toys.groupvit import toy_config, toy_groupvit
@@ -228,7 +228,7 @@ def test_same_answers_as_transformers(transformers: Any, name: str) -> None:
         input_ids=token_ids, pixel_values=images, output_attentions=True, output_segmentation=True
     )
     predictions = model.group_predictions(images)
-    output, texts = predictions.output, unit(model.encode_text(token_ids))
+    output, texts = predictions.output, l2_normalize(model.encode_text(token_ids))
     for soft, theirs in zip(output.soft, expected.vision_model_output.attentions):
         torch.testing.assert_close(soft, theirs.reshape(soft.shape), atol=1e-4, rtol=0)
     torch.testing.assert_close(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ovd.layers.cosine_classifier import CosineClassifier, remove_classes, unit, zero_classes
+from ovd.layers.cosine_classifier import CosineClassifier, l2_normalize, remove_classes, zero_classes
 from ovd.models.vild.distillation import distillation_loss
 from ovd.models.vild.score_ensemble import geometric_mean, standardized_logits, text_weights
 
@@ -59,11 +59,11 @@ def test_logits_stay_float32_under_mixed_precision() -> None:
         regions = classifier.embed(features)
         logits = classifier(regions, words)
     assert regions.dtype == logits.dtype == torch.float32
-    torch.testing.assert_close(logits[:, :3], 100 * regions @ unit(words).T)
+    torch.testing.assert_close(logits[:, :3], 100 * regions @ l2_normalize(words).T)
 
 
 def test_zero_features_have_zero_cosines() -> None:
-    assert unit(torch.zeros(1, 3)).tolist() == [[0, 0, 0]]
+    assert l2_normalize(torch.zeros(1, 3)).tolist() == [[0, 0, 0]]
 
 
 def test_refuses_words_of_another_width_and_bad_temperatures() -> None:
@@ -143,16 +143,16 @@ def test_distillation_sums_dimensions_and_averages_valid_rows() -> None:
 
 
 def test_distillation_gradient_is_the_sign_over_the_count() -> None:
-    student = unit(torch.randn(4, 6)).requires_grad_()
+    student = l2_normalize(torch.randn(4, 6)).requires_grad_()
     teacher = torch.randn(4, 6).half()
     valid = torch.tensor([True, False, True, True])
     distillation_loss(student, teacher, valid).backward()
-    expected = (student.detach() - unit(teacher)).sign() * valid[:, None] / 3
+    expected = (student.detach() - l2_normalize(teacher)).sign() * valid[:, None] / 3
     torch.testing.assert_close(student.grad, expected)
 
 
 def test_distillation_without_valid_rows_is_zero_with_a_zero_gradient() -> None:
-    student = unit(torch.randn(2, 3)).requires_grad_()
+    student = l2_normalize(torch.randn(2, 3)).requires_grad_()
     loss = distillation_loss(student, torch.zeros(2, 3), torch.zeros(2, dtype=torch.bool))
     loss.backward()
     assert loss.item() == 0

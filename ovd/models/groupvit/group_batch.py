@@ -7,7 +7,7 @@ from functools import cached_property
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from ...layers.cosine_classifier import unit
+from ...layers.cosine_classifier import l2_normalize
 from .grouping import GroupingOutput
 
 
@@ -36,9 +36,9 @@ class GroupBatch:
     @cached_property
     def group_embeddings(self) -> Tensor:
         """Groups in the joint space [B, G, D], unit length."""
-        return unit(self.project(self.output.features))
+        return l2_normalize(self.project(self.output.features))
 
     @cached_property
     def token_embeddings(self) -> Tensor | None:
         """Tokens in the joint space [B, L, D], unit length; None when the encoder gives none."""
-        return None if self.output.tokens is None else unit(self.project(self.output.tokens))
+        return None if self.output.tokens is None else l2_normalize(self.project(self.output.tokens))

@@ -22,7 +22,7 @@ from ...encoders.loading import build_clip
 from ...encoders.text_embeddings import TextEmbeddings
 from ...encoders.text_encoder import TokenTower
 from ...layers.contrastive import MultiLabelLoss, caption_loss
-from ...layers.cosine_classifier import unit
+from ...layers.cosine_classifier import l2_normalize
 from ...layers.score_maps import ScoreMaps
 from ...registry import MODELS
 from ..segmentor import OpenVocabularySegmentor
@@ -187,7 +187,7 @@ class GroupViT(OpenVocabularySegmentor):
         elif token_ids.shape[1] < 2:
             raise ValueError('the multi-label loss needs prompts of nouns; token_ids hold the caption alone')
         output = self.encode_image(inputs)
-        texts = unit(self.encode_text(token_ids.flatten(0, 1))).unflatten(0, token_ids.shape[:2])
+        texts = l2_normalize(self.encode_text(token_ids.flatten(0, 1))).unflatten(0, token_ids.shape[:2])
         batch = replace(self.group_batch(output), text_embeddings=texts, samples=data_samples)
         images = batch.image_embeddings
         losses = {'loss_caption': self.caption_weight * caption_loss(images, texts[:, 0], self.logit_scale)}
@@ -205,8 +205,8 @@ class GroupViT(OpenVocabularySegmentor):
     def group_batch(self, output: GroupingOutput) -> GroupBatch:
         """Images in the joint space, with what objectives and the pooling may look at besides."""
         scale = self.logit_scale.clamp(max=self.max_logit_scale).exp()
-        background = None if self.background is None else unit(self.background)
-        images = unit(self.project_image(output.pooled))
+        background = None if self.background is None else l2_normalize(self.background)
+        images = l2_normalize(self.project_image(output.pooled))
         batch = GroupBatch(output, images, self.project_image, scale, background)
         return batch if self.pooling is None else replace(batch, image_embeddings=self.pooling(batch))
 
@@ -280,7 +280,7 @@ class GroupViT(OpenVocabularySegmentor):
         if not data_samples or 'token_ids' not in data_samples[0]:
             return super().predict(inputs, data_samples)
         images = self.group_batch(self.encode_image(inputs)).image_embeddings
-        texts = unit(self.encode_text(torch.stack([sample.token_ids[0] for sample in data_samples])))
+        texts = l2_normalize(self.encode_text(torch.stack([sample.token_ids[0] for sample in data_samples])))
         for sample, image, text in zip(data_samples, images, texts):
             sample.set_field(image, 'image_embeddings')
             sample.set_field(text, 'text_embeddings')

@@ -8,7 +8,7 @@ Coherence.
 import torch
 from torch import Tensor, nn
 
-from ...layers.cosine_classifier import unit
+from ...layers.cosine_classifier import l2_normalize
 from ...registry import MODELS
 from .group_batch import GroupBatch
 from .presence_loss import coherence_loss, presence_loss
@@ -40,7 +40,7 @@ class ForegroundPooling(nn.Module):
         """Image embeddings [B, D], unit length; a group weighs one minus its cosine with the background."""
         groups = batch.group_embeddings
         weights = (1 - groups @ background_of(batch, 'ForegroundPooling')).clamp(0, 1) * used_groups(batch)
-        return unit((weights[..., None] * groups).sum(1))
+        return l2_normalize((weights[..., None] * groups).sum(1))
 
 
 @MODELS.register_module()
@@ -121,4 +121,4 @@ def batch_nouns(batch: GroupBatch) -> tuple[Tensor, Tensor]:
     nouns, rows = noun_ids.flatten()[is_noun].unique(return_inverse=True)
     words = prompts.new_zeros(len(nouns), prompts.shape[-1]).index_add(0, rows, prompts[is_noun])
     present = (noun_ids[..., None] == nouns).any(1)
-    return unit(words), present
+    return l2_normalize(words), present

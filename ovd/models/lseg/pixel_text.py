@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...layers.cosine_classifier import unit
+from ...layers.cosine_classifier import l2_normalize
 from ...layers.score_maps import ScoreMaps
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -90,9 +90,9 @@ class PixelTextHead(nn.Module):
             )
         if len(shape) == 3 and shape[0] != len(features):
             raise ValueError(f'{len(features)} images came with class vectors of shape {shape}')
-        classes = unit(text_embeddings)
+        classes = l2_normalize(text_embeddings)
         if self.background is not None:
-            background = unit(self.background).expand(*shape[:-2], 1, -1)
+            background = l2_normalize(self.background).expand(*shape[:-2], 1, -1)
             classes = torch.cat([classes, background], dim=-2)
         return PixelTextScores(
             self.embed(features), classes, 1 / self.temperature, self.regularization, self.half_precision

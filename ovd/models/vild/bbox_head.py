@@ -20,7 +20,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ...layers.cosine_classifier import CosineClassifier, remove_classes, unit, zero_classes
+from ...layers.cosine_classifier import CosineClassifier, l2_normalize, remove_classes, zero_classes
 from ...registry import MODELS
 from .score_ensemble import geometric_mean, standardized_logits, text_weights
 
@@ -249,7 +249,7 @@ class ViLDBBoxHead(BBoxHead):
 
     def _clip_logits(self, clip_embeddings: Tensor) -> Tensor:
         with torch.autocast(clip_embeddings.device.type, enabled=False):
-            cosines = unit(clip_embeddings) @ unit(self.text_embeddings).T
+            cosines = l2_normalize(clip_embeddings) @ l2_normalize(self.text_embeddings).T
         if self.clip_logits == 'standardized':
             return standardized_logits(cosines)
         return cosines / self.classifier.test_temperature

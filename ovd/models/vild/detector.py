@@ -21,7 +21,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ...encoders.text_embeddings import TextEmbeddings
-from ...layers.cosine_classifier import unit
+from ...layers.cosine_classifier import l2_normalize
 from ...registry import MODELS
 from ..base import OpenVocabularyModel
 from .distillation import distillation_loss
@@ -308,7 +308,7 @@ class ViLDRoIHead(StandardRoIHead):
         teacher, valid = distilled.embeddings.to(student.device), distilled.valid.to(student.device)
         loss = distillation_loss(student, teacher, valid, avg_factor=average.clamp(min=1e-6))
         with torch.no_grad():
-            cosine = ((student * unit(teacher)).sum(-1) * valid).sum() / valid.sum().clamp(min=1)
+            cosine = ((student * l2_normalize(teacher)).sum(-1) * valid).sum() / valid.sum().clamp(min=1)
         return {'loss_distill': self.distill_weight * loss, 'distill_cosine': cosine}
 
 

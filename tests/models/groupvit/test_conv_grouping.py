@@ -8,7 +8,7 @@ import torch
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from ovd.layers.cosine_classifier import unit
+from ovd.layers.cosine_classifier import l2_normalize
 from ovd.models.clip_resnet import ClipResNet
 from ovd.models.groupvit.conv_encoder import ConvGrouping
 from ovd.models.groupvit.group_batch import GroupBatch
@@ -180,7 +180,7 @@ def batch(
         axes = torch.eye(4)[torch.tensor(noun_ids).clamp(min=0)]
         texts = torch.cat([axes[:, :1], axes], dim=1)
     options = {'background': torch.eye(4)[3], 'text_embeddings': texts, 'samples': given, **changes}
-    return GroupBatch(output, unit(features.mean(1)), lambda x: x, torch.tensor(10.0), **options)
+    return GroupBatch(output, l2_normalize(features.mean(1)), lambda x: x, torch.tensor(10.0), **options)
 
 
 def test_nouns_of_a_batch_are_told_apart_by_their_numbers() -> None:
@@ -188,7 +188,9 @@ def test_nouns_of_a_batch_are_told_apart_by_their_numbers() -> None:
     texts[0, 1], texts[0, 2] = torch.eye(4)[0], torch.eye(4)[1]
     texts[1, 1], texts[1, 2] = torch.eye(4)[2], torch.tensor([9.0, 9, 9, 9])
     words, present = batch_nouns(batch([[5, 7], [5, -1]], torch.zeros(2, 1, 4), texts))
-    torch.testing.assert_close(words[0], unit(torch.tensor([1.0, 0, 1, 0])))  # mean of both prompts of noun 5
+    torch.testing.assert_close(
+        words[0], l2_normalize(torch.tensor([1.0, 0, 1, 0]))
+    )  # mean of both prompts of noun 5
     torch.testing.assert_close(words[1], torch.eye(4)[1])
     assert present.tolist() == [[True, True], [True, False]]
 
@@ -199,7 +201,7 @@ def test_presence_wants_each_noun_in_some_group_and_no_other(level: str) -> None
     name = f'loss_presence_{level}'
     axes = torch.eye(4)
     right = torch.stack([axes[[0, 1, 3]], axes[[2, 3, 3]]])
-    merged = torch.stack([unit(axes[[0, 1]].sum(0)).expand(3, -1), axes[[2, 3, 3]]])
+    merged = torch.stack([l2_normalize(axes[[0, 1]].sum(0)).expand(3, -1), axes[[2, 3, 3]]])
     wrong = torch.stack([axes[[0, 1, 2]], axes[[2, 3, 3]]])
     nouns = [[0, 1], [2, -1]]
     good, mixed, false = (objective(batch(nouns, x))[name] for x in (right, merged, wrong))
@@ -235,7 +237,7 @@ def test_empty_groups_find_nothing() -> None:
 
 def test_pooling_weighs_groups_by_how_little_they_look_like_background() -> None:
     groups = torch.tensor([[[0.6, 0.0, 0.0, 0.8], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.6, -0.8]]])
-    expected = unit(0.2 * groups[0, 0] + groups[0, 1] + groups[0, 2])
+    expected = l2_normalize(0.2 * groups[0, 0] + groups[0, 1] + groups[0, 2])
     torch.testing.assert_close(ForegroundPooling()(batch([[0]], groups))[0], expected)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ovd.checkpoints.loading import load_into
 from ovd.encoders.text_embeddings import TextEmbeddings
 from ovd.encoders.text_encoder import TextEncoder
-from ovd.layers.cosine_classifier import unit
+from ovd.layers.cosine_classifier import l2_normalize
 from ovd.models.groupvit.encoder import Block, resize_positions, sine_positions
 from ovd.models.groupvit.group_batch import GroupBatch
 from ovd.models.groupvit.grouping import (
@@ -501,9 +501,9 @@ def test_class_vectors_average_the_prompts_as_they_are() -> None:
     model = toy_groupvit(text={'vocabulary': WORDS, 'templates': templates})
     prompts = [template.format(word) for word in WORDS for template in templates]
     raw = model.own_text.encode(prompts).unflatten(0, (3, 2))
-    torch.testing.assert_close(model.text_embeddings.embeddings, unit(raw.mean(1)))
+    torch.testing.assert_close(model.text_embeddings.embeddings, l2_normalize(raw.mean(1)))
     each = toy_groupvit(text={'vocabulary': WORDS, 'templates': templates, 'normalize_each': True})
-    torch.testing.assert_close(each.text_embeddings.embeddings, unit(unit(raw).mean(1)))
+    torch.testing.assert_close(each.text_embeddings.embeddings, l2_normalize(l2_normalize(raw).mean(1)))
     assert not torch.allclose(each.text_embeddings.embeddings, model.text_embeddings.embeddings)
 
 
@@ -643,7 +643,7 @@ def telling_words(model: GroupViT, images: list[Tensor]) -> TextEmbeddings:
         if weight.dim() == 2:
             nn.init.normal_(weight, std=2 * weight.shape[1] ** -0.5)
     groups = torch.cat([model.group_predictions(image).group_embeddings.flatten(0, 1) for image in images])
-    rows = unit(groups - groups.mean(0))[:7]
+    rows = l2_normalize(groups - groups.mean(0))[:7]
     return TextEmbeddings(rows, Vocabulary([f'thing {index}' for index in range(7)]), (), '')
 
 
@@ -718,8 +718,10 @@ def test_samples_with_captions_get_embeddings_instead() -> None:
     output = model.encode_image(batch['inputs'])
     captions = torch.stack([sample.token_ids[0] for sample in batch['data_samples']])
     for i, result in enumerate(results):
-        torch.testing.assert_close(result.image_embeddings, unit(model.project_image(output.pooled))[i])
-        torch.testing.assert_close(result.text_embeddings, unit(model.encode_text(captions))[i])
+        torch.testing.assert_close(
+            result.image_embeddings, l2_normalize(model.project_image(output.pooled))[i]
+        )
+        torch.testing.assert_close(result.text_embeddings, l2_normalize(model.encode_text(captions))[i])
         assert 'pred_sem_seg' not in result
 
 
@@ -762,7 +764,7 @@ def test_pooling_objectives_and_projection_are_parts() -> None:
     assert model.background.grad.any()
     predictions = model.eval().group_predictions(batch['inputs'])
     torch.testing.assert_close(predictions.image_embeddings, predictions.group_embeddings[:, 0])
-    torch.testing.assert_close(predictions.background, unit(model.background))
+    torch.testing.assert_close(predictions.background, l2_normalize(model.background))
     alone = model.group_predictions(batch['inputs'][1:2])
     torch.testing.assert_close(alone.group_embeddings, predictions.group_embeddings[1:2], atol=1e-5, rtol=0)
 

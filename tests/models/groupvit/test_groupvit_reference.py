@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ovd.checkpoints.loading import load_into, load_tensors
 from ovd.conversion.groupvit import convert_groupvit, export_groupvit
 from ovd.layers.contrastive import caption_loss
-from ovd.layers.cosine_classifier import unit
+from ovd.layers.cosine_classifier import l2_normalize
 from ovd.models.groupvit.grouping import soft_assignment, straight_through
 from ovd.models.groupvit.segmentor import GroupViT
 from ovd.registry import MODELS
@@ -146,9 +146,13 @@ def test_projections_texts_and_scores(model: GroupViT, golden: dict[str, Tensor]
     close(texts, golden['text_x'])
     predictions = model.group_predictions(golden['image'])
     close(predictions.scale, golden['logit_scale_effective'])
-    close(predictions.scale * predictions.image_embeddings @ unit(texts).T, golden['logits_per_image'], 1e-3)
+    close(
+        predictions.scale * predictions.image_embeddings @ l2_normalize(texts).T,
+        golden['logits_per_image'],
+        1e-3,
+    )
     prompts = model.encode_text(golden['class_text'].flatten(0, 1))
-    classes = unit(prompts.unflatten(0, golden['class_text'].shape[:2]).mean(1))
+    classes = l2_normalize(prompts.unflatten(0, golden['class_text'].shape[:2]).mean(1))
     close(classes, golden['class_embedding'])
     close(predictions.image_embeddings @ classes.T, golden['zero_shot_cosine'])
 
@@ -203,7 +207,10 @@ def test_layout_of_transformers() -> None:
     close(output.pooled, golden['vision_pooled'])
     for stage in range(2):
         close(output.soft[stage], golden[f'attentions{stage}'])
-    images, texts = model.group_batch(output).image_embeddings, unit(model.encode_text(golden['input_ids']))
+    images, texts = (
+        model.group_batch(output).image_embeddings,
+        l2_normalize(model.encode_text(golden['input_ids'])),
+    )
     close(images, golden['image_embeds'])
     close(texts, golden['text_embeds'])
     scale = model.logit_scale.exp()

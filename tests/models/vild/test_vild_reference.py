@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor
 
 from ovd.conversion.vild import convert_detpro, convert_tf_box_head
-from ovd.layers.cosine_classifier import remove_classes, unit
+from ovd.layers.cosine_classifier import l2_normalize, remove_classes
 from ovd.models.vild.bbox_head import ViLDBBoxHead, select_detections
 from ovd.models.vild.box_coder import InclusiveBoxCoder
 from ovd.models.vild.distillation import distillation_loss
@@ -261,7 +261,7 @@ def test_detpro_scores_where_clip_is_scaled_by_classes_that_are_removed_afterwar
         logits, _ = head(data['roi_feats_sup'])
     assert logits is not None
     text_probs = remove_classes(logits, removed).softmax(dim=-1)[:, :80]
-    cosines = data['clip_region_emb_unit'] @ unit(data['text_embeddings_80']).T
+    cosines = data['clip_region_emb_unit'] @ l2_normalize(data['text_embeddings_80']).T
     clip_probs = remove_classes(standardized_logits(cosines), removed).softmax(dim=-1)
     weight = text_weights(novel & (lam == 'cls'))
     probs = geometric_mean(text_probs, clip_probs, weight)

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 
+def model_home() -> Path:
+    """Where models that are known by name lie: ``$OVD_HOME``, or ``~/.cache/ovd/models``."""
+    return Path(os.environ.get('OVD_HOME') or Path.home() / '.cache' / 'ovd' / 'models')
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it there, flushed to disk, when the block succeeds.

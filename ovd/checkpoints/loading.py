@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .comparing import LoadReport, compare, dry_run_load
 from .reading import PathLike, read_checkpoint, require_file
+from .shards import is_index, load_shards
 
 _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'module')
 
@@ -19,14 +20,15 @@ def load_tensors(path: PathLike, device: str | torch.device = 'cpu') -> dict[str
 
     Args:
         path: safetensors file, or PyTorch file (read weights-only). If the tensors are nested under
-            ``state_dict``, ``model``, ``model_state_dict`` or ``module``, that entry is used.
+            ``state_dict``, ``model``, ``model_state_dict`` or ``module``, that entry is used. Or the index of
+            sharded weights (``*.index.json``).
         device: device of the returned tensors.
     Raises:
         FileNotFoundError: no such file.
         UnsafeCheckpointError: the file contains objects other than tensors and plain values.
         ValueError: not a checkpoint, truncated, or without tensors.
     """
-    found = read_checkpoint(path, map_location=device)
+    found = load_shards(path, device) if is_index(path) else read_checkpoint(path, map_location=device)
     trail = ''
     while isinstance(found, dict):
         inner = next((key for key in _WRAPPERS if isinstance(found.get(key), dict)), None)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..checkpoints.loading import load_into, load_tensors
 from ..files import sha256_json, sha256_tensors
 from .loading import PathLike
+from .safe_tokenizer import folder_tokenizer, transformers
 from .token_encoder import TokenEncoder, TokenFeatures, Tokens, check_length, check_texts, weights_state
 
 _HUB = 'hf-hub:'
@@ -56,10 +57,10 @@ class BertText(TokenEncoder):
         frozen: bool = False,
     ) -> None:
         super().__init__()
-        transformers = _transformers()
+        bert = transformers()
         self.folder = _folder(os.fspath(model), pretrained)
         self.tokenizer = load_tokenizer(self.folder)
-        settings = transformers.BertConfig.from_pretrained(str(self.folder), **(config or {}))
+        settings = bert.BertConfig.from_pretrained(str(self.folder), **(config or {}))
         if settings.model_type != 'bert':
             raise ValueError(f'{self.folder / _CONFIG} describes a {settings.model_type!r}, expected a BERT')
         if not 2 < max_tokens <= settings.max_position_embeddings:
@@ -75,7 +76,7 @@ class BertText(TokenEncoder):
                 f'{self.folder}: the tokenizer has {len(self.tokenizer)} entries, '
                 f'the encoder {settings.vocab_size}'
             )
-        self.model = transformers.BertModel(settings, add_pooling_layer=False)
+        self.model = bert.BertModel(settings, add_pooling_layer=False)
         self.embed_dim = settings.hidden_size
         self.pretrained = pretrained
         self.max_tokens = max_tokens
@@ -173,13 +174,6 @@ class BertText(TokenEncoder):
         return torch.cat(pooled)
 
 
-def _transformers() -> Any:
-    try:
-        return importlib.import_module('transformers')
-    except ImportError:
-        raise ImportError('a BERT needs the package transformers: pip install transformers') from None
-
-
 def _folder(model: str, pretrained: bool) -> Path:
     """The local folder of a BERT, which has the files that are needed; fetched if it names the hub."""
     if model.startswith(_HUB):
@@ -222,12 +216,7 @@ def load_tokenizer(folder: PathLike) -> Any:
         FileNotFoundError, ImportError, ValueError: see ``BertText``.
     """
     folder = _folder(os.fspath(folder), False)
-    try:
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, use_fast=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f'cannot read the tokenizer in {folder}: {error}') from None
+    tokenizer = folder_tokenizer(folder)
     if not tokenizer.is_fast:
         raise ValueError(f'the tokenizer in {folder} does not tell which characters a token stands for')
     return tokenizer

@@ -17,17 +17,21 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_state_dict
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
 from ..checkpoints.loading import load_into, load_tensors
 from ..checkpoints.writing import save_tensors
 from ..files import sha256_json, sha256_tensors, write_json
+from .safe_tokenizer import cached_folder, clip_tokenizer, refuse_code
 from .sources import CONFIG_NAME, WEIGHTS_NAME, ClipSource, find_source, first_line, split_config
+from .transformers_clip import SIGLIP_TOWER, SiglipImageTower, convert, is_transformers_layout
 
 PathLike = str | os.PathLike[str]
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+
+# Folder inside that of a CLIP with config.json of a text tower of transformers.
+TEXT_MODEL_FOLDER = 'text_model'
 
 # Scalars that OpenAI's own files hold beside the weights; such weights were trained with QuickGELU.
 _OPENAI_MARKERS = ('input_resolution', 'context_length', 'vocab_size')
@@ -45,6 +49,8 @@ class LoadedClip:
         embed_dim: width D of the joint space.
         context_length: longest text in tokens, start and end included.
         fingerprint: 16 hexadecimal digits that change with the weights and the architecture.
+        folder: with the configuration and, it may be, the tokenizer.
+        may_fetch: the user named something remote, whose tokenizer may be fetched too.
     """
 
     model: nn.Module
@@ -56,25 +62,18 @@ class LoadedClip:
     context_length: int
     fingerprint: str
     folder: Path | None = field(default=None, repr=False)
+    may_fetch: bool = False
 
     @cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
-        """Texts -> token_ids [T, context_length]; made on first use, since image towers need none."""
+        """Texts -> token_ids [T, context_length]; made on first use, since image towers need none.
+
+        Raises:
+            ValueError, FileNotFoundError, ImportError: see ``clip_tokenizer``.
+        """
         text_cfg = self.config['model_cfg']['text_cfg']
-        options = dict(text_cfg.get('tokenizer_kwargs') or {}, context_length=self.context_length)
-        source = text_cfg.get('hf_tokenizer_name')
-        if not source:
-            return SimpleTokenizer(**options)
-        if self.folder and any(self.folder.glob('tokenizer*')):
-            source = str(self.folder)
-        try:
-            return HFTokenizer(source, tokenizer_mode=text_cfg.get('tokenizer_mode'), **options)
-        except ImportError:
-            raise ImportError(
-                f'the tokenizer {source!r} needs the package transformers: pip install transformers'
-            ) from None
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(f'cannot load the tokenizer {source!r}: {first_line(error)}') from None
+        name = 'the CLIP' if self.folder is None else f'the CLIP in {self.folder}'
+        return clip_tokenizer(text_cfg, self.context_length, self.folder, self.may_fetch, name)
 
 
 def load_clip(model: PathLike, pretrained: PathLike | None = None, dtype: str = 'float32') -> LoadedClip:
@@ -82,7 +81,9 @@ def load_clip(model: PathLike, pretrained: PathLike | None = None, dtype: str = 
 
     Args:
         model: an architecture of open_clip ('ViT-B-32-quickgelu'), a JSON file of one, a local folder with
-            ``open_clip_config.json`` and weights, or 'hf-hub:owner/name'.
+            ``open_clip_config.json`` and weights, one in the layout of transformers (``config.json`` of a
+            CLIP or SigLIP), the name of a model under ``$OVD_HOME``, or 'hf-hub:owner/name'. Weights may be
+            sharded.
         pretrained: a local weights file (.safetensors, or a PyTorch state dict, which is read weights-only),
             a release tag of open_clip ('openai'), or 'random:SEED' for random weights; a folder needs none.
         dtype: 'float32', 'float16' or 'bfloat16'; the fingerprint is that of the float32 weights.
@@ -120,6 +121,7 @@ def build_clip(model: PathLike, pretrained: PathLike | None = None) -> LoadedCli
         context_length=source.model_cfg['text_cfg'].get('context_length', CLIPTextCfg.context_length),
         fingerprint=_fingerprint(module, source.model_cfg, mean, std),
         folder=source.folder,
+        may_fetch=source.is_remote,
     )
 
 
@@ -163,20 +165,67 @@ def _file_states(*names: str | None) -> tuple[Any, ...]:
 def _create(source: ClipSource, seed: int | None) -> nn.Module:
     """The module of an architecture, randomly initialised; nothing is fetched for its towers."""
     options = deepcopy(source.model_cfg)
-    if 'timm_model_name' in options['vision_cfg']:
-        options['vision_cfg']['timm_model_pretrained'] = False
-    is_hf_text = 'hf_model_name' in options['text_cfg']
+    vision, text = options['vision_cfg'], options['text_cfg']
+    timm_name = vision.get('timm_model_name')
+    if timm_name is not None:
+        if not isinstance(timm_name, str) or set(timm_name) & set(':/\\'):
+            raise ValueError(
+                f'CLIP {source.name}: vision_cfg.timm_model_name {timm_name!r} would be fetched or read from '
+                f'elsewhere, expected the name of a model of timm'
+            )
+        vision['timm_model_pretrained'] = False
+    is_hf_text = 'hf_model_name' in text
     if is_hf_text:
-        options['text_cfg']['hf_model_pretrained'] = False
+        text['hf_model_name'] = str(_text_model_folder(source))
+        text['hf_model_pretrained'] = False
     kind = open_clip.CLIP
     if options.pop('custom_text', False) or is_hf_text:
         kind = open_clip.CoCa if 'multimodal_cfg' in options else open_clip.CustomTextCLIP
+    is_siglip = vision.get('tower') == SIGLIP_TOWER
+    if is_siglip:  # open_clip builds the text side; its image tower is replaced
+        options['vision_cfg'] = {'layers': 1, 'width': 8, 'head_width': 8, 'patch_size': 16, 'image_size': 16}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0 if seed is None else seed)
-            return kind(**options)
-    except (TypeError, RuntimeError, AssertionError) as error:
+            module: nn.Module = kind(**options)
+            if is_siglip:
+                settings = {key: value for key, value in vision.items() if key != 'tower'}
+                module.visual = SiglipImageTower(options['embed_dim'], **settings)
+            return module
+    except (TypeError, RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise ValueError(f'cannot build the CLIP of {source.name}: {first_line(error)}') from None
+
+
+def _text_model_folder(source: ClipSource) -> Path:
+    """A local folder with the configuration of a text tower of transformers.
+
+    Raises:
+        FileNotFoundError: it would have to be fetched; the message says which file to bring.
+    """
+    name = str(source.model_cfg['text_cfg']['hf_model_name'])
+    local = None if source.folder is None else source.folder / TEXT_MODEL_FOLDER
+    found = local if local is not None and (local / 'config.json').is_file() else None
+    if found is None:
+        found = cached_folder(name, 'config.json')
+    if found is None and source.is_remote:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            found = Path(hf_hub_download(name, 'config.json')).parent
+        except Exception as error:  # the hub's client has no common base class for being offline
+            raise FileNotFoundError(
+                f'CLIP {source.name}: text_cfg.hf_model_name {name!r} is not in the local cache and cannot '
+                f'be downloaded ({first_line(error)})'
+            ) from None
+    if found is None:
+        folder = 'a folder of this CLIP' if source.folder is None else str(source.folder)
+        raise FileNotFoundError(
+            f'CLIP {source.name}: text_cfg.hf_model_name {name!r} would have to be fetched: put config.json '
+            f'of {name} into {folder}{os.sep}{TEXT_MODEL_FOLDER}, and its tokenizer files (tokenizer.json, '
+            f'tokenizer_config.json, special_tokens_map.json) into {folder}'
+        )
+    refuse_code(found)
+    return found
 
 
 def _adapt(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -184,6 +233,8 @@ def _adapt(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     tensors = {key: tensor for key, tensor in tensors.items() if key not in _OPENAI_MARKERS}
     if all(key.startswith('module.') for key in tensors):
         tensors = {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
+    if is_transformers_layout(tensors):
+        tensors = convert(tensors)
     tensors = dict(convert_state_dict(module, tensors))
     if 'positional_embedding' in tensors and not hasattr(module, 'positional_embedding'):
         tensors = convert_to_custom_text_state_dict(tensors)

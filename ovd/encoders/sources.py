@@ -1,9 +1,10 @@
 """Where a CLIP comes from: an architecture, and a file, folder, release or seed for its weights."""
 
 import difflib
-import json
 import os
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +13,38 @@ from typing import Any
 import open_clip
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
+from ..checkpoints.shards import INDEX_SUFFIX, is_index, shard_names
+from ..files import model_home
+from .safe_tokenizer import OWN_TOKENIZER, has_clip_tokens, read_json
+from .transformers_clip import read_config
+
 CONFIG_NAME = 'open_clip_config.json'
 WEIGHTS_NAME = 'open_clip_model.safetensors'
-_WEIGHTS_NAMES = (WEIGHTS_NAME, 'open_clip_pytorch_model.safetensors', 'model.safetensors')
+_TRANSFORMERS_CONFIG = 'config.json'
+_PREPROCESSOR = 'preprocessor_config.json'
+_WEIGHTS_NAMES = (
+    WEIGHTS_NAME,
+    'open_clip_pytorch_model.safetensors',
+    'model.safetensors',
+    f'{WEIGHTS_NAME}{INDEX_SUFFIX}',
+    f'model.safetensors{INDEX_SUFFIX}',
+    f'open_clip_pytorch_model.bin{INDEX_SUFFIX}',
+    f'pytorch_model.bin{INDEX_SUFFIX}',
+)
 _HUB_WEIGHTS = [WEIGHTS_NAME, 'open_clip_pytorch_model.bin']
+_HUB_TRANSFORMERS_WEIGHTS = ['model.safetensors', f'model.safetensors{INDEX_SUFFIX}', 'pytorch_model.bin']
+_SHARD = re.compile(r'-\d{5}-of-\d{5}\.')
 _WEIGHTS_SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin')
 
 
 @dataclass
 class ClipSource:
-    """An architecture and where its weights come from: a file, or a seed."""
+    """An architecture and where its weights come from: a file, or a seed.
+
+    Attributes:
+        folder: with the configuration and, it may be, a tokenizer.
+        is_remote: the user named something that may be fetched.
+    """
 
     name: str
     model_cfg: dict[str, Any]
@@ -29,19 +52,17 @@ class ClipSource:
     folder: Path | None = None
     weights: Path | None = None
     seed: int | None = None
+    is_remote: bool = False
 
 
 def find_source(model: str, pretrained: str | None) -> ClipSource:
     """What ``load_clip``'s arguments mean; fetches only what they name as remote."""
+    named = model_home() / model
     if model.startswith('hf-hub:'):
-        repository = model.removeprefix('hf-hub:')
-        config = _download(model, lambda: _from_hub(repository, [CONFIG_NAME]))
-        source = ClipSource(model, *_read_config(config), folder=config.parent)
-        if pretrained is None:
-            source.weights = _download(model, lambda: _from_hub(repository, _HUB_WEIGHTS))
-    elif Path(model).is_dir():
-        folder = Path(model)
-        source = ClipSource(model, *_read_config(folder / CONFIG_NAME), folder=folder)
+        source = _hub_source(model, with_weights=pretrained is None)
+    elif Path(model).is_dir() or (_is_name(model) and named.is_dir()):
+        folder = Path(model) if Path(model).is_dir() else named
+        source = ClipSource(model, *_read_folder(folder), folder=folder)
         if pretrained is None:
             source.weights = _weights_in(folder)
     elif model.endswith('.json'):
@@ -58,11 +79,33 @@ def find_source(model: str, pretrained: str | None) -> ClipSource:
     elif pretrained.startswith('random:'):
         source.seed = _seed(pretrained)
     elif Path(pretrained).is_file():
-        source.weights = Path(pretrained)
+        source.weights = _whole(Path(pretrained))
     elif pretrained.endswith(_WEIGHTS_SUFFIXES) or '/' in pretrained or os.sep in pretrained:
         raise FileNotFoundError(f'weights file {pretrained} of CLIP {model!r} does not exist')
     else:
         _find_release(source, pretrained)
+    return source
+
+
+def _is_name(model: str) -> bool:
+    """Whether a string can be the name of a model under ``$OVD_HOME``."""
+    return bool(model) and not set(model) & set('/\\:') and not model.startswith('.')
+
+
+def _hub_source(model: str, with_weights: bool) -> ClipSource:
+    """A repository of the hub, in the layout of open_clip or of transformers."""
+    repository = model.removeprefix('hf-hub:')
+    config = _download(model, lambda: _from_hub(repository, [CONFIG_NAME, _TRANSFORMERS_CONFIG]))
+    names = _HUB_WEIGHTS
+    if config.name == _TRANSFORMERS_CONFIG:
+        names = _HUB_TRANSFORMERS_WEIGHTS
+        with suppress(FileNotFoundError):  # then the usual pixel statistics
+            _download(model, lambda: _from_hub(repository, [_PREPROCESSOR]))
+    source = ClipSource(model, *_read_folder(config.parent), folder=config.parent, is_remote=True)
+    if with_weights:
+        source.weights = _download(model, lambda: _from_hub(repository, names))
+        for shard in shard_names(source.weights) if is_index(source.weights) else ():
+            _download(model, lambda shard=shard: _from_hub(repository, [shard]))  # type: ignore[misc]
     return source
 
 
@@ -76,6 +119,7 @@ def _find_release(source: ClipSource, tag: str) -> None:
             f'{tag!r} is neither a weights file nor a release of CLIP {source.name!r}; '
             f'known releases: {", ".join(tags) or "none"}'
         )
+    source.is_remote = True
     source.preprocess_cfg = {key: release[key] for key in ('mean', 'std') if key in release}
     if release.get('quick_gelu'):
         source.model_cfg['quick_gelu'] = True
@@ -122,12 +166,26 @@ def _weights_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     found = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS_SUFFIXES)
+    if found and all(_SHARD.search(path.name) for path in found):
+        raise FileNotFoundError(
+            f'{folder} holds {len(found)} shards ({found[0].name}, ...) and no index of them, a file named '
+            f'{_WEIGHTS_NAMES[4]}'
+        )
     if len(found) != 1:
         raise FileNotFoundError(
             f'{folder} holds {len(found)} weights files ({", ".join(path.name for path in found)}); expected '
             f'{WEIGHTS_NAME}, or name the file as pretrained='
         )
     return found[0]
+
+
+def _whole(path: Path) -> Path:
+    """The file itself, unless it is one shard of many."""
+    if _SHARD.search(path.name):
+        raise ValueError(
+            f'{path} is one of several shards; name its folder, or the index *{INDEX_SUFFIX} beside it'
+        )
+    return path
 
 
 def _architecture(name: str) -> dict[str, Any]:
@@ -142,14 +200,25 @@ def _architecture(name: str) -> dict[str, Any]:
     return dict(config)
 
 
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Architecture and preprocessing of a folder in the layout of open_clip, or of transformers."""
+    config, preprocessor = folder / _TRANSFORMERS_CONFIG, folder / _PREPROCESSOR
+    if (folder / CONFIG_NAME).is_file() or not config.is_file():
+        return _read_config(folder / CONFIG_NAME)
+    content = read_json(config)
+    model_cfg, preprocess_cfg = read_config(
+        content, read_json(preprocessor) if preprocessor.is_file() else {}, str(config)
+    )
+    text_cfg = model_cfg['text_cfg']
+    if not has_clip_tokens(folder, text_cfg['vocab_size']):
+        text_cfg['hf_tokenizer_name'] = OWN_TOKENIZER
+    return model_cfg, preprocess_cfg
+
+
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f'CLIP configuration {path} does not exist')
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as error:
-        raise ValueError(f'CLIP configuration {path} is no valid JSON: {error}') from None
-    return split_config(content, str(path))
+    return split_config(read_json(path), str(path))
 
 
 def split_config(content: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -25,7 +25,7 @@ batch_size = 128
 
 model = dict(
     type='ovd.CLIP',
-    model='ovd/assets/clip_tiny_shapes/open_clip_config.json',
+    model='clip_tiny_shapes',
     pretrained='random:0',
     text=dict(vocabulary='shapes', templates='single'),
     caption_templates=[

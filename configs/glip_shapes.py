@@ -18,7 +18,7 @@ nouns = (
     'circle, star, cross, ring, house, tree, flower, key, crown, fork, comb, window, sun, umbrella, hammer, '
     'bone, heart, crescent, fish, anchor, butterfly, spiral, magnet, cactus'
 )
-clip = 'ovd/assets/clip_tiny_shapes'
+clip = 'clip_tiny_shapes'
 needs = [
     dict(
         path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'

@@ -9,4 +9,4 @@ the other words of its phrase and caption can help.
 
 _base_ = './glip_shapes_novel.py'
 
-model = dict(text=dict(encoder=dict(_delete_=True, model='ovd/assets/bert_tiny_shapes')))
+model = dict(text=dict(encoder=dict(_delete_=True, model='bert_tiny_shapes')))

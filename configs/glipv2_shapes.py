@@ -12,7 +12,7 @@ docs/glip_shapes.md.
 _base_ = './glip_shapes.py'
 
 data_root = 'data/shapes/'
-text_encoder = 'ovd/assets/bert_tiny_shapes'  # reads tokens one by one, so words can be hidden from it
+text_encoder = 'bert_tiny_shapes'  # reads tokens one by one, so words can be hidden from it
 model = dict(
     type='ovd.GLIPv2',
     text=dict(encoder=dict(_delete_=True, model=text_encoder)),
@@ -29,7 +29,7 @@ model = dict(
     ),
     masks_at_test=False,  # phrases are scored by their boxes
 )
-meta_keys = (
+class_list_keys = (
     'img_id',
     'img_path',
     'ori_shape',
@@ -71,7 +71,7 @@ train_dataloader = dict(
                             tokenizer=text_encoder,
                             max_names=24,
                         ),
-                        dict(type='PackDetInputs', meta_keys=meta_keys),
+                        dict(type='PackDetInputs', meta_keys=class_list_keys),
                     ],
                 ),
             ),

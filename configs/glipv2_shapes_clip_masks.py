@@ -12,7 +12,7 @@ model = dict(
         encoder=dict(
             _delete_=True,
             type='clip',
-            model='ovd/assets/clip_tiny_shapes',
+            model='clip_tiny_shapes',
             features='phrases',
             templates='a photo of {article} {}.',
         )

@@ -16,7 +16,7 @@ _base_ = './_base_/runtime.py'
 default_scope = 'mmseg'
 data_root = 'data/shapes/'
 vocabulary = 'shapes'  # the 24 nouns: ovd/assets/vocabularies/shapes.json
-clip = 'ovd/assets/clip_tiny_shapes'
+clip = 'clip_tiny_shapes'
 needs = [
     dict(
         path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'

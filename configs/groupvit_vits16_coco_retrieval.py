@@ -8,10 +8,10 @@ Recall at 1 over the set and within batches of 256, both directions. No number i
 
 _base_ = './groupvit_vits16_gcc_yfcc.py'
 
-data_root = 'data/coco/'
+coco_root = 'data/coco/'
 needs = [
     dict(
-        path=data_root + 'annotations/captions_val2017.json',
+        path=coco_root + 'annotations/captions_val2017.json',
         what='COCO 2017 captions',
         how='see data/README.md, section COCO',
     ),
@@ -22,7 +22,7 @@ test_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='ovd.CaptionDataset',
-        data_root=data_root,
+        data_root=coco_root,
         ann_file='annotations/captions_val2017.json',
         data_prefix=dict(img_path='val2017'),
         pipeline=[

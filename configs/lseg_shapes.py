@@ -16,7 +16,7 @@ default_scope = 'mmseg'
 data_root = 'data/shapes/'
 vocabulary = 'shapes_pairs'  # 240 pairs, 48 of them unseen: ovd/assets/vocabularies/shapes_pairs.json
 label_by = ('attributes.color', 'category')
-clip = dict(model='ovd/assets/clip_tiny_shapes')
+clip = dict(model='clip_tiny_shapes')
 needs = [
     dict(
         path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'

@@ -15,7 +15,7 @@ _base_ = './_base_/runtime.py'
 
 data_root = 'data/shapes/'
 vocabulary = 'shapes'  # the 24 nouns, 8 of them novel: ovd/assets/vocabularies/shapes.json
-clip = dict(model='ovd/assets/clip_tiny_shapes')
+clip = dict(model='clip_tiny_shapes')
 needs = [
     dict(
         path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'

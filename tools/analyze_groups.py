@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.limit is not None and args.limit < 1:
         raise ValueError(f'--limit must be at least 1, got {args.limit}')
-    config = read_config(args)
+    config = read_config(args, 'test')
 
     from ovd.files import write_json
 

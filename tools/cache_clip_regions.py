@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.workers is not None and args.workers < 0:
         raise ValueError(f'--workers is {args.workers}, expected 0 or more')
     config = load_config(args.config, args.cfg_options)
-    check_needs(config)
+    check_needs(config, 'train')
     device = find_device(args.device, local_rank)
     workers = args.workers if args.workers is not None else (0 if device == 'cpu' else 4)
     caching = RegionCaching(config.get('region_cache'), device, args.limit)

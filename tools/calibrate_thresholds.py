@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     from ovd.models.groupvit.calibration import calibrate, calibrate_without_masks
 
     config = load_config(args.config, args.cfg_options)
-    check_needs(config)
+    check_needs(config, 'test')
     loader = config.get(args.data)
     if loader is None:
         raise ValueError(f'{args.config} has no {args.data}: name a section with held-out images by --data')

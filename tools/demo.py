@@ -100,12 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = find_images(args.images)
     require_model(args.config, args.checkpoint)
 
-    from ovd.config import load_config
+    from ovd.config import check_needs, load_config
     from ovd.inference.predictor import Predictor
     from ovd.text.vocabulary import Vocabulary
 
     vocabulary = None if args.texts is None else Vocabulary.parse(args.texts)
-    predictor = Predictor(load_config(args.config, args.cfg_options), args.checkpoint, args.device)
+    config = load_config(args.config, args.cfg_options)
+    check_needs(config, 'demo')
+    predictor = Predictor(config, args.checkpoint, args.device)
     if vocabulary is not None:
         predictor.set_vocabulary(vocabulary)
     settle(predictor, args)
@@ -176,9 +178,9 @@ def is_image(path: Path) -> bool:
 def require_model(config: str, checkpoint: str) -> None:
     """Say what to run when the quickstart's model was never trained, or which file is missing."""
     if not Path(config).exists():
-        raise FileNotFoundError(
-            f'config {config} does not exist: run from the repository root, or pass --config'
-        )
+        from ovd.config import find_config
+
+        find_config(config)
     if Path(checkpoint).exists():
         return
     if checkpoint == DEFAULT_CHECKPOINT:

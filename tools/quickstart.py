@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--from-scratch', action='store_true', help='train the tiny CLIP, too')
     args = parser.parse_args(argv)
 
-    if not Path('configs/vild_shapes.py').is_file():
-        raise FileNotFoundError('configs/vild_shapes.py does not exist: run from the repository root')
+    if not Path('tools/train.py').is_file():
+        raise FileNotFoundError('tools/train.py does not exist: run from the repository root')
     start = time.perf_counter()
     steps = Steps(OUT)
     clip: list[str] = []

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help='a control: novel classes get the words of one another (all classes, where none is novel)',
     )
     args = parser.parse_args(argv)
-    config = read_config(args)
+    config = read_config(args, 'test')
     out = args.out or os.path.join(config.work_dir, 'metrics.json')
     if os.path.isdir(out):
         raise IsADirectoryError(f'--out {out} is a folder, the metrics need the name of a file')

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on GPU, bfloat16 on CPU')
     parser.add_argument('--seed', type=int, help="overrides the config's randomness.seed")
     args = parser.parse_args(argv)
-    config = read_config(args)
+    config = read_config(args, 'train')
 
     from ovd.training.runner import build_runner, prepare_training
 

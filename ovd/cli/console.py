@@ -111,7 +111,7 @@ LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """CONFIG, ``--work-dir``, ``--cfg-options``, ``--launcher``: for every tool that builds a Runner."""
-    parser.add_argument('config', help='path of a config file')
+    parser.add_argument('config', help='path of a config file, or name of a shipped config')
     parser.add_argument('--work-dir', help='where results go; default work_dirs/<name of the config>')
     parser.add_argument(
         '--cfg-options',
@@ -124,18 +124,23 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes are started')
 
 
-def read_config(args: argparse.Namespace) -> Any:
-    """Read the config a tool was given, check the files it needs, settle work directory and launcher.
+def read_config(args: argparse.Namespace, stage: str) -> Any:
+    """Read the config a tool was given, check the files it needs, set work directory and launcher.
 
     Args:
         args: what :func:`add_config_arguments` parsed.
+        stage: what is about to be done: 'train', 'test' or 'demo', see ``check_needs``.
     Returns:
         a mmengine ``Config``.
+    Raises:
+        ConfigError, FileNotFoundError: see ``load_config`` and ``check_needs``; or the config has no model.
     """
-    from ..config import check_needs, load_config
+    from ..config import ConfigError, check_needs, load_config
 
     config = load_config(args.config, args.cfg_options)
-    check_needs(config)
+    if not config.get('model'):
+        raise ConfigError(f'config {args.config} has no section model')
+    check_needs(config, stage)
     config.work_dir = args.work_dir or config.get('work_dir') or default_work_dir(args.config)
     config.launcher = args.launcher
     return config

@@ -17,6 +17,7 @@ from ..checkpoints.loading import load_into, load_tensors
 from ..files import sha256_json, sha256_tensors
 from .loading import PathLike
 from .safe_tokenizer import folder_tokenizer, transformers
+from .sources import looked_up_from, resolve_built_in
 from .token_encoder import TokenEncoder, TokenFeatures, Tokens, check_length, check_texts, weights_state
 
 _HUB = 'hf-hub:'
@@ -31,8 +32,8 @@ class BertText(TokenEncoder):
     """A BERT with its tokenizer; gradients pass. A ``TextBackend``.
 
     Args:
-        model: a local folder with ``config.json`` and ``tokenizer.json`` or ``vocab.txt``, or
-            'hf-hub:owner/name'.
+        model: a local folder with ``config.json`` and ``tokenizer.json`` or ``vocab.txt``, the name of a
+            built-in one ('bert_tiny_shapes'), or 'hf-hub:owner/name'.
         pretrained: ``init_weights`` loads the weights of that folder; otherwise they are random until a
             checkpoint brings them.
         max_tokens: longest text, both special tokens included.
@@ -179,11 +180,11 @@ def _folder(model: str, pretrained: bool) -> Path:
     if model.startswith(_HUB):
         folder = _download(model.removeprefix(_HUB), pretrained)
     else:
-        folder = Path(model)
+        folder = Path(resolve_built_in(model))
         if not folder.is_dir():
             raise FileNotFoundError(
-                f'the BERT folder {folder} does not exist; it needs {_CONFIG} and one of {list(_TOKENIZERS)} '
-                f'(or name a repository of the hub: {_HUB}owner/name)'
+                f'the BERT folder {folder} does not exist{looked_up_from(folder)}; it needs {_CONFIG} and '
+                f'one of {list(_TOKENIZERS)} (or name a repository of the hub: {_HUB}owner/name)'
             )
     if not (folder / _CONFIG).is_file():
         raise FileNotFoundError(f'the BERT folder {folder} has no {_CONFIG}')

@@ -1,6 +1,5 @@
 """Token encoders by their names in configurations, and what counts tokens without one."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from .bert_tokens import BertText, count_tokens, load_tokenizer
 from .clip_tokenizer import ClipTokenizer
 from .clip_tokens import ClipTokens
 from .loading import PathLike
-from .sources import CONFIG_NAME
+from .sources import CONFIG_NAME, resolve_built_in
 from .token_encoder import TokenEncoder
 
 TOKEN_ENCODERS: dict[str, type[TokenEncoder]] = {'bert': BertText, 'clip': ClipTokens}
@@ -31,10 +30,12 @@ def load_token_counter(tokenizer: PathLike) -> Callable[[Sequence[str]], list[in
     """What counts the tokens of texts, special ones left out.
 
     Args:
-        tokenizer: folder of a BERT or of a CLIP, or 'clip' for the tokenizer that most CLIPs share.
+        tokenizer: folder or built-in name of a BERT or a CLIP, or 'clip' for the tokenizer that most CLIPs
+            share.
     Raises:
         FileNotFoundError, ImportError, ValueError: see ``BertText``.
     """
-    if os.fspath(tokenizer) == 'clip' or (Path(tokenizer) / CONFIG_NAME).is_file():
+    tokenizer = resolve_built_in(tokenizer)
+    if tokenizer == 'clip' or (Path(tokenizer) / CONFIG_NAME).is_file():
         return ClipTokenizer(SimpleTokenizer()).count_tokens
     return partial(count_tokens, load_tokenizer(tokenizer))

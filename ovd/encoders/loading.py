@@ -23,7 +23,15 @@ from ..checkpoints.loading import load_into, load_tensors
 from ..checkpoints.writing import save_tensors
 from ..files import sha256_json, sha256_tensors, write_json
 from .safe_tokenizer import cached_folder, clip_tokenizer, refuse_code
-from .sources import CONFIG_NAME, WEIGHTS_NAME, ClipSource, find_source, first_line, split_config
+from .sources import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    ClipSource,
+    find_source,
+    first_line,
+    resolve_built_in,
+    split_config,
+)
 from .transformers_clip import SIGLIP_TOWER, SiglipImageTower, convert, is_transformers_layout
 
 PathLike = str | os.PathLike[str]
@@ -82,7 +90,8 @@ def load_clip(model: PathLike, pretrained: PathLike | None = None, dtype: str = 
     Args:
         model: an architecture of open_clip ('ViT-B-32-quickgelu'), a JSON file of one, a local folder with
             ``open_clip_config.json`` and weights, one in the layout of transformers (``config.json`` of a
-            CLIP or SigLIP), the name of a model under ``$OVD_HOME``, or 'hf-hub:owner/name'. Weights may be
+            CLIP or SigLIP), the name of a model under ``$OVD_HOME`` or of a built-in one
+            ('clip_tiny_shapes'), or 'hf-hub:owner/name'. Weights may be
             sharded.
         pretrained: a local weights file (.safetensors, or a PyTorch state dict, which is read weights-only),
             a release tag of open_clip ('openai'), or 'random:SEED' for random weights; a folder needs none.
@@ -93,7 +102,7 @@ def load_clip(model: PathLike, pretrained: PathLike | None = None, dtype: str = 
     """
     if dtype not in DTYPES:
         raise ValueError(f'dtype {dtype!r} of a CLIP model is none of {list(DTYPES)}')
-    model, pretrained = os.fspath(model), None if pretrained is None else os.fspath(pretrained)
+    model, pretrained = resolve_built_in(model), None if pretrained is None else os.fspath(pretrained)
     return _load_shared(model, pretrained, dtype, _file_states(model, pretrained))
 
 

@@ -35,6 +35,8 @@ _HUB_WEIGHTS = [WEIGHTS_NAME, 'open_clip_pytorch_model.bin']
 _HUB_TRANSFORMERS_WEIGHTS = ['model.safetensors', f'model.safetensors{INDEX_SUFFIX}', 'pytorch_model.bin']
 _SHARD = re.compile(r'-\d{5}-of-\d{5}\.')
 _WEIGHTS_SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin')
+_ASSETS = Path(__file__).resolve().parents[1] / 'assets'
+BUILT_IN = ('clip_tiny_shapes', 'bert_tiny_shapes')
 
 
 @dataclass
@@ -55,8 +57,20 @@ class ClipSource:
     is_remote: bool = False
 
 
+def resolve_built_in(name: str | os.PathLike[str]) -> str:
+    """The folder of a built-in encoder given by name; other names and existing paths stay as they are."""
+    name = os.fspath(name)
+    return str(_ASSETS / name) if name in BUILT_IN and not os.path.exists(name) else name
+
+
+def looked_up_from(path: str | os.PathLike[str]) -> str:
+    """For messages about a path that does not exist: where a relative one was looked up."""
+    return '' if os.path.isabs(path) else f' (looked up from {Path.cwd()})'
+
+
 def find_source(model: str, pretrained: str | None) -> ClipSource:
     """What ``load_clip``'s arguments mean; fetches only what they name as remote."""
+    model = resolve_built_in(model)
     named = model_home() / model
     if model.startswith('hf-hub:'):
         source = _hub_source(model, with_weights=pretrained is None)
@@ -81,7 +95,9 @@ def find_source(model: str, pretrained: str | None) -> ClipSource:
     elif Path(pretrained).is_file():
         source.weights = _whole(Path(pretrained))
     elif pretrained.endswith(_WEIGHTS_SUFFIXES) or '/' in pretrained or os.sep in pretrained:
-        raise FileNotFoundError(f'weights file {pretrained} of CLIP {model!r} does not exist')
+        raise FileNotFoundError(
+            f'weights file {pretrained} of CLIP {model!r} does not exist{looked_up_from(pretrained)}'
+        )
     else:
         _find_release(source, pretrained)
     return source
@@ -192,9 +208,10 @@ def _architecture(name: str) -> dict[str, Any]:
     known = open_clip.list_models()
     config = open_clip.get_model_config(name.replace('/', '-')) if name.replace('/', '-') in known else None
     if config is None:
-        close = difflib.get_close_matches(name, known, n=3)
+        close = difflib.get_close_matches(name, [*known, *BUILT_IN], n=3)
         raise ValueError(
             f'{name!r} is neither an architecture of open_clip nor an existing folder or JSON file'
+            f'{looked_up_from(name) if "/" in name or os.sep in name else ""}'
             + (f'; did you mean {", ".join(close)}?' if close else '')
         )
     return dict(config)
@@ -217,7 +234,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path.is_file():
-        raise FileNotFoundError(f'CLIP configuration {path} does not exist')
+        raise FileNotFoundError(f'CLIP configuration {path} does not exist{looked_up_from(path)}')
     return split_config(read_json(path), str(path))
 
 

@@ -258,8 +258,10 @@ def test_untrained_quickstart_says_what_to_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     red_image(tmp_path / 'a.png')
-    assert run_tool(demo.main, ['a.png', '--texts', 'red']) == 1
-    assert 'configs/vild_shapes.py does not exist' in capsys.readouterr().err
+    assert run_tool(demo.main, ['a.png', '--texts', 'red', '--config', 'configs/vild_shape.py']) == 1
+    message = capsys.readouterr().err
+    assert 'configs/vild_shape.py does not exist' in message
+    assert 'vild_shapes' in message
     Path('configs').mkdir()
     shutil.copy(write_toy(tmp_path)[0], 'configs/vild_shapes.py')
     assert run_tool(demo.main, ['a.png', '--texts', 'red']) == 1

@@ -137,9 +137,7 @@ def test_another_folder_is_refused_before_anything_is_drawn(
     quickstart: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_tool(quickstart.main, []) == 1
-    assert capsys.readouterr().err == (
-        'error: configs/vild_shapes.py does not exist: run from the repository root\n'
-    )
+    assert capsys.readouterr().err == ('error: tools/train.py does not exist: run from the repository root\n')
     assert not Path('data').exists()
 
 

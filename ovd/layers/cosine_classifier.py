@@ -1,8 +1,8 @@
-"""Region embeddings against class words: cosine logits with one learned background vector.
+"""Cosine logits of region embeddings and class embeddings, with one learned background embedding.
 
 Source: Gu et al., "Open-vocabulary Object Detection via Vision and Language Knowledge Distillation",
 ICLR 2022, Sec. 3.2; reference: tensorflow/tpu: models/official/detection/projects/vild/modeling/vild_head.py.
-Reading order: CosineClassifier, then the two ways of silencing the novel columns in training.
+Reading order: CosineClassifier, then two ways to exclude novel classes in training.
 """
 
 import torch
@@ -16,16 +16,16 @@ def l2_normalize(features: Tensor) -> Tensor:
 
 
 class CosineClassifier(nn.Module):
-    """Project region features into the joint space and score them against class vectors.
+    """Project region features into the joint image-text space and score them against class embeddings.
 
-    Nothing here depends on the number of classes: the words come in as an argument.
+    Holds no parameter that depends on the number of classes.
 
     Args:
         in_channels: C, width of the region features.
         embed_dim: D, width of the joint image-text space.
-        temperature: divides the cosines in training; 0.01 multiplies them by 100.
-        test_temperature: the same in evaluation mode; by default ``temperature``.
-        with_background: keep a learned background vector, the last column of the logits.
+        temperature: divides the cosines in training.
+        test_temperature: divides the cosines in evaluation mode; by default ``temperature``.
+        with_background: learn a background embedding, the last column of the logits.
     """
 
     def __init__(
@@ -37,9 +37,6 @@ class CosineClassifier(nn.Module):
         with_background: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (('temperature', temperature), ('test_temperature', test_temperature)):
-            if value is not None and not value > 0:
-                raise ValueError(f'{name} must be positive, got {value!r}')
         self.temperature = temperature
         self.test_temperature = temperature if test_temperature is None else test_temperature
         self.project = nn.Linear(in_channels, embed_dim)
@@ -50,20 +47,20 @@ class CosineClassifier(nn.Module):
         return l2_normalize(self.project(region_features))
 
     def forward(self, region_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
-        """Logits of unit region embeddings against class vectors.
+        """Compute logits of regions and classes.
 
         Args:
             region_embeddings: [N, D], unit length.
-            text_embeddings: [K, D], of any length; normalised here, as the reference does.
+            text_embeddings: [K, D]; normalised here, as in the reference.
         Returns:
-            logits [N, K + 1] with background last, or [N, K] without a background vector; float32.
+            logits [N, K + 1] with background last, or [N, K] without background; float32.
         Raises:
-            ValueError: the class vectors have another width than the regions.
+            ValueError: ``text_embeddings`` of another width, as from another image-text model.
         """
         if text_embeddings.shape[-1] != region_embeddings.shape[-1]:
             raise ValueError(
-                f'class vectors of width {text_embeddings.shape[-1]} do not fit region embeddings '
-                f'of width {region_embeddings.shape[-1]}; they come from another image-text model'
+                f'class embeddings have width {text_embeddings.shape[-1]}, region embeddings '
+                f'{region_embeddings.shape[-1]}: they come from different image-text models'
             )
         temperature = self.temperature if self.training else self.test_temperature
         with torch.autocast(region_embeddings.device.type, enabled=False):
@@ -77,29 +74,27 @@ class CosineClassifier(nn.Module):
 
 
 def remove_classes(logits: Tensor, removed: Tensor) -> Tensor:
-    """Take classes out of the softmax: their logits become -inf, so they get no probability and no gradient.
+    """Remove classes from the softmax: logits of -inf have no probability and no gradient.
 
     Args:
         logits: [N, K] or [N, K + 1] (background last, never removed).
         removed: [K] bool.
     Returns:
-        float32 logits of the same shape; the input is left alone.
+        float32 logits of the same shape, a copy.
     """
     return logits.float().masked_fill(_columns(logits, removed), float('-inf'))
 
 
 def zero_classes(logits: Tensor, removed: Tensor) -> Tensor:
-    """Set the logits of classes to 0, so that each still adds exp(0) to the softmax sum.
+    """Set the logits of classes to 0, which leaves exp(0) = 1 each in the softmax sum.
 
-    Behaviour of the official TensorFlow code (``mask_rare``); ``remove_classes`` is what was meant.
-    Arguments as there.
+    Reproduces the official TensorFlow code (``mask_rare``), where ``remove_classes`` was intended.
+    Arguments as in ``remove_classes``.
     """
     return logits.float().masked_fill(_columns(logits, removed), 0.0)
 
 
 def _columns(logits: Tensor, removed: Tensor) -> Tensor:
-    """Pad ``removed`` [K] by the background column where the logits have one."""
-    missing = logits.shape[-1] - len(removed)
-    if missing not in (0, 1):
-        raise ValueError(f'{len(removed)} classes do not fit logits of {logits.shape[-1]} columns')
-    return F.pad(removed.bool(), (0, missing))
+    """Extend ``removed`` [K] by False for the background column, if the logits have one."""
+    has_background = logits.shape[-1] > len(removed)
+    return F.pad(removed.bool(), (0, int(has_background)))

@@ -1,8 +1,7 @@
-"""The batch of all processes, with gradients that find their way back to the owner of each row.
+"""Differentiable gathering of a batch from all processes.
 
-With one process, or none in a group, every function here is the identity. Losses follow one rule: the *mean
-over processes* of what each returns is the loss of the joint batch, which is what averaging of gradients
-(DistributedDataParallel) makes of it.
+Without a process group every function is the identity. Losses follow one rule: the *mean over processes* of
+the returned values is the loss of the joint batch, since DistributedDataParallel averages gradients.
 """
 
 from typing import Any, NamedTuple
@@ -13,19 +12,19 @@ from torch import Tensor
 
 
 class JointRows(NamedTuple):
-    """Where this process's rows are among those of all: they begin at ``start`` of ``total``."""
+    """Position of this process's rows in the joint batch: from ``start``, of ``total`` rows."""
 
     start: int
     total: int
 
 
 def world_size() -> int:
-    """Number of processes in the group; 1 without one."""
+    """Number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """Sum of the processes' tensors of equal shape; the gradients of all of them reach each summand."""
+    """Sum tensors of equal shape over the processes; gradients are summed too."""
     return x if world_size() == 1 else _Sum.apply(x)
 
 
@@ -42,7 +41,7 @@ class _Sum(torch.autograd.Function):
 
 
 def joint_rows(count: int, device: torch.device) -> JointRows:
-    """Place of this process's ``count`` rows in the joint batch; the processes' counts may differ."""
+    """Position of this process's ``count`` rows in the joint batch; counts may differ between processes."""
     if world_size() == 1:
         return JointRows(0, count)
     counts = torch.zeros(world_size(), dtype=torch.long, device=device)
@@ -51,16 +50,16 @@ def joint_rows(count: int, device: torch.device) -> JointRows:
     return JointRows(before[dist.get_rank()] - count, before[-1])
 
 
-def gather_rows(rows: Tensor, place: JointRows) -> Tensor:
-    """Rows [b, ...] of every process, [total, ...], in the order of the processes."""
+def gather_rows(rows: Tensor, joint: JointRows) -> Tensor:
+    """Concatenate the rows [b, ...] of all processes, [total, ...], in rank order."""
     if world_size() == 1:
         return rows
-    joint = rows.new_zeros(place.total, *rows.shape[1:])
-    joint[place.start : place.start + len(rows)] = rows
-    return sum_over_processes(joint)
+    gathered = rows.new_zeros(joint.total, *rows.shape[1:])
+    gathered[joint.start : joint.start + len(rows)] = rows
+    return sum_over_processes(gathered)
 
 
 def joint_mean(rows: Tensor) -> Tensor:
-    """Scalar whose mean over processes is the mean of all processes' values [b]; 0 when nobody has any."""
+    """Scalar whose mean over processes is the mean of all processes' values [b]; 0 without values."""
     total = joint_rows(len(rows), rows.device).total
     return rows.sum() * (world_size() / max(total, 1))

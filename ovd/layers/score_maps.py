@@ -1,12 +1,12 @@
-"""Scores of every pixel for every class, computed only where they are asked for.
+"""Lazy score maps: scores of every pixel for every class, computed on demand.
 
-A map of K classes over an H x W image is too large to build when K is in the thousands. A ``ScoreMaps`` gives
-any strip of rows of any range of classes instead; resizing, cutting, mirroring and overlapping windows are
-wrappers that pass the question on. Every wrapper computes element by element, so a strip equals the same rows
-of the whole map bit for bit wherever its source does.
+A map of thousands of classes at image size does not fit in memory. A ``ScoreMaps`` computes any strip of rows
+for any range of classes instead; resizing, cropping, flipping and overlapping windows are wrappers around
+another ``ScoreMaps``. All of them work element by element, so a strip is bit-identical to the same rows of
+the whole map.
 
-Reading order: ScoreMaps, TensorScores (a ready tensor), ResizedScores (bilinear), the other wrappers of one
-map; then ``argmax_labels`` and ``materialize``, which use them. Sums of maps are in score_sums.py.
+Reading order: ScoreMaps, TensorScores (a tensor), ResizedScores (bilinear), the other wrappers of one map,
+``argmax_labels`` and ``materialize``. Sums of maps are in score_sums.py.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_CHANNELS_AT_ONCE = 32  # with fewer classes per chunk the sources waste time: rows are split instead
+from ..options import check_option
+
+_CHANNELS_AT_ONCE = 32  # chunks of fewer classes are slow: rows are split instead
 
 
 class ScoreMaps(ABC):
@@ -43,11 +45,11 @@ class ScoreMaps(ABC):
             start, stop: 0 <= start < stop <= height.
             channels: a slice with step 1.
         Returns:
-            [B, C', stop - start, width]; may share memory with the source, so it must not be changed.
+            [B, C', stop - start, width]; may share memory with the source, so it must not be modified.
         """
 
     def images(self, start: int, stop: int) -> 'ScoreMaps':
-        """The maps of the images ``start`` to ``stop`` of the batch; no other image is computed for them."""
+        """Maps of the images ``start`` to ``stop`` of the batch; computes no other image."""
         return self if (start, stop) == (0, self.batch) else _SomeImages(self, start, stop)
 
     @property
@@ -62,27 +64,25 @@ class ScoreMaps(ABC):
 
     @property
     def kept_elements(self) -> int:
-        """Numbers in memory that the scores are made of; a wrapper has those of its source."""
+        """Number of elements held in memory; of a wrapper, those of its source."""
         source: ScoreMaps | None = getattr(self, 'source', None)
         return 0 if source is None else source.kept_elements
 
     def _like(self, source: 'ScoreMaps', size: tuple[int, int] | None = None) -> None:
-        """Take over what a wrapper shares with its source; the grid may differ."""
+        """Copy batch, channels, device and dtype of the source, and its size unless one is given."""
         self.batch, self.channels = source.batch, source.channels
         self.height, self.width = source.size if size is None else size
         self.device, self.dtype = source.device, source.dtype
 
 
 class TensorScores(ScoreMaps):
-    """A finished map.
+    """A computed map.
 
     Args:
         scores: [B, C, h, w].
     """
 
     def __init__(self, scores: Tensor) -> None:
-        if scores.ndim != 4:
-            raise ValueError(f'expected scores [B, C, h, w], got {list(scores.shape)}')
         self.scores = scores
         self.batch, self.channels, self.height, self.width = scores.shape
         self.device, self.dtype = scores.device, scores.dtype
@@ -99,7 +99,7 @@ class TensorScores(ScoreMaps):
 
 
 class _SomeImages(ScoreMaps):
-    """Images ``start`` to ``stop`` of a source that cannot leave out the others itself."""
+    """Images ``start`` to ``stop`` of a source that always computes all of them."""
 
     def __init__(self, source: ScoreMaps, start: int, stop: int) -> None:
         self._like(source)
@@ -113,25 +113,23 @@ class _SomeImages(ScoreMaps):
 
 
 def resized(source: ScoreMaps, size: tuple[int, int], align_corners: bool) -> ScoreMaps:
-    """The source on another grid; the source itself when it has that size."""
+    """Resize the source bilinearly; returns the source itself if it has that size."""
     return source if source.size == tuple(size) else ResizedScores(source, size, align_corners)
 
 
 class ResizedScores(ScoreMaps):
     """Bilinear interpolation to another grid, as ``torch.nn.functional.interpolate`` of the whole map.
 
-    Every row and column uses its place in the whole grid, so strips meet without a seam also with
-    ``align_corners``. Half types are interpolated and returned in float32.
+    Rows and columns are interpolated by their position in the whole grid, so strips join without a seam, also
+    with ``align_corners``. Half precision is interpolated and returned in float32.
 
     Args:
-        source: maps of any grid.
-        size: (height, width) wanted.
-        align_corners: the centres of the corner pixels coincide, instead of the corners of the grids.
+        source: maps of any size.
+        size: (height, width) of the result.
+        align_corners: align the centres of the corner pixels instead of their outer corners.
     """
 
     def __init__(self, source: ScoreMaps, size: tuple[int, int], align_corners: bool) -> None:
-        if min(size) < 1:
-            raise ValueError(f'cannot resize scores to {tuple(size)}')
         self._like(source, (int(size[0]), int(size[1])))
         self.source, self.align_corners = source, align_corners
         if self.dtype in (torch.float16, torch.bfloat16):
@@ -157,25 +155,25 @@ class ResizedScores(ScoreMaps):
         return ResizedScores(self.source.images(start, stop), self.size, self.align_corners)
 
     def _taps(self, length: int, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For each of ``wanted`` places the two source places it lies between, and the weight of the second.
+        """For each of ``wanted`` samples the two source indices around it, and the weight of the second.
 
-        The step between places is rounded to the precision of the scores and a place is rounded once, as in
-        torch's kernels: over hundreds of pixels an exact step would move the samples visibly.
+        The step is rounded to the precision of the scores and each position is rounded once, as in torch's
+        kernels; an exact step would drift visibly over hundreds of pixels.
         """
         step = (length - 1) / max(wanted - 1, 1) if self.align_corners else length / wanted
         exact = torch.tensor(step, dtype=self.dtype).double()
-        places = torch.arange(wanted, dtype=torch.float64)
-        places = places * exact if self.align_corners else (places + 0.5) * exact - 0.5
-        places = places.to(self.dtype).clamp(min=0)
-        before = places.long().clamp(max=length - 1)
-        weight = (places - before).clamp(0, 1)
+        positions = torch.arange(wanted, dtype=torch.float64)
+        positions = positions * exact if self.align_corners else (positions + 0.5) * exact - 0.5
+        positions = positions.to(self.dtype).clamp(min=0)
+        before = positions.long().clamp(max=length - 1)
+        weight = (positions - before).clamp(0, 1)
         return before, (before + 1).clamp(max=length - 1), weight
 
 
 def _mix(strip: Tensor, axis: int, before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
     """Linear interpolation along an axis.
 
-    Products and sum are separate operations: a fused one would round differently at the ends of a strip.
+    Products and sum are separate operations: a fused multiply-add would round differently at strip borders.
     """
     weight = weight.view([-1 if dimension == axis else 1 for dimension in range(4)])
     mixed = strip.index_select(axis, before).mul_(1 - weight)
@@ -183,7 +181,7 @@ def _mix(strip: Tensor, axis: int, before: Tensor, after: Tensor, weight: Tensor
 
 
 class CutScores(ScoreMaps):
-    """A rectangle of the grid.
+    """Cropped maps.
 
     Args:
         source: maps.
@@ -193,12 +191,11 @@ class CutScores(ScoreMaps):
 
     def __init__(self, source: ScoreMaps, size: tuple[int, int], top: int = 0, left: int = 0) -> None:
         if (
-            min(size) < 1
-            or min(top, left) < 0
+            min(*size, top + 1, left + 1) < 1
             or top + size[0] > source.height
             or left + size[1] > source.width
         ):
-            raise ValueError(f'cannot cut {tuple(size)} at ({top}, {left}) out of scores of {source.size}')
+            raise ValueError(f'crop {tuple(size)} at ({top}, {left}) exceeds scores of {source.size}')
         self._like(source, (int(size[0]), int(size[1])))
         self.source, self.top, self.left = source, top, left
 
@@ -215,12 +212,11 @@ class FlippedScores(ScoreMaps):
 
     Args:
         source: maps.
-        direction: 'horizontal' (left and right change places) or 'vertical'.
+        direction: 'horizontal' (swaps left and right) or 'vertical'.
     """
 
     def __init__(self, source: ScoreMaps, direction: str = 'horizontal') -> None:
-        if direction not in ('horizontal', 'vertical'):
-            raise ValueError(f"expected direction 'horizontal' or 'vertical', got {direction!r}")
+        check_option('direction', direction, ('horizontal', 'vertical'))
         self._like(source)
         self.source, self.direction = source, direction
 
@@ -234,16 +230,14 @@ class FlippedScores(ScoreMaps):
 
 
 class ChannelScores(ScoreMaps):
-    """Maps of the first ``channels`` classes only; drops a background that nobody wants.
+    """Maps of the first ``channels`` classes, for example without background.
 
     Args:
         source: maps.
-        channels: C, how many of its classes remain.
+        channels: C, number of classes to keep.
     """
 
     def __init__(self, source: ScoreMaps, channels: int) -> None:
-        if not 1 <= channels <= source.channels:
-            raise ValueError(f'cannot take {channels} of {source.channels} classes')
         self._like(source)
         self.source, self.channels = source, channels
 
@@ -257,12 +251,12 @@ class ChannelScores(ScoreMaps):
 
 @torch.no_grad()
 def argmax_labels(scores: ScoreMaps, max_elements: int = 1 << 20) -> Tensor:
-    """The best class of every pixel; of equal scores the lowest index wins.
+    """Best class of every pixel; ties go to the lowest index.
 
     Args:
         scores: maps of C classes.
-        max_elements: scores that exist at once; working memory is a few times that, whatever C is. Changes
-            memory and time only, never the labels.
+        max_elements: scores held at once; working memory is a few times that for any C. Affects memory and
+            time only.
     Returns:
         int64 [B, h, w].
     """
@@ -284,7 +278,7 @@ def argmax_labels(scores: ScoreMaps, max_elements: int = 1 << 20) -> Tensor:
 
 @torch.no_grad()
 def materialize(scores: ScoreMaps, max_elements: int = 1 << 20) -> Tensor:
-    """The whole map [B, C, h, w], made chunk by chunk; it shares no memory with the sources."""
+    """Compute the whole map [B, C, h, w] chunk by chunk; shares no memory with the sources."""
     whole = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
     for start, stop, channels in chunks(scores, max_elements):
         whole[:, channels, start:stop] = scores.rows(start, stop, channels)
@@ -294,11 +288,9 @@ def materialize(scores: ScoreMaps, max_elements: int = 1 << 20) -> Tensor:
 def chunks(scores: ScoreMaps, max_elements: int) -> Iterator[tuple[int, int, slice]]:
     """Row strips, and within each strip class ranges in ascending order, of at most ``max_elements`` scores.
 
-    Classes are split first: a source computes no row twice for it. Only when few classes would be left are
-    the rows split too. A chunk holds at least one row of one class.
+    Classes are split first, since no source computes a row twice for that; rows only if chunks would have few
+    classes. A chunk has at least one row of one class.
     """
-    if max_elements < 1:
-        raise ValueError(f'max_elements must be at least 1, got {max_elements}')
     row = scores.batch * scores.width
     wanted = max(min(scores.channels, _CHANNELS_AT_ONCE), max_elements // (row * scores.height))
     depth = min(scores.channels, max(1, min(wanted, max_elements // row)))

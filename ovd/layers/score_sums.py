@@ -1,6 +1,6 @@
-"""Sums of score maps: mirror images, overlapping windows, scales.
+"""Sums of score maps: flips, overlapping windows, scales.
 
-Reading order: SummedScores, WindowedScores (deferred), ScoreSum (a sum that grows, in memory or deferred).
+Reading order: SummedScores, WindowedScores (lazy), ScoreSum (running sum, in memory or lazy).
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from .score_maps import ScoreMaps, TensorScores, chunks
 
 
 class SummedScores(ScoreMaps):
-    """Sum of maps of one grid, added in their order.
+    """Sum of maps of one size, added in order.
 
     Args:
-        sources: maps with equal batches, grids and classes.
+        sources: maps of equal batch, size and classes.
     """
 
     def __init__(self, sources: Sequence[ScoreMaps]) -> None:
@@ -38,12 +38,12 @@ class SummedScores(ScoreMaps):
 
 
 class WindowedScores(ScoreMaps):
-    """Windows laid on a grid, summed in their order where they overlap.
+    """Windows summed on a grid, in order.
 
     Args:
-        windows: (maps, top, left) of each window, inside the grid; equal batches and classes.
+        windows: (maps, top, left) of each window, inside the grid; of equal batch and classes.
         size: (height, width) of the grid.
-        divide: divide each pixel by the number of windows on it; then every pixel needs one.
+        divide: divide each pixel by its number of windows, of which it then needs at least one.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class WindowedScores(ScoreMaps):
             _check_inside(scores, top, left, size)
         self._like(windows[0][0], (int(size[0]), int(size[1])))
         self.windows, self.divide = list(windows), divide
-        places = [(top, left, scores.height, scores.width) for scores, top, left in windows]
-        self._counts = count_windows(places, self.size) if divide else None
+        boxes = [(top, left, scores.height, scores.width) for scores, top, left in windows]
+        self._counts = count_windows(boxes, self.size) if divide else None
 
     @property
     def kept_elements(self) -> int:
@@ -77,14 +77,14 @@ class WindowedScores(ScoreMaps):
         return WindowedScores(windows, self.size, self.divide)
 
 
-def count_windows(places: Sequence[tuple[int, int, int, int]], size: tuple[int, int]) -> Tensor:
+def count_windows(boxes: Sequence[tuple[int, int, int, int]], size: tuple[int, int]) -> Tensor:
     """Number of windows (top, left, height, width) on each pixel, int64 [H, W].
 
     Raises:
         ValueError: a pixel that no window covers.
     """
     counts = torch.zeros(size, dtype=torch.int64)
-    for top, left, height, width in places:
+    for top, left, height, width in boxes:
         counts[top : top + height, left : left + width] += 1
     if counts.min() == 0:
         row, column = (counts == 0).nonzero()[0].tolist()
@@ -93,18 +93,17 @@ def count_windows(places: Sequence[tuple[int, int, int, int]], size: tuple[int, 
 
 
 class ScoreSum:
-    """A sum of maps that come one after the other, each with its place on a grid.
+    """Running sum of maps, each at its position on a grid.
 
-    A sum that fits in ``eager_elements`` is kept as a tensor, and what the maps were made of can be freed. A
-    larger one keeps the maps and defers the adding, unless they would take more than the sum. The scores are
-    the same.
+    A sum of at most ``eager_elements`` is a tensor, so the memory behind the maps can be freed. A larger one
+    keeps the maps and adds lazily, unless they would take more memory than the sum. Scores are the same.
 
     Args:
         size: (height, width) of the grid.
-        divide: divide each pixel by the number of maps on it.
-        eager_elements: sum that is kept as a tensor in any case; 0 always defers.
+        divide: divide each pixel by its number of maps.
+        eager_elements: size up to which the sum is always a tensor; 0: always lazy.
         max_elements: see ``argmax_labels``.
-        parts: how many maps will come.
+        parts: number of maps to be added.
     """
 
     def __init__(
@@ -114,12 +113,12 @@ class ScoreSum:
         self.eager_elements, self.max_elements, self.parts = eager_elements, max_elements, parts
         self._is_eager: bool | None = None
         self._total: Tensor | None = None
-        self._places: list[tuple[int, int, int, int]] = []
+        self._boxes: list[tuple[int, int, int, int]] = []
         self._deferred: list[tuple[ScoreMaps, int, int]] = []
 
     @torch.no_grad()
     def add(self, scores: ScoreMaps, top: int = 0, left: int = 0) -> None:
-        """Add maps whose upper left corner lies at (top, left)."""
+        """Add maps with their upper left corner at (top, left)."""
         if self._is_eager is None:
             self._is_eager = self._fits(scores)
         if not self._is_eager:
@@ -132,37 +131,34 @@ class ScoreSum:
         window = self._total[:, :, top : top + scores.height, left : left + scores.width]
         for start, stop, channels in chunks(scores, self.max_elements):
             window[:, channels, start:stop] += scores.rows(start, stop, channels)
-        self._places.append((top, left, scores.height, scores.width))
+        self._boxes.append((top, left, scores.height, scores.width))
 
     def _fits(self, scores: ScoreMaps) -> bool:
-        """Whether the sum is kept as a tensor, by the first of its maps."""
+        """Whether the sum is a tensor, judged by the first map."""
         elements = scores.batch * scores.channels * self.size[0] * self.size[1]
         deferred = self.parts * scores.kept_elements if self.eager_elements else 0
         return elements <= max(self.eager_elements, deferred)
 
     def scores(self) -> ScoreMaps:
-        """The sum of what was added; nothing can be added afterwards."""
+        """Return the sum; call once, after the last ``add``."""
         if self._total is None:
             return WindowedScores(self._deferred, self.size, self.divide)
         if self.divide:
-            self._total.div_(count_windows(self._places, self.size).to(self._total))
+            self._total.div_(count_windows(self._boxes, self.size).to(self._total))
         return TensorScores(self._total)
 
 
 def _check_inside(scores: ScoreMaps, top: int, left: int, size: tuple[int, int]) -> None:
-    """A window must lie on the grid."""
     if min(top, left) < 0 or top + scores.height > size[0] or left + scores.width > size[1]:
-        raise ValueError(f'a window of {scores.size} at ({top}, {left}) leaves the grid of {tuple(size)}')
+        raise ValueError(f'window {scores.size} at ({top}, {left}) exceeds the grid {tuple(size)}')
 
 
 def _check_alike(sources: Sequence[ScoreMaps], grid: bool = True) -> None:
-    """Maps that are put together must agree in batch and classes, and in their grid."""
-    if not sources:
-        raise ValueError('no score maps to put together')
+    """Raise ValueError unless the maps agree in batch, classes and, if ``grid``, in size."""
 
     def key(source: ScoreMaps) -> tuple[int, ...]:
         return (source.batch, source.channels, *(source.size if grid else ()))
 
     for source in sources[1:]:
         if key(source) != key(sources[0]):
-            raise ValueError(f'score maps of {source.shape} do not go with those of {sources[0].shape}')
+            raise ValueError(f'cannot add score maps of shapes {source.shape} and {sources[0].shape}')

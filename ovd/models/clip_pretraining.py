@@ -1,4 +1,4 @@
-"""A CLIP trained from captions: open_clip's towers under mmengine.
+"""CLIP pre-training: open_clip's towers as an mmengine model.
 
 Source: Radford et al., ICML 2021. Reading order: CLIP (loss, predict), OpenClipFiles (reading and writing
 open_clip folders).
@@ -28,15 +28,15 @@ from ..text.vocabulary import Vocabulary
 
 @MODELS.register_module()
 class CLIP(BaseModel):
-    """Image and text tower trained to agree on image-caption pairs; classifies crops zero-shot.
+    """Image and text tower trained contrastively on image-caption pairs; classifies crops zero-shot.
 
     Args:
         model, pretrained: see ``ovd.encoders.loading.build_clip``; 'random:SEED' starts from scratch.
-        text: ``vocabulary`` and ``templates`` that ``predict`` classifies with.
-        caption_templates: sentences around the captions of training, one drawn for each batch.
-        style_odds: how often a batch tells its pictures in each style of the data set's captions. Style and
-            template are the same within a batch, so equal contents give equal texts.
-        uniformity_weight: of the loss that spreads the texts of a batch over the sphere.
+        text: ``vocabulary`` and ``templates`` of ``predict``.
+        caption_templates: templates for training captions, one drawn per batch.
+        style_odds: relative frequency of each caption style of the data set. A batch has one style and one
+            template, so that equal contents have equal texts.
+        uniformity_weight: of ``uniformity_loss`` of the texts.
         max_logit_scale: upper bound of the learned multiplier.
         channels_last: memory format of the image tower; faster for convolutions on a CPU.
     """
@@ -72,7 +72,7 @@ class CLIP(BaseModel):
             self.register_buffer(f'pixel_{name}', values, persistent=False)
 
     def forward(self, inputs: Sequence[Tensor], mode: str = 'tensor', **kwargs: Any) -> Any:
-        """Dispatch of mmengine: 'loss' in training, 'predict' in evaluation, 'tensor' for embeddings.
+        """Dispatch for mmengine: 'loss' in training, 'predict' in evaluation, 'tensor' for embeddings.
 
         Args:
             inputs: uint8 RGB pictures, [3, size, size] each; for 'predict' [M, S, 3, size, size] each.
@@ -135,7 +135,7 @@ class CLIP(BaseModel):
         return F.normalize(tower(token_ids.to(self.pixel_mean.device)), dim=-1)
 
     def embed_vocabulary(self) -> Tensor:
-        """text_embeddings [K, D] of the vocabulary under the present weights, averaged over the templates."""
+        """text_embeddings [K, D] of the vocabulary with the current weights, averaged over templates."""
         prompts = [prompt for name in self.vocabulary.names for prompt in expand(name, self.templates)]
         embeddings = self.encode_texts(prompts).unflatten(0, (len(self.vocabulary), -1))
         return F.normalize(embeddings.mean(1), dim=-1)
@@ -143,7 +143,7 @@ class CLIP(BaseModel):
 
 @HOOKS.register_module()
 class OpenClipFiles(Hook):
-    """Write the trained model as a folder that open_clip reads; accept such files where a checkpoint is read.
+    """Write the trained model as an open_clip folder; also load such weights as checkpoints.
 
     Args:
         folder: inside the work directory.

@@ -1,4 +1,4 @@
-"""The convolutional image tower of a CLIP as a feature pyramid."""
+"""CLIP's convolutional image tower as a feature pyramid."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,18 +15,17 @@ STRIDES = (4, 8, 16, 32)
 
 @MODELS.register_module()
 class ClipResNet(BaseModule):
-    """The four stages of CLIP's ResNet (three-convolution stem, antialiased strides), without the pooling.
+    """The four stages of CLIP's ResNet (three-convolution stem, antialiased strides), without its pooling.
 
     Args:
-        model, pretrained: see ``build_clip``; a convolutional tower.
-        out_indices: stages to return, 0 to 3, of strides 4, 8, 16 and 32; those after the last are dropped.
-        frozen_stages: 0 freezes the stem, n also the first n stages: their weights and statistics stay.
-        flat_last: the last stage keeps the resolution of the one before: its antialiasing mean, 3x3, does not
-            stride.
-        norm_eval: the statistics of all batch norms stay, those of trained stages too.
+        model, pretrained: see ``build_clip``; a CLIP with a ResNet.
+        out_indices: ascending stages to return, 0 to 3, of strides 4, 8, 16 and 32; later ones are dropped.
+        frozen_stages: 0 freezes the stem, n also the first n stages, with their batch norm statistics.
+        flat_last: give the last stage the resolution of the one before: its 3 x 3 average pool has stride 1.
+        norm_eval: freeze the statistics of all batch norms, also of trained stages.
         channels_last: memory format; faster for convolutions on a CPU.
     Raises:
-        ValueError: a CLIP whose image tower is a transformer; stages that do not exist.
+        ValueError: the image tower is not a ResNet; invalid ``out_indices``.
     """
 
     def __init__(
@@ -43,12 +42,10 @@ class ClipResNet(BaseModule):
         super().__init__(init_cfg=init_cfg)
         tower: Any = build_clip(model, pretrained).model.get_submodule('visual')
         if not hasattr(tower, 'layer4'):
-            raise ValueError(f'the image tower of {model} is a {type(tower).__name__}, not a ResNet')
+            raise ValueError(f'image tower of {model} is a {type(tower).__name__}, expected a ResNet')
         self.out_indices = tuple(out_indices)
         if list(self.out_indices) != sorted(set(self.out_indices) & set(range(4))):
-            raise ValueError(f'out_indices must ascend within 0 .. 3, got {list(out_indices)}')
-        if not -1 <= frozen_stages <= 4:
-            raise ValueError(f'frozen_stages must lie within -1 .. 4, got {frozen_stages}')
+            raise ValueError(f'out_indices must be ascending stages from 0 to 3, got {list(out_indices)}')
         count = self.out_indices[-1] + 1
         tower.attnpool = None
         for index in range(count, 4):
@@ -59,7 +56,7 @@ class ClipResNet(BaseModule):
         self.size_divisor = STRIDES[count - 1]
         if flat_last:
             if count == 1:
-                raise ValueError('the first stage has no stride that flat_last could take out')
+                raise ValueError('flat_last: the first stage has no stride to remove')
             first = self.stages[-1][0]
             first.avgpool = nn.AvgPool2d(3, stride=1, padding=1)
             first.downsample[0] = nn.AvgPool2d(3, stride=1, padding=1)
@@ -83,7 +80,7 @@ class ClipResNet(BaseModule):
         return tuple(levels)
 
     def train(self, mode: bool = True) -> 'ClipResNet':
-        """The statistics of frozen stages stay as they are, with ``norm_eval`` all of them."""
+        """Switch mode; batch norms of frozen stages, with ``norm_eval`` all of them, stay in eval mode."""
         super().train(mode)
         for part in self._frozen:
             part.train(False)

@@ -1,4 +1,4 @@
-"""Training a part of a model: what is named learns, the rest is frozen and stays as in evaluation."""
+"""Training part of a model: freeze all other parameters and keep their modules in eval mode."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -7,24 +7,23 @@ from torch import nn
 
 
 def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Freeze all parameters but those whose names match one of the patterns (``fnmatch``).
+    """Freeze all parameters except those whose names match a pattern (``fnmatch``).
 
     Raises:
-        ValueError: a pattern that neither a parameter nor a buffer matches.
+        ValueError: a pattern matches no parameter or buffer.
     """
     names = [name for part in (model.named_parameters(), model.named_buffers()) for name, _ in part]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ValueError(f'no parameter is named {pattern!r}; there are {", ".join(names[:4])} ...')
+            raise ValueError(f'no parameter matches {pattern!r}; names are {", ".join(names[:4])}, ...')
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def evaluate_frozen(model: nn.Module) -> None:
-    """Put what is frozen into eval mode: no dropout, no running statistics.
+    """Put modules whose parameters are all frozen into eval mode: no dropout, no statistics updates.
 
-    Those are the modules with parameters of which none is trained, and all inside them. A module without
-    parameters, such as dropout, stays as what it is part of.
+    Modules without parameters, such as dropout, follow the module that contains them.
     """
     for child in model.children():
         parameters = list(child.parameters())

@@ -1,15 +1,13 @@
-"""From score maps of a network input to score maps of an image: whole, in windows, at several scales.
+"""Score maps of an image from score maps of network inputs: whole image, sliding windows, several scales.
 
-All of it works on maps that are computed where they are asked for, so memory does not grow with the number of
-classes times the image. A ``Network`` takes preprocessed inputs [N, 3, h, w], and a value for each of them
-that belongs to its whole image, and answers with maps of h x w.
+Maps are lazy, so memory does not grow with the number of classes times pixels. A ``Network`` maps
+preprocessed inputs [N, 3, h, w], and an optional context of the whole image of each, to score maps of h x w.
 
 Source: windows of ``slide`` as in open-mmlab/mmsegmentation: mmseg/models/segmentors/encoder_decoder.py;
 ``lseg`` as in isl-org/lang-seg: additional_utils (Li et al., ICLR 2022).
 Reading order: Inference, Whole, Slide, MultiScale, LSegMultiScale, build_inference.
 """
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -21,39 +19,33 @@ from torch.nn import functional as F
 
 from ..layers.score_maps import CutScores, FlippedScores, ScoreMaps, resized
 from ..layers.score_sums import ScoreSum, SummedScores
+from ..options import check_option
 
 Network = Callable[[Tensor, Tensor | None], ScoreMaps]
 
 
 class Inference(ABC):
-    """How the network sees an image.
+    """How an image is passed through the network.
 
     Args:
-        max_elements: scores that are computed at once, see ``argmax_labels``.
-        eager_elements: sums over windows and scales of up to so many scores are kept as tensors; larger ones
-            are deferred, and what the network made of every window is kept instead, unless that is even more.
-            0 always defers.
+        max_elements: scores computed at once, see ``argmax_labels``.
+        eager_elements: see ``ScoreSum``.
     """
 
     def __init__(self, max_elements: int = 1 << 20, eager_elements: int = 1 << 27) -> None:
-        if max_elements < 1 or eager_elements < 0:
-            raise ValueError(
-                f'max_elements must be at least 1 and eager_elements at least 0, '
-                f'got {max_elements} and {eager_elements}'
-            )
         self.max_elements, self.eager_elements = max_elements, eager_elements
 
     @abstractmethod
     def __call__(
         self, network: Network, inputs: Tensor, context: Tensor | None = None, black: Tensor | None = None
     ) -> ScoreMaps:
-        """Scores of images.
+        """Compute scores of images.
 
         Args:
-            network: see the head of this file.
+            network: see the module docstring.
             inputs: preprocessed images [B, 3, H, W].
-            context: [B, ...], handed to the network with every part of an image.
-            black: [3], the preprocessed value of a black pixel; zeros by default.
+            context: [B, ...], passed to the network with every window of an image.
+            black: [3], preprocessed value of a black pixel; zeros by default.
         Returns:
             maps of H x W.
         """
@@ -72,12 +64,12 @@ class Whole(Inference):
 
 
 class Slide(Inference):
-    """Overlapping windows, averaged; a window that would leave the image is shifted back inside.
+    """Overlapping windows, averaged; windows beyond the border are shifted inside.
 
     Args:
-        crop_size: side of a window, or (height, width); an image smaller than that is one window.
-        stride: distance of windows, or (vertical, horizontal).
-        windows_per_forward: windows that go through the network together, times the images of the batch.
+        crop_size: side of a window, or (height, width); smaller images are one window.
+        stride: step of windows, or (vertical, horizontal).
+        windows_per_forward: windows per forward pass, times the batch size.
     """
 
     def __init__(
@@ -88,10 +80,10 @@ class Slide(Inference):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.crop_size, self.stride = _pair('crop_size', crop_size), _pair('stride', stride)
+        self.crop_size, self.stride = _pair(crop_size), _pair(stride)
         if any(step > side for step, side in zip(self.stride, self.crop_size)):
             raise ValueError(f'stride {self.stride} leaves gaps between windows of {self.crop_size}')
-        self.windows_per_forward = _positive('windows_per_forward', windows_per_forward)
+        self.windows_per_forward = windows_per_forward
 
     def __call__(
         self, network: Network, inputs: Tensor, context: Tensor | None = None, black: Tensor | None = None
@@ -102,9 +94,9 @@ class Slide(Inference):
             [min(step * index, side - crop) for index in range(-(-(side - crop) // step) + 1)]
             for side, crop, step in zip(size, (height, width), self.stride)
         )
-        places = [(top, left) for top in tops for left in lefts]
-        total = self._sum(size, divide=True, parts=len(places))
-        for group in _groups(places, self.windows_per_forward):
+        corners = [(top, left) for top in tops for left in lefts]
+        total = self._sum(size, divide=True, parts=len(corners))
+        for group in _groups(corners, self.windows_per_forward):
             windows = torch.cat(
                 [inputs[:, :, top : top + height, left : left + width] for top, left in group]
             )
@@ -115,12 +107,12 @@ class Slide(Inference):
 
 
 class MultiScale(Inference):
-    """Mean over scales of the image, and over the image and its mirror image.
+    """Mean over scales of the image and, optionally, its mirror images.
 
     Args:
-        inference: how each of them is seen.
+        inference: of each scale.
         scales: factors of the size; with ``base_size`` the longer side becomes ceil(base_size * scale).
-        flip: see the mirrored image too.
+        flip: add the mirrored image at each scale.
         base_size: in pixels.
         align_corners: of all resizing.
     """
@@ -135,8 +127,7 @@ class MultiScale(Inference):
     ) -> None:
         super().__init__(inference.max_elements, inference.eager_elements)
         self.inference, self.flip, self.align_corners = inference, flip, align_corners
-        self.scales = _scales(scales)
-        self.base_size = None if base_size is None else _positive('base_size', base_size)
+        self.scales, self.base_size = tuple(scales), base_size
 
     def __call__(
         self, network: Network, inputs: Tensor, context: Tensor | None = None, black: Tensor | None = None
@@ -158,20 +149,18 @@ class MultiScale(Inference):
 
 
 class LSegMultiScale(Inference):
-    """The evaluator of LSeg: six scales, padded windows, mirror images; raw scores summed.
+    """LSeg's evaluator: six scales, padded windows, mirror images; raw scores are summed.
 
-    It differs from ``MultiScale(Slide)``: the last window of a row is clipped and padded with black, not
-    shifted; every window is mirrored by itself and the scores of the two are added; scales are added, not
-    averaged; corners are aligned.
+    Differs from ``MultiScale(Slide)``: the last window of a row is padded with black, not shifted; each
+    window is mirrored by itself and added; scales are summed, not averaged; corners are aligned.
 
     Args:
         base_size: the longer side becomes ceil(base_size * scale).
         crop_size: side of a window.
-        stride: distance of windows, by default two thirds of ``crop_size``.
+        stride: step of windows, by default two thirds of ``crop_size``.
         scales: see ``base_size``.
-        flip: see each window's mirror image too.
-        windows_per_forward: windows, mirrored ones included, that go through the network together, times the
-            images of the batch.
+        flip: add each window's mirror image.
+        windows_per_forward: windows per forward pass, mirrored ones included, times the batch size.
     """
 
     def __init__(
@@ -185,12 +174,11 @@ class LSegMultiScale(Inference):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.base_size, self.crop_size = _positive('base_size', base_size), _positive('crop_size', crop_size)
-        self.stride = _positive('stride', crop_size * 2 // 3 if stride is None else stride)
+        self.base_size, self.crop_size = base_size, crop_size
+        self.stride = crop_size * 2 // 3 if stride is None else stride
         if self.stride > self.crop_size:
             raise ValueError(f'stride {self.stride} leaves gaps between windows of {self.crop_size}')
-        self.scales, self.flip = _scales(scales), flip
-        self.windows_per_forward = _positive('windows_per_forward', windows_per_forward)
+        self.scales, self.flip, self.windows_per_forward = tuple(scales), flip, windows_per_forward
 
     def __call__(
         self, network: Network, inputs: Tensor, context: Tensor | None = None, black: Tensor | None = None
@@ -209,13 +197,13 @@ class LSegMultiScale(Inference):
         crop, (height, width) = self.crop_size, (image.shape[2], image.shape[3])
         size = max(height, crop), max(width, crop)
         padded = _pad(image, size, black)
-        places = [
+        corners = [
             (top, left)
             for top in range(0, size[0] - crop + self.stride, self.stride)
             for left in range(0, size[1] - crop + self.stride, self.stride)
         ]
-        total = self._sum(size, divide=True, parts=len(places))
-        for group in _groups(places, max(1, self.windows_per_forward // (1 + self.flip))):
+        total = self._sum(size, divide=True, parts=len(corners))
+        for group in _groups(corners, max(1, self.windows_per_forward // (1 + self.flip))):
             windows = [padded[:, :, top : top + crop, left : left + crop] for top, left in group]
             batch = torch.cat([_pad(window, (crop, crop), black) for window in windows])
             views = torch.cat([batch, batch.flip(3)]) if self.flip else batch
@@ -236,37 +224,21 @@ _MULTI_SCALE = ('scales', 'flip', 'base_size')
 
 
 def build_inference(test_cfg: Mapping[str, Any], align_corners: bool) -> Inference:
-    """The inference that a configuration asks for.
+    """Build the inference of a ``test_cfg``.
 
     Args:
         test_cfg: ``mode`` 'whole', 'slide' or 'lseg', with the arguments of ``Whole``, ``Slide`` or
-            ``LSegMultiScale``; the first two may have ``scales``, ``flip`` and ``base_size`` of
+            ``LSegMultiScale``; the first two also take ``scales``, ``flip`` and ``base_size`` of
             ``MultiScale``.
         align_corners: of the resizing of ``MultiScale``.
     Raises:
-        ValueError: an unknown mode or argument.
+        ValueError: an unknown mode. TypeError: an unknown or missing argument.
     """
     options = dict(test_cfg)
     mode = options.pop('mode', 'whole')
-    if mode not in _MODES:
-        raise ValueError(f'test_cfg.mode must be one of {", ".join(_MODES)}, got {mode!r}')
-    kind = _MODES[mode]
+    check_option('test_cfg.mode', mode, _MODES)
     outer = {} if mode == 'lseg' else {key: options.pop(key) for key in _MULTI_SCALE if key in options}
-    known = {*inspect.signature(kind).parameters, *inspect.signature(Inference).parameters} - {'kwargs'}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ValueError(
-            f'test_cfg of mode {mode!r} does not know {", ".join(unknown)}; it knows {sorted(known)}'
-        )
-    missing = [
-        name
-        for name, parameter in inspect.signature(kind).parameters.items()
-        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
-        if name not in options
-    ]
-    if missing:
-        raise ValueError(f'test_cfg of mode {mode!r} needs {" and ".join(missing)}')
-    inference = kind(**options)
+    inference = _MODES[mode](**options)
     return MultiScale(inference, **outer, align_corners=align_corners) if outer else inference
 
 
@@ -283,7 +255,7 @@ def _resize(image: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor
 
 
 def _pad(image: Tensor, size: tuple[int, int], value: Tensor) -> Tensor:
-    """Extend [B, 3, h, w] to the right and below with a colour [3]."""
+    """Pad [B, 3, h, w] on the right and below with a colour [3]."""
     height, width = image.shape[2:]
     if (height, width) == tuple(size):
         return image
@@ -293,7 +265,7 @@ def _pad(image: Tensor, size: tuple[int, int], value: Tensor) -> Tensor:
 
 
 def _repeat(context: Tensor | None, times: int) -> Tensor | None:
-    """The context of a batch, once for each of its windows."""
+    """Repeat the context of a batch for each of its windows."""
     return None if context is None else context.repeat(times, *[1] * (context.ndim - 1))
 
 
@@ -301,20 +273,6 @@ def _groups(items: Sequence[tuple[int, int]], size: int) -> list[Sequence[tuple[
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f'{name} must be one or two positive numbers of pixels, got {value!r}')
-    return pair[0], pair[1]
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f'{name} must be at least 1, got {value!r}')
-    return value
-
-
-def _scales(scales: Sequence[float]) -> tuple[float, ...]:
-    if not scales or min(scales) <= 0:
-        raise ValueError(f'scales must be positive numbers, at least one, got {scales!r}')
-    return tuple(scales)
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width

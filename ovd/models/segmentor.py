@@ -1,4 +1,4 @@
-"""What every open-vocabulary segmentor shares: from score maps to labels of the original image.
+"""Base class of open-vocabulary segmentors: from score maps to labels of the original image.
 
 Reading order: ``OpenVocabularySegmentor`` (``predict`` is the flow of a batch), helpers.
 """
@@ -27,18 +27,18 @@ from .segmentation_inference import build_inference
 
 
 class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
-    """A segmentor of mmseg whose classes are words.
+    """An mmseg segmentor for any vocabulary.
 
-    A subclass gives ``score_maps``, ``use_text_embeddings``, ``extract_feat`` and ``loss``. Predictions are
-    class indices; index K is background in models that have one. No map of all classes at full size is ever
-    built unless ``keep_scores`` asks for it.
+    Subclasses implement ``score_maps``, ``use_text_embeddings``, ``extract_feat`` and ``loss``. Predictions
+    are class indices; index K is background in models that have one. Score maps of all classes at full size
+    are only built for ``keep_scores``.
 
     Args:
         align_corners: of all resizing of scores.
-        size_divisor: inputs are padded on the right and below to multiples of it, and the scores cut.
-        test_cfg: see ``build_inference``; further keys: ``keep_scores`` (put the scores of all classes at the
-            original size into ``seg_logits``), ``background`` (False: pixels that are background get their
-            best word instead, in models that have a background).
+        size_divisor: inputs are padded on the right and below to multiples of it, and the scores cropped.
+        test_cfg: see ``build_inference``; further keys: ``keep_scores`` (store the scores of all classes at
+            the original size in ``seg_logits``), ``background`` (False: background pixels get their best
+            class instead).
         text: arguments of ``TextSource``.
         **kwargs: of mmseg's BaseSegmentor.
     """
@@ -54,14 +54,12 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, text=text, **kwargs)
-        if size_divisor < 1:
-            raise ValueError(f'size_divisor must be at least 1, got {size_divisor}')
         self.align_corners, self.size_divisor = align_corners, size_divisor
         self.train_cfg = train_cfg
         self.set_test_cfg({} if test_cfg is None else test_cfg)
 
     def set_test_cfg(self, test_cfg: Mapping[str, Any]) -> None:
-        """Predict in another way from now on."""
+        """Set the options of ``predict``."""
         options = dict(test_cfg)
         self.keep_scores = options.pop('keep_scores', False)
         self.use_background = options.pop('background', True)
@@ -69,48 +67,48 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
 
     @property
     def with_background(self) -> bool:
-        """Whether ``score_maps`` has a channel K for what no word describes."""
+        """Whether ``score_maps`` has a background channel K."""
         return False
 
     @property
     def background_index(self) -> int | None:
-        """The label of background in predictions: K, or None when every pixel gets a word."""
+        """Label of background in predictions: K, or None if every pixel gets a class."""
         return len(self.vocabulary) if self.with_background and self.use_background else None
 
     @property
     def out_channels(self) -> int:
-        """Number of labels; mmseg's test-time augmentation asks for it."""
+        """Number of labels, read by mmseg's test-time augmentation."""
         return len(self.vocabulary) + (self.background_index is not None)
 
     @abstractmethod
     def score_maps(self, inputs: Tensor, context: Tensor | None = None) -> ScoreMaps:
-        """Scores of preprocessed images.
+        """Compute scores of preprocessed images or windows.
 
         Args:
             inputs: [B, 3, H, W]; H and W are multiples of ``size_divisor``.
-            context: what ``image_context`` said of the images that the inputs are parts of.
+            context: [B, ...], ``image_context`` of the whole image of each input.
         Returns:
-            K (with background K + 1) scores on any grid that covers the inputs.
+            scores of K classes (with background K + 1) on any grid that covers the inputs.
         """
 
     def image_context(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None
     ) -> Tensor | None:
-        """What ``score_maps`` needs to know of a whole image when it sees a window of it.
+        """Compute what ``score_maps`` of a window needs of its whole image.
 
         Args:
-            inputs: whole preprocessed images [B, 3, H, W] of one size, not padded.
-            data_samples: their B samples, where there are some.
+            inputs: whole preprocessed images [B, 3, H, W] of one size, without padding.
+            data_samples: their B samples, if any.
         Returns:
-            [B, ...], or None: then ``score_maps`` is called without it.
+            [B, ...], or None to call ``score_maps`` without context.
         """
         return None
 
     def add_to_samples(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> None:
-        """Put further results into the samples of a batch of preprocessed images [B, 3, H, W]."""
+        """Add further results to the samples of a batch of preprocessed images [B, 3, H, W]."""
 
     def test_step(self, data: Any) -> list[SegDataSample]:
-        """Label the images of a collated batch; they may be of different sizes, which mmseg refuses."""
+        """Predict a collated batch; images may differ in size, which mmseg does not support."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(data['inputs']):
             groups.setdefault(tuple(image.shape), []).append(index)
@@ -130,11 +128,11 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         """Label every pixel.
 
         Args:
-            inputs: preprocessed images [B, 3, H, W]; padding that the samples tell of is removed first.
+            inputs: preprocessed images [B, 3, H, W]; padding recorded in the samples is removed first.
             data_samples: B samples with ``ori_shape``; by default the inputs are the original images.
         Returns:
-            the samples with ``pred_sem_seg`` (int64 [1, H0, W0] at ``ori_shape``), and ``seg_logits`` when
-            ``test_cfg`` has ``keep_scores``.
+            the samples with ``pred_sem_seg`` (int64 [1, H0, W0] at ``ori_shape``), and ``seg_logits`` with
+            ``test_cfg.keep_scores``.
         """
         if data_samples is None:
             shape = tuple(inputs.shape[2:])
@@ -149,14 +147,14 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         return data_samples
 
     def inference_scores(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> list[ScoreMaps]:
-        """What ``predict`` takes the best class of: for each sample the scores at its original size."""
+        """Scores of each sample at its original size, of which ``predict`` takes the argmax."""
         found: dict[int, ScoreMaps] = {}
         for images, members in self._equal_sizes(inputs, data_samples):
             found.update(zip(map(id, members), self._original_scores(images, members)))
         return [found[id(sample)] for sample in data_samples]
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: Any = None) -> Tensor:
-        """Scores [B, K, H, W] of one pass over the inputs, at their size."""
+        """Scores [B, K, H, W] of one forward pass, at the size of the inputs."""
         return materialize(self._pixel_scores(inputs, self.image_context(inputs)))
 
     def _forward(self, inputs: Tensor, data_samples: Any = None) -> Tensor:
@@ -179,7 +177,7 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         return resized(scores, (height, width), self.align_corners)
 
     def _pixel_scores(self, inputs: Tensor, context: Tensor | None = None) -> ScoreMaps:
-        """Scores of one pass, at the size of the inputs [B, 3, H, W]."""
+        """Scores of one forward pass, at the size of the inputs [B, 3, H, W]."""
         self.text_embeddings  # noqa: B018  (made on first use)
         height, width = inputs.shape[2:]
         right, below = -width % self.size_divisor, -height % self.size_divisor
@@ -189,21 +187,21 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         return CutScores(maps, (height, width)) if right or below else maps
 
     def _black(self) -> Tensor | None:
-        """A black pixel [3] as the preprocessor hands it on."""
+        """Preprocessed value [3] of a black pixel."""
         mean, std = (getattr(self.data_preprocessor, name, None) for name in ('mean', 'std'))
         if mean is None or std is None:
             return None
         return (-mean / std).flatten().expand(3)
 
     def without_padding(self, inputs: Tensor, sample: SegDataSample) -> Tensor:
-        """A preprocessed image [1, 3, H, W] without what was put around it to fill a batch."""
+        """Crop the batch padding from a preprocessed image [1, 3, H, W]."""
         ((image, _),) = self._equal_sizes(inputs, [sample])
         return image
 
     def _equal_sizes(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample]
     ) -> list[tuple[Tensor, list[SegDataSample]]]:
-        """The batch without its padding, in groups of one size, so that no result depends on neighbours."""
+        """Crop the batch padding and group images by size, so that no result depends on the batch."""
         groups: dict[tuple[int, int, int, int], list[int]] = {}
         for index, sample in enumerate(data_samples):
             groups.setdefault(_content(sample, inputs.shape[2], inputs.shape[3]), []).append(index)
@@ -214,7 +212,7 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
 
 
 def _content(sample: SegDataSample, height: int, width: int) -> tuple[int, int, int, int]:
-    """Rows and columns (top, bottom, left, right) of the input that are not padding."""
+    """(top, bottom, left, right) of the input without padding."""
     meta = sample.metainfo
     left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', (0, 0, 0, 0)))
     return top, height - bottom, left, width - right

@@ -1,4 +1,4 @@
-"""Plain vision transformers that hand out their tokens after chosen blocks, at any image size.
+"""Plain vision transformers that return the tokens after chosen blocks, at any image size.
 
 Reading order: VitTokens (the forward pass), TimmViT and ClipViT (where the parts come from), load_pretrained.
 """
@@ -16,27 +16,27 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checkpoints.loading import load_into, load_tensors
 from ..encoders.loading import build_clip
+from ..options import check_option
 from ..registry import MODELS
 
 _HUB = 'timm:'
-_KEPT_SIZES = 8  # resized position tables kept in evaluation
+_CACHED_SIZES = 8  # resized position tables cached in evaluation
 
 
 class VitTokens(nn.Module):
     """Patch tokens of a ViT after some of its blocks: raw residual stream, no final norm.
 
-    A subclass supplies the parts. Prefix tokens (class token first, then registers) come before the patches.
+    Prefix tokens (class token, then registers) precede the patch tokens.
 
     Attributes:
-        width: E. patch_size: pixels. grid: (rows, columns) of patches the position table was trained on.
+        width: E. patch_size: pixels. grid: (rows, columns) of patches of the pretrained position table.
         num_prefix_tokens: class token and registers.
         blocks: the transformer.
 
     Args:
         grad_checkpointing: recompute each block in the backward pass instead of keeping its activations.
-        position_resize: interpolation of the position table, 'bilinear' (as LSeg's weights want) or
-            'bicubic'.
-        antialias: filter the position table where it shrinks.
+        position_resize: interpolation of the position table, 'bilinear' (LSeg) or 'bicubic'.
+        antialias: antialias when the position table shrinks.
     """
 
     width: int
@@ -49,8 +49,7 @@ class VitTokens(nn.Module):
         self, grad_checkpointing: bool = False, position_resize: str = 'bilinear', antialias: bool = False
     ) -> None:
         super().__init__()
-        if position_resize not in ('bilinear', 'bicubic'):
-            raise ValueError(f"position_resize {position_resize!r} is none of 'bilinear', 'bicubic'")
+        check_option('position_resize', position_resize, ('bilinear', 'bicubic'))
         self.grad_checkpointing = grad_checkpointing
         self.position_resize, self.antialias = position_resize, antialias
         self._tables: dict[tuple[Any, ...], Tensor] = {}
@@ -86,28 +85,26 @@ class VitTokens(nn.Module):
         raise NotImplementedError
 
     def load(self, source: str) -> None:
-        """Fill the transformer with published weights."""
+        """Load published weights."""
         raise NotImplementedError
 
     def drop_blocks_after(self, hooks: Sequence[int]) -> None:
         """Keep the blocks up to the last hook."""
         if list(hooks) != sorted(set(hooks)) or not 0 <= hooks[0] <= hooks[-1] < len(self.blocks):
             raise ValueError(
-                f'hooks {list(hooks)} must ascend and lie within the {len(self.blocks)} blocks, 0 to '
-                f'{len(self.blocks) - 1}'
+                f'hooks must be ascending block indices from 0 to {len(self.blocks) - 1}, got {list(hooks)}'
             )
         self.blocks = self.blocks[: hooks[-1] + 1]
 
     def position_table(self, table: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
-        """The position table for another grid of patches.
+        """Interpolate the position table to another grid of patches.
 
-        In evaluation without gradients the last few sizes are kept until the table or the mode of the model
-        changes.
+        In evaluation without gradients, recent sizes are cached until the table or the mode changes.
 
         Args:
-            table: [1, prefix + rows * columns, E] of the trained grid.
+            table: [1, prefix + rows * columns, E] for ``self.grid``.
             grid: (h, w).
-            num_prefix: rows of the table that belong to prefix tokens, left as they are.
+            num_prefix: leading rows of prefix tokens, left unchanged.
         Returns:
             [1, prefix + h * w, E].
         """
@@ -117,15 +114,15 @@ class VitTokens(nn.Module):
             return self._resized(table, grid, num_prefix)
         key = (grid, table.data_ptr(), table._version, table.dtype, table.device)
         if key not in self._tables:
-            while len(self._tables) >= _KEPT_SIZES:
+            while len(self._tables) >= _CACHED_SIZES:
                 del self._tables[next(iter(self._tables))]
             self._tables[key] = self._resized(table, grid, num_prefix)
         return self._tables[key]
 
     def _resized(self, table: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
-        prefix, places = table[:, :num_prefix], table[:, num_prefix:]
+        prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
         resized = F.interpolate(
-            places.mT.unflatten(2, self.grid).float(),
+            patches.mT.unflatten(2, self.grid).float(),
             size=grid,
             mode=self.position_resize,
             align_corners=False,
@@ -134,7 +131,7 @@ class VitTokens(nn.Module):
         return torch.cat([prefix, resized.flatten(2).mT.to(table.dtype)], dim=1)
 
     def train(self, mode: bool = True) -> 'VitTokens':
-        """Forget the position tables that were kept, since training is about to change them."""
+        """Switch mode and drop cached position tables: hooks may change weights without autograd noticing."""
         self._tables.clear()
         return super().train(mode)
 
@@ -154,7 +151,7 @@ class TimmViT(VitTokens):
         self.model, self.options = model, dict(options or {})
         vit = self._create()
         if not isinstance(vit, timm.models.VisionTransformer) or vit.cls_token is None:
-            raise ValueError(f'{model!r} of timm is no plain ViT with a class token')
+            raise ValueError(f'timm model {model!r} is not a plain ViT with a class token')
         self.width, self.num_prefix_tokens = vit.embed_dim, vit.num_prefix_tokens
         self.patch_size, self.grid = vit.patch_embed.patch_size[0], vit.patch_embed.grid_size
         self.no_embed_class = vit.no_embed_class
@@ -168,8 +165,8 @@ class TimmViT(VitTokens):
     def prepare(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = self.patch_embed.norm(patches)
         prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
-        num_placed = 0 if self.no_embed_class else self.num_prefix_tokens
-        table = None if self.pos_embed is None else self.position_table(self.pos_embed, grid, num_placed)
+        num_prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        table = None if self.pos_embed is None else self.position_table(self.pos_embed, grid, num_prefix)
         if table is not None and self.no_embed_class:
             tokens = tokens + table
         tokens = torch.cat([*(token.expand(len(tokens), -1, -1) for token in prefix), tokens], dim=1)
@@ -178,7 +175,7 @@ class TimmViT(VitTokens):
         return self.norm_pre(self.pos_drop(tokens))
 
     def load(self, source: str) -> None:
-        """Weights of this model, a file or 'timm:TAG'; later blocks, norm and classifier are not used."""
+        """Load a file or 'timm:TAG'; norm, classifier and dropped blocks are skipped."""
         unused = ('norm.*', 'fc_norm.*', 'head.*', 'attn_pool.*', 'blocks.*')
         load_pretrained(self, source, self._create, self.model, unused)
 
@@ -188,12 +185,12 @@ class TimmViT(VitTokens):
 
 @MODELS.register_module()
 class ClipViT(VitTokens):
-    """The ViT of a CLIP with all that belongs to it: pre-norm, class embedding, position table.
+    """The ViT of a CLIP, with its pre-norm, class embedding and position table.
 
-    Images are to be normalised with CLIP's statistics.
+    Expects images normalised with CLIP's statistics.
 
     Args:
-        model, pretrained: see ``ovd.encoders.loading.build_clip``; opened when the model is built.
+        model, pretrained: see ``ovd.encoders.loading.build_clip``; loaded on construction.
         **kwargs: of ``VitTokens``.
     """
 
@@ -201,7 +198,7 @@ class ClipViT(VitTokens):
         super().__init__(**kwargs)
         visual: Any = build_clip(model, pretrained).model.visual
         if not hasattr(visual, 'class_embedding') or not hasattr(visual, 'transformer'):
-            raise ValueError(f'the image tower of CLIP {model!r} is no plain ViT: {type(visual).__name__}')
+            raise ValueError(f'image tower of CLIP {model!r} is not a plain ViT: {type(visual).__name__}')
         self.width, self.num_prefix_tokens = visual.conv1.out_channels, 1
         self.patch_size, self.grid = visual.patch_size[0], tuple(visual.grid_size)
         self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
@@ -219,16 +216,15 @@ class ClipViT(VitTokens):
 
     def load(self, source: str) -> None:
         raise ValueError(
-            f'init_cfg names {source!r} for the ViT of a CLIP, which takes its weights from `model` and '
-            f'`pretrained`'
+            f'init_cfg {source!r} has no effect: ovd.ClipViT loads its weights from `model` and `pretrained`'
         )
 
 
 def create_timm(model: str, pretrained: bool, tag: str, **options: Any) -> nn.Module:
-    """A model of timm, with the weights of the release ``tag`` if ``pretrained``.
+    """Create a timm model, with the weights of the release ``tag`` if ``pretrained``.
 
     Raises:
-        ValueError: timm has no such model; the message names similar ones.
+        ValueError: unknown model; the message suggests similar names.
     """
     if not {':', '/'} & set(model) and not timm.is_model(model):
         known = difflib.get_close_matches(model, timm.list_models(), n=3)
@@ -239,7 +235,7 @@ def create_timm(model: str, pretrained: bool, tag: str, **options: Any) -> nn.Mo
 
 
 def pretrained_source(init_cfg: Any) -> str | None:
-    """The checkpoint of an ``init_cfg`` of type 'Pretrained'; None for any other."""
+    """Checkpoint of an ``init_cfg`` of type 'Pretrained', else None."""
     if isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained':
         return init_cfg['checkpoint']
     return None
@@ -252,15 +248,15 @@ def load_pretrained(
     model: str,
     unused: Sequence[str],
 ) -> None:
-    """Fill a network of timm's, strictly.
+    """Load weights of a timm model strictly.
 
     Args:
         source: a file, or 'timm:TAG', which timm downloads.
-        create: makes timm's module, ``create(pretrained=True, tag=TAG)`` with the weights of a release.
+        create: ``create(pretrained=True, tag=TAG)`` makes the timm module with released weights.
         model: its name, for messages.
-        unused: patterns of keys that the source may hold and the module has no place for.
+        unused: patterns of keys of the source to skip.
     Raises:
-        FileNotFoundError: no such file, or a release that cannot be had offline.
+        FileNotFoundError: missing file, or a release that is neither cached nor downloadable.
         ValueError: a weight is missing or of another shape; the message names it.
     """
     if source.startswith(_HUB):
@@ -269,13 +265,12 @@ def load_pretrained(
             tensors = dict(create(pretrained=True, tag=tag).state_dict())
         except (OSError, RuntimeError) as error:
             raise FileNotFoundError(
-                f'the release {tag!r} of {model!r} is not in the local cache and cannot be downloaded '
-                f'({" ".join(str(error).split())[:200]}); fetch it on a connected machine and name the file'
+                f'release {tag!r} of {model!r} is not cached and cannot be downloaded '
+                f'({" ".join(str(error).split())[:200]}); download it elsewhere and give the file'
             ) from None
     elif not os.path.exists(source):
         raise FileNotFoundError(
-            f'weights {source} of {model!r} do not exist: data/README.md, section Weights, says where they '
-            f"come from; 'timm:TAG' in place of a file downloads a release"
+            f"weights {source} of {model!r} do not exist; see data/README.md, Weights, or give 'timm:TAG'"
         )
     else:
         tensors = load_tensors(source)

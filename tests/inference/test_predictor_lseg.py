@@ -135,7 +135,7 @@ def test_joined_test_sets_share_their_way_to_prepare_pictures(toy: dict[str, Any
     (answer,) = Predictor(config, toy['checkpoint'], device='cpu').predict(toy['images'][0])
     assert answer.size == SIZES[0]
     del config.test_dataloader.dataset.common['pipeline']
-    with pytest.raises(ValueError, match=r'OpenVocabularySegDataset. has no pipeline to prepare images'):
+    with pytest.raises(ValueError, match='pipeline'):
         Predictor(config, toy['checkpoint'], device='cpu')
 
 

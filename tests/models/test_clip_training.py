@@ -82,13 +82,6 @@ def test_one_text_for_all_images_costs_only_the_even_spread() -> None:
     assert loss.item() == pytest.approx(math.log(4) / 2, rel=1e-6)
 
 
-def test_loss_refuses_texts_that_no_image_has() -> None:
-    with pytest.raises(ValueError, match=r'3 texts are used \[1, 1, 0\] times'):
-        image_text_loss(unit(2, 4), unit(3, 4), torch.tensor([0, 1]), torch.tensor(0.0))
-    with pytest.raises(ValueError, match='each of 2 images'):
-        image_text_loss(unit(2, 4), unit(3, 4), torch.tensor([0, 1, 2]), torch.tensor(0.0))
-
-
 def test_uniformity_by_hand_and_for_few_vectors() -> None:
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     expected = math.log((math.exp(-4) + math.exp(-4) + math.exp(-8)) / 3)
@@ -136,7 +129,7 @@ def test_shape_pairs_are_drawn_once(tmp_path: Path) -> None:
     torch.testing.assert_close(again[11]['inputs'], pairs[11]['inputs'])
     other = ShapePairs(12, seed=4, size=32, cache_dir=tmp_path)
     assert not torch.equal(other[0]['inputs'], pairs[0]['inputs'])
-    with pytest.raises(ValueError, match='at least 2, got 1'):
+    with pytest.raises(ValueError, match='got 1'):
         ShapePairs(1, cache_dir=tmp_path)
 
 

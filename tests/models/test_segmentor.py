@@ -248,7 +248,7 @@ def test_checkpoints_hold_no_words() -> None:
 
 
 def test_a_misspelled_option_is_refused_when_the_model_is_built() -> None:
-    with pytest.raises(ValueError, match='does not know keep_score'):
+    with pytest.raises(TypeError, match='keep_score'):
         toy(test_cfg={'keep_score': True})
     with pytest.raises(TypeError, match='abstract'):
         OpenVocabularySegmentor()  # type: ignore[abstract]

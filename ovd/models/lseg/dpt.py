@@ -1,4 +1,4 @@
-"""Dense prediction transformers: a plain ViT turned into a feature pyramid, and the decoder that fuses one.
+"""Dense prediction transformers (DPT): a feature pyramid from a plain ViT, and the decoder that fuses it.
 
 Source: Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, as isl-org/lang-seg uses it.
 Reading order: DPTViT (tokens to pyramid) with its readouts and Reassemble, ResNetPyramid (another pyramid),
@@ -14,6 +14,7 @@ from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...options import check_option
 from ...registry import MODELS
 from ..vit_tokens import create_timm, load_pretrained, pretrained_source
 
@@ -26,13 +27,12 @@ class DPTViT(BaseModule):
 
     Args:
         vit: config of the transformer, 'ovd.TimmViT' or 'ovd.ClipViT'.
-        hooks: index of the block, counted from 0, whose output becomes level 1, 2, 3, 4; blocks after the
-            last are dropped.
+        hooks: 0-based indices of the blocks whose outputs become levels 1 to 4; later blocks are dropped.
         channels: widths of the four levels.
-        readout: what becomes of the class token: 'project' (a linear layer on each patch token joined with
-            it), 'add' or 'ignore'.
-        init_cfg: dict(type='Pretrained', checkpoint=FILE) fills the ViT when training starts; 'timm:TAG' in
-            place of a file downloads that release of the model from timm's hub.
+        readout: use of the class token: 'project' (a linear layer on each patch token concatenated with it),
+            'add' or 'ignore'.
+        init_cfg: dict(type='Pretrained', checkpoint=FILE) loads the ViT when training starts; 'timm:TAG'
+            instead of a file downloads that release of the model from timm's hub.
     """
 
     _is_init: bool
@@ -47,9 +47,8 @@ class DPTViT(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if len(hooks) != 4 or len(channels) != 4:
-            raise ValueError(f'expected four hooks and four widths, got {list(hooks)} and {list(channels)}')
-        if readout not in _READOUTS:
-            raise ValueError(f'readout {readout!r} is none of {tuple(_READOUTS)}')
+            raise ValueError(f'expected four hooks and channels, got {list(hooks)} and {list(channels)}')
+        check_option('readout', readout, _READOUTS)
         self.vit = MODELS.build(vit)
         self.hooks, self.channels = tuple(hooks), tuple(channels)
         self.vit.drop_blocks_after(hooks)
@@ -61,7 +60,7 @@ class DPTViT(BaseModule):
         self.size_divisor = max(patch, STRIDES[-1] * patch // _power_of_two(patch))
 
     def init_weights(self) -> None:
-        """Fill the ViT with the weights that the config names."""
+        """Load the weights named by ``init_cfg`` into the ViT."""
         source = pretrained_source(self.init_cfg)
         if source is None:
             super().init_weights()
@@ -80,21 +79,21 @@ class DPTViT(BaseModule):
 
 
 class ProjectReadout(nn.Module):
-    """Linear layer and GELU on each patch token joined with the class token."""
+    """Linear layer and GELU on each patch token concatenated with the class token."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.project = nn.Linear(2 * width, width)
 
     def forward(self, class_token: Tensor, patches: Tensor) -> Tensor:
-        """[B, E] and [B, N, E] -> [B, N, E]; the class token's share is computed once for all patches."""
+        """[B, E] and [B, N, E] -> [B, N, E]; the class token's term is computed once for all patches."""
         for_patch, for_class = self.project.weight.chunk(2, dim=1)
         shared = F.linear(class_token, for_class, self.project.bias)
         return F.gelu(F.linear(patches, for_patch) + shared[:, None])
 
 
 class AddReadout(nn.Module):
-    """The class token is added to every patch token."""
+    """Add the class token to every patch token."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -104,7 +103,7 @@ class AddReadout(nn.Module):
 
 
 class IgnoreReadout(nn.Module):
-    """The class token is left out."""
+    """Drop the class token."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -121,12 +120,12 @@ _READOUTS: dict[str, type[nn.Module]] = {
 
 
 class Reassemble(nn.Module):
-    """1 x 1 convolution to another width, then a learned change of resolution.
+    """1 x 1 convolution to another width, then learned resampling.
 
     Args:
         in_channels, out_channels: widths.
-        scale: wanted factor, rounded to a power of two; above 1 a transposed convolution whose kernel is its
-            stride, below 1 a strided 3 x 3 convolution.
+        scale: factor, rounded to a power of two; above 1 a transposed convolution with kernel = stride, below
+            1 a strided 3 x 3 convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, scale: float) -> None:
@@ -146,22 +145,20 @@ class Reassemble(nn.Module):
 
 
 def _power_of_two(value: float) -> int:
-    """The power of two, from 1 upwards, that is nearest on a logarithmic scale: 14 -> 16, 3.5 -> 4."""
+    """Nearest power of two on a logarithmic scale, at least 1: 14 -> 16, 3.5 -> 4."""
     return 1 << max(0, round(math.log2(value)))
 
 
 @MODELS.register_module()
 class ResNetPyramid(BaseModule):
-    """The four stages of a convolutional network of timm, strides 4 to 32; ResNet-101 in LSeg's zero-shot
-    nets.
+    """The last four stages of a convolutional network of timm, strides 4 to 32.
 
     timm's and torchvision's ResNets share their key names, so weights of either load.
 
     Args:
-        model: name of a model of timm that gives a pyramid.
+        model: name of a timm model with ``features_only``.
         options: further arguments of that model.
-        init_cfg: dict(type='Pretrained', checkpoint=FILE) fills the network when training starts; 'timm:TAG'
-            in place of a file downloads that release of the model from timm's hub.
+        init_cfg: see ``DPTViT``.
     """
 
     size_divisor = STRIDES[-1]
@@ -175,11 +172,11 @@ class ResNetPyramid(BaseModule):
         net: Any = self._create()
         strides = tuple(net.feature_info.reduction())
         if strides[-4:] != STRIDES:
-            raise ValueError(f'{model!r} gives maps of strides {strides}, expected it to end with {STRIDES}')
+            raise ValueError(f'{model!r} has feature maps of strides {strides}, expected last {STRIDES}')
         self.net, self.channels = net, tuple(net.feature_info.channels()[-4:])
 
     def init_weights(self) -> None:
-        """Fill the network with the weights that the config names."""
+        """Load the weights named by ``init_cfg`` into the network."""
         source = pretrained_source(self.init_cfg)
         if source is None:
             super().init_weights()
@@ -198,15 +195,14 @@ class ResNetPyramid(BaseModule):
 
 @MODELS.register_module()
 class DPTFusion(BaseModule):
-    """RefineNet decoder: from the coarsest level to the finest, then twice as fine.
+    """RefineNet decoder: fuse from the coarsest level to the finest, then upsample by two.
 
-    Level 4 has nothing to add to, so its first residual unit, which the released code creates and never
-    calls, does not exist here.
+    The released code has an unused residual unit in the coarsest level; it is left out here.
 
     Args:
         in_channels: widths of the four levels, finest first.
         out_channels: F, width of the decoder.
-        norm_cfg: normalisation of the residual units; None gives their convolutions a bias instead.
+        norm_cfg: normalisation in the residual units; None: biases in their convolutions instead.
     """
 
     def __init__(
@@ -217,7 +213,7 @@ class DPTFusion(BaseModule):
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.in_channels, self.out_channels = tuple(in_channels), out_channels
+        self.out_channels = out_channels
         self.lateral = nn.ModuleList(
             nn.Conv2d(width, out_channels, 3, padding=1, bias=False) for width in in_channels
         )
@@ -227,29 +223,21 @@ class DPTFusion(BaseModule):
         )
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Maps [B, C_n, H / s, W / s], each half the size of the last -> [B, F, 2h, 2w] of the first."""
-        if len(levels) != len(self.lateral):
-            raise ValueError(f'expected {len(self.lateral)} levels, got {len(levels)}')
-        widths = tuple(level.shape[1] for level in levels)
-        if widths != self.in_channels:
-            raise ValueError(
-                f'the decoder was built for levels of {self.in_channels} channels (in_channels), '
-                f'it got {widths}'
-            )
+        """Maps [B, C_n, h / 2**n, w / 2**n], finest first -> [B, F, 2h, 2w]."""
         fused: Tensor | None = None
-        for level, lateral, fusion in reversed(list(zip(levels, self.lateral, self.fusion))):
+        for level, lateral, fusion in reversed(list(zip(levels, self.lateral, self.fusion, strict=True))):
             fused = fusion(lateral(level), fused)
         assert fused is not None
         return fused
 
 
 class FusionBlock(nn.Module):
-    """Add a level to what came from below, refine, and double the resolution.
+    """Refine a level, add it to the coarser ones, refine the sum, and double the resolution.
 
     Args:
         channels: F.
         norm_cfg: see ``DPTFusion``.
-        with_lateral: whether something comes from below, which the level is then refined for and added to.
+        with_lateral: False for the coarsest level, which is added to nothing.
     """
 
     def __init__(self, channels: int, norm_cfg: Mapping[str, Any] | None, with_lateral: bool) -> None:
@@ -258,20 +246,14 @@ class FusionBlock(nn.Module):
         self.refine = ResidualConvUnit(channels, norm_cfg)
         self.project = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, level: Tensor, below: Tensor | None = None) -> Tensor:
-        """[B, F, h, w] and the same from below -> [B, F, 2h, 2w].
+    def forward(self, level: Tensor, coarser: Tensor | None = None) -> Tensor:
+        """Level [B, F, h, w] and the fused coarser ones [B, F, h, w] -> [B, F, 2h, 2w].
 
-        The 1 x 1 convolution comes after the interpolation in the released code; the two commute, since
-        the weights of an interpolation sum to 1, and before it there is a quarter of the pixels.
+        The released code puts the 1 x 1 convolution after the interpolation; the two commute, since
+        interpolation weights sum to 1, and before it there is a quarter of the pixels.
         """
         if self.refine_lateral is not None:
-            if below is None or below.shape != level.shape:
-                found = None if below is None else tuple(below.shape)
-                raise ValueError(
-                    f'a level of {tuple(level.shape)} cannot be added to {found}: the sides of the input '
-                    f'must be divisible by the size_divisor of the backbone'
-                )
-            level = below + self.refine_lateral(level)
+            level = coarser + self.refine_lateral(level)
         level = self.project(self.refine(level))
         return F.interpolate(level, scale_factor=2, mode='bilinear', align_corners=True)
 

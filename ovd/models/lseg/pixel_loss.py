@@ -1,4 +1,4 @@
-"""Cross entropy of every pixel, from logits that exist only a few rows at a time."""
+"""Pixel-wise cross entropy from logits computed a few rows at a time."""
 
 from collections.abc import Callable
 
@@ -18,17 +18,17 @@ def pixel_cross_entropy(
 ) -> Tensor:
     """Mean cross entropy of the labelled pixels.
 
-    Logits beyond ``max_elements`` are made image by image, or in strips of rows, and made again in the
+    More than ``max_elements`` logits are computed image by image, or in strips of rows, and recomputed in the
     backward pass, so memory does not grow with the number of classes.
 
     Args:
         logits: (images, first row, last row + 1) -> float32 logits [B', C, rows, W] of a slice of the batch.
         labels: [B, H, W], int64, 0 .. C - 1 or ``ignore_index``.
         channels: C.
-        weight: [C], of each class; the mean is then weighted, as torch's cross entropy does.
-        max_elements: logits that exist at once; changes memory and time only.
+        weight: [C] class weights; the mean is then weighted, as in torch's cross entropy.
+        max_elements: logits held at once; affects memory and time only.
     Returns:
-        a scalar; 0, with zero gradients, when no pixel is labelled.
+        scalar; 0, with zero gradients, if no pixel is labelled.
     """
     batch, height, width = labels.shape
     strip = min(height, max(1, max_elements // (channels * width)))
@@ -53,5 +53,5 @@ def pixel_cross_entropy(
             else:
                 total = total + strip_sum(some, start, stop)
     valid = labels != ignore_index
-    count = valid.sum() if weight is None else weight[labels[valid]].sum()
+    count = valid.sum() if weight is None else (weight[labels.clamp(min=0)] * valid).sum()
     return total / count.to(total).clamp(min=1e-6)

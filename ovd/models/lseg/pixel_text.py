@@ -1,9 +1,8 @@
-"""Pixels against words: unit embeddings, cosine logits, and the smoothing of them that LSeg proposes.
+"""LSeg's head: pixel embeddings, cosine logits and their spatial regularisation.
 
 Source: Li et al., "Language-driven Semantic Segmentation", ICLR 2022, Sec. 3; reference: isl-org/lang-seg:
 modules/models/lseg_net.py.
-Reading order: PixelTextHead, SpatialRegularization, PixelTextScores (the logits, made where they are asked
-for).
+Reading order: PixelTextHead, SpatialRegularization, PixelTextScores (logits computed on demand).
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ...layers.cosine_classifier import l2_normalize
 from ...layers.score_maps import ScoreMaps
+from ...options import check_option
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     'relu': F.relu,
@@ -25,18 +25,18 @@ KINDS = ('depthwise', 'bottleneck')
 
 
 class PixelTextHead(nn.Module):
-    """Project dense features into the joint image-text space and score every pixel against class vectors.
+    """Project dense features into the joint image-text space and score every pixel against class embeddings.
 
-    Nothing here depends on the number of classes: the words come in as an argument.
+    Holds no parameter that depends on the number of classes.
 
     Args:
         in_channels: C, width of the features.
         embed_dim: D, width of the joint space.
-        temperature: divides the cosines; a constant, 0.07 multiplies them by 14.3.
-        with_background: keep a learned background vector, the last channel of the logits.
-        regularization: arguments of ``SpatialRegularization``; None leaves it out.
-        half: correlate in float16 as the released code does on a GPU, to reproduce its rounding; the default
-            is float32, also under mixed precision.
+        temperature: divides the cosines; constant.
+        with_background: learn a background embedding, the last channel of the logits.
+        regularization: arguments of ``SpatialRegularization``; None: no regularisation.
+        half: compute logits in float16 to reproduce the rounding of the released code on a GPU; by default
+            float32, also under mixed precision.
     """
 
     def __init__(
@@ -49,8 +49,6 @@ class PixelTextHead(nn.Module):
         half: bool = False,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f'temperature must be positive, got {temperature!r}')
         self.temperature = temperature
         self.half_precision = half
         self.project = nn.Conv2d(in_channels, embed_dim, 1)
@@ -71,25 +69,18 @@ class PixelTextHead(nn.Module):
 
         Args:
             features: [B, C, h, w].
-            text_embeddings: [K, D], or [B, K, D] when every image has classes of its own; of any length.
+            text_embeddings: [K, D], or [B, K, D] with classes per image; normalised here.
         Returns:
             scores of K classes, or K + 1 with background last, on the grid of the features.
         Raises:
-            ValueError: features or class vectors of another width, or vectors for another number of images.
+            ValueError: ``text_embeddings`` of another width, as from another image-text model.
         """
-        if features.shape[1] != self.project.in_channels:
-            raise ValueError(
-                f'the head was built for features of {self.project.in_channels} channels (in_channels), '
-                f'it got {features.shape[1]}'
-            )
         shape = list(text_embeddings.shape)
         if shape[-1] != self.embed_dim:
             raise ValueError(
-                f'class vectors of width {shape[-1]} do not fit pixel embeddings of width {self.embed_dim}; '
+                f'class embeddings have width {shape[-1]}, the head (embed_dim) {self.embed_dim}: '
                 f'they come from another image-text model'
             )
-        if len(shape) == 3 and shape[0] != len(features):
-            raise ValueError(f'{len(features)} images came with class vectors of shape {shape}')
         classes = l2_normalize(text_embeddings)
         if self.background is not None:
             background = l2_normalize(self.background).expand(*shape[:-2], 1, -1)
@@ -103,29 +94,20 @@ class PixelTextHead(nn.Module):
 
 
 class SpatialRegularization(nn.Module):
-    """Smooth the logit map of each class by one 3 x 3 filter that all classes share, several times over.
+    """Smooth the logit map of each class by a 3 x 3 filter shared by all classes, ``depth`` times.
 
-    The 10 parameters know no class, so permuting the classes permutes the result, and any number of them
-    works.
+    Equivariant to permutations of the classes, and independent of their number.
 
     Args:
-        kind: 'depthwise' filters each map; 'bottleneck' adds to that the maximum over the classes of what
-            came in.
-        depth: how often the block is applied, always with the same weights. 0 is read as 1, as in the
-            released code; to have no regularisation leave the block out.
+        kind: 'depthwise' filters each map; 'bottleneck' also adds the maximum over the classes of its input.
+        depth: number of applications, with shared weights; 0 counts as 1, as in the released code.
         activation: between two applications: 'relu', 'lrelu' (slope 0.01) or 'tanh'; none after the last.
     """
 
     def __init__(self, kind: str = 'bottleneck', depth: int = 1, activation: str = 'lrelu') -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f'kind {kind!r} of spatial regularization is none of {KINDS}')
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f'activation {activation!r} of spatial regularization is none of {tuple(ACTIVATIONS)}'
-            )
-        if depth < 0:
-            raise ValueError(f'depth of spatial regularization must not be negative, got {depth}')
+        check_option('kind of spatial regularization', kind, KINDS)
+        check_option('activation of spatial regularization', activation, ACTIVATIONS)
         self.kind, self.activation = kind, activation
         self.passes = max(depth, 1)
         self.conv = nn.Conv2d(1, 1, 3, padding=1)
@@ -146,8 +128,8 @@ class SpatialRegularization(nn.Module):
 
         Args:
             index: 0 for the first application; the last has no activation.
-            logits: [B, K', h, w], some of the classes or all.
-            peak: [B, 1, h, w], the maximum of the logits over all classes, where the kind needs it.
+            logits: [B, K', h, w], of some or all classes.
+            peak: [B, 1, h, w], maximum of the logits over all classes, if ``with_peak``.
         """
         with torch.autocast(logits.device.type, enabled=False):
             smooth = self.conv(logits.flatten(0, 1)[:, None]).view_as(logits)
@@ -160,19 +142,18 @@ class SpatialRegularization(nn.Module):
 
 
 class PixelTextScores(ScoreMaps):
-    """Cosine logits, regularised or not, of the rows and classes that are asked for.
+    """Cosine logits, optionally regularised, computed for the requested rows and classes.
 
-    What is kept is independent of the number of classes: the pixel embeddings, the class vectors and, for the
-    'bottleneck' regularisation, one map per application. Gradients reach the embeddings, the vectors and the
-    regularisation.
+    Keeps the pixel and class embeddings and, for 'bottleneck' regularisation, one map per application, but no
+    map per class. Differentiable.
 
     Args:
         pixel_embeddings: [B, D, h, w], float32, unit length.
-        class_embeddings: [C, D], or [B, C, D] with classes of each image; unit length.
+        class_embeddings: [C, D], or [B, C, D] with classes per image; unit length.
         scale: multiplies the cosines.
         regularization: applied to the logits.
-        half: correlate in float16 and round the scaled embeddings to it, as the released code does.
-        max_elements: logits that exist at once while the maximum over the classes is looked for.
+        half: round scaled embeddings and logits to float16, as the released code does.
+        max_elements: logits held at once while taking the maximum over the classes.
     """
 
     def __init__(
@@ -190,7 +171,7 @@ class PixelTextScores(ScoreMaps):
         self.pixel_embeddings, self.class_embeddings = pixel_embeddings, class_embeddings
         self.scale, self.regularization, self.half = scale, regularization, half
         self.max_elements = max_elements
-        if half:  # products of float16 numbers are exact in float32, in which a GPU adds them up
+        if half:  # float16 products are exact in float32, in which a GPU accumulates them
             self._pixels = (pixel_embeddings.half() * torch.tensor(scale)).float()
             self._classes = class_embeddings.half().float()
         else:
@@ -208,10 +189,10 @@ class PixelTextScores(ScoreMaps):
     def images(self, start: int, stop: int) -> ScoreMaps:
         if (start, stop) == (0, self.batch):
             return self
-        own_classes = self.class_embeddings.ndim == 3
+        per_image = self.class_embeddings.ndim == 3
         return PixelTextScores(
             self.pixel_embeddings[start:stop],
-            self.class_embeddings[start:stop] if own_classes else self.class_embeddings,
+            self.class_embeddings[start:stop] if per_image else self.class_embeddings,
             self.scale,
             self.regularization,
             self.half,
@@ -221,8 +202,7 @@ class PixelTextScores(ScoreMaps):
     def _smoothed(self, passes: int, start: int, stop: int, channels: slice) -> Tensor:
         """Logits of some rows after the first ``passes`` applications of the regularisation.
 
-        A pass is wrong in the outermost row of a strip that ends inside the grid, so as many rows more as
-        there are passes are computed on both sides and cut off at the end.
+        Each 3 x 3 pass needs one more row on both sides, so ``passes`` extra rows are computed and cropped.
         """
         top, bottom = max(start - passes, 0), min(stop + passes, self.height)
         logits = self._correlate(top, bottom, channels)
@@ -245,7 +225,7 @@ class PixelTextScores(ScoreMaps):
         return logits.unflatten(2, (stop - start, self.width))
 
     def _peak(self, index: int) -> Tensor:
-        """Maximum over all classes of the input of a pass, [B, 1, h, w]; kept unless gradients flow."""
+        """Maximum over all classes of the input of a pass, [B, 1, h, w]; cached unless gradients are on."""
         if index in self._peaks:
             return self._peaks[index]
         count = max(1, self.max_elements // (self.batch * self.height * self.width))

@@ -1,8 +1,8 @@
-"""LSeg: every pixel gets a vector of CLIP's joint space, and words are compared with it.
+"""LSeg: embed every pixel in CLIP's joint image-text space and classify it by cosine with class embeddings.
 
 Source: Li et al., "Language-driven Semantic Segmentation", ICLR 2022; reference: isl-org/lang-seg.
-Reading order: LSeg (features, scores, loss), then its helpers. The image nets are in dpt.py, the correlation
-and the regularisation blocks in ovd.models.lseg.pixel_text, inference in segmentor.py.
+Reading order: LSeg (features, scores, loss), helpers. Backbones and decoder are in dpt.py, cosine logits and
+spatial regularisation in pixel_text.py, inference in ../segmentor.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...encoders.text_embeddings import TextEmbeddings
 from ...layers.score_maps import CutScores, ScoreMaps, resized
+from ...options import check_option
 from ...registry import MODELS
 from ...text.vocabulary import Vocabulary
 from ..segmentor import OpenVocabularySegmentor
@@ -27,26 +28,23 @@ LOSS_SIZES = ('image', 'features')
 
 @MODELS.register_module()
 class LSeg(OpenVocabularySegmentor):
-    """Pixel embeddings from any backbone and neck, class scores from words.
+    """Segmentor with a pixel embedding from any backbone and neck, scored against class embeddings.
 
-    Only the image side is trained; the class vectors are fixed. Training reads ``gt_sem_seg`` of the samples:
-    class indices 0 .. K - 1, K for background in a model that has one, -1 for pixels that do not count.
-    Classes that the vocabulary calls novel (unseen) take no part in training: their vectors are not in the
-    softmax, and a pixel that carries their label is an error.
+    Only the image side is trained; class embeddings are fixed. Training reads ``gt_sem_seg`` of the samples:
+    class indices 0 .. K - 1, K for background in a model that has one, -1 for ignored pixels. Novel (unseen)
+    classes are left out of the training softmax, and pixels with their label are an error.
 
     Args:
-        backbone: config of the image net: 'ovd.DPTViT', 'ovd.ResNetPyramid' or any backbone of mmseg.
-        neck: what makes one feature map of its outputs, or a list of such modules applied in turn:
-            'ovd.DPTFusion', any neck of mmseg, or nothing.
+        backbone: config of 'ovd.DPTViT', 'ovd.ResNetPyramid' or any backbone of mmseg.
+        neck: config of 'ovd.DPTFusion' or any neck of mmseg, or a list of necks applied in turn.
         head: arguments of ``PixelTextHead``.
-        in_index: which map goes to the head where the last module gives several.
-        pair_with: makes the zero-shot variant, whose images ask for one class each: scores are {0: this word,
-            1: the class}, the class being ``class_id`` in the metainfo of the sample and a ground truth of 0,
-            1 and -1. Training needs a ``class_id``; a test sample without one is scored with the vocabulary.
-        loss_size: 'image' compares logits interpolated to the size of the image with its labels, 'features'
-            compares them where they are, with the label nearest to each.
+        in_index: index of the feature map for the head if there are several.
+        pair_with: a word, for LSeg's few-shot protocol: each image is segmented into {0: this word, 1: class
+            ``class_id`` of its metainfo}, with ground truth 0, 1 and -1. Training needs ``class_id``; test
+            samples without it are scored with the vocabulary.
+        loss_size: 'image': interpolate logits to the image; 'features': sample labels at the feature grid.
         background_weight: weight of background pixels in the loss.
-        loss_elements: logits that exist at once in the loss, see ``pixel_cross_entropy``.
+        loss_elements: logits held at once in the loss, see ``pixel_cross_entropy``.
         size_divisor: by default that of the backbone.
         **kwargs: of ``OpenVocabularySegmentor``.
     """
@@ -68,49 +66,41 @@ class LSeg(OpenVocabularySegmentor):
         super().__init__(
             align_corners=align_corners, size_divisor=1 if size_divisor is None else size_divisor, **kwargs
         )
-        if loss_size not in LOSS_SIZES:
-            raise ValueError(f'loss_size {loss_size!r} is none of {LOSS_SIZES}')
-        if not background_weight > 0:
-            raise ValueError(f'background_weight must be positive, got {background_weight!r}')
+        check_option('loss_size', loss_size, LOSS_SIZES)
         self.backbone = MODELS.build(backbone)
         self.neck = _build_neck(neck)
         self.head = PixelTextHead(**head)
         if pair_with is not None and self.with_background:
-            raise ValueError(f'pair_with={pair_with!r} and a learned background exclude each other')
+            raise ValueError(f'pair_with={pair_with!r} cannot be combined with head.with_background=True')
         self.in_index, self.pair_with = in_index, pair_with
         self.loss_size, self.background_weight = loss_size, background_weight
         self.loss_elements = loss_elements
         if size_divisor is None:
             self.size_divisor = getattr(self.backbone, 'size_divisor', 1)
         self._classes: _Classes | None = None
+        self._are_labels_checked = False
 
     @property
     def with_background(self) -> bool:
-        """Whether the head has learned a background vector, which is channel K."""
+        """Whether the head has a learned background embedding, channel K."""
         return self.head.background is not None
 
     def use_text_embeddings(self, text_embeddings: TextEmbeddings) -> None:
-        vocabulary = text_embeddings.vocabulary
-        other = None
-        if self.pair_with is not None:
-            other = self._vector_of(self.pair_with, text_embeddings)
-        self._classes = _Classes(text_embeddings.embeddings, torch.tensor(vocabulary.is_novel), other)
+        other = None if self.pair_with is None else self._embedding_of(self.pair_with, text_embeddings)
+        self._are_labels_checked = False
+        self._classes = _Classes.build(text_embeddings, other)
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
         """Preprocessed images [B, 3, H, W] -> features [B, C, h, w] for the head."""
         features = self.backbone(inputs)
         if self.neck is not None:
             features = self.neck(features)
-        if isinstance(features, Tensor):
-            return features
-        if not -len(features) <= self.in_index < len(features):
-            raise ValueError(f'in_index {self.in_index} is none of the {len(features)} maps to choose from')
-        return features[self.in_index]
+        return features if isinstance(features, Tensor) else features[self.in_index]
 
     def image_context(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None
     ) -> Tensor | None:
-        """Class vectors of each image, [B, 2, D], where the samples ask for one class each."""
+        """Class embeddings of each image, [B, 2, D], if every sample names its class; else None."""
         if self.pair_with is None or not data_samples:
             return None
         if not all('class_id' in sample.metainfo for sample in data_samples):
@@ -122,17 +112,17 @@ class LSeg(OpenVocabularySegmentor):
         return self.head(self.extract_feat(inputs), text)
 
     def loss(self, inputs: Tensor, data_samples: list[SegDataSample]) -> dict[str, Tensor]:
-        """Cross entropy of the labelled pixels, mean over all of them in the batch."""
-        labels = _stacked_labels(data_samples, (inputs.shape[2], inputs.shape[3]))
-        words = self._words(inputs.device)
+        """Cross entropy, mean over the labelled pixels of the batch."""
+        height, width = inputs.shape[2:]
+        if not self._are_labels_checked:  # reading labels waits for the GPU, so not in every iteration
+            self._check_labels(data_samples, (height, width))
+            self._are_labels_checked = True
+        labels = torch.stack([sample.gt_sem_seg.data[0] for sample in data_samples]).long()
         if self.pair_with is not None:
             text = self._pairs(data_samples, inputs.device)
-            self._check(labels, data_samples, (self.pair_with, 'the class'))
         else:
-            names = self.vocabulary.names
-            self._check(labels, data_samples, (*names, 'background') if self.with_background else names)
-            text, labels = self._seen(words, labels)
-        height, width = inputs.shape[2:]
+            words = self._words(inputs.device)
+            text, labels = words.seen, words.columns[labels]
         right, below = -width % self.size_divisor, -height % self.size_divisor
         scores = self.head(self.extract_feat(F.pad(inputs, (0, right, 0, below))), text)
         if self.loss_size == 'image':
@@ -140,7 +130,7 @@ class LSeg(OpenVocabularySegmentor):
         else:
             padded = F.pad(labels, (0, right, 0, below), value=IGNORED)
             labels = nearest(padded, scores.size, self.align_corners)
-            logits = _as_they_are(scores)
+            logits = _on_grid(scores)
         return {
             'loss_seg': pixel_cross_entropy(
                 logits,
@@ -159,68 +149,55 @@ class LSeg(OpenVocabularySegmentor):
             self._classes = self._classes.to(device)
         return self._classes
 
-    def _vector_of(self, name: str, text_embeddings: TextEmbeddings) -> Tensor:
-        """The vector of a word outside the classes [D], encoded like them."""
+    def _embedding_of(self, name: str, text_embeddings: TextEmbeddings) -> Tensor:
+        """Embedding [D] of a name, encoded like the classes."""
         names = text_embeddings.vocabulary.names
         if name in names:
             return text_embeddings.embeddings[names.index(name)]
         if self._text_source is None:
-            raise ValueError(
-                f'pair_with={name!r} needs a vector of its own: let the class vectors hold {name!r} as '
-                f'well, or give the model `text` to encode it with'
-            )
+            raise ValueError(f'no embedding of pair_with={name!r}: add it to the classes or set `text`')
         return self._source().embed(Vocabulary([name])).embeddings[0]
 
     def _pairs(self, data_samples: Sequence[SegDataSample], device: torch.device) -> Tensor:
-        """For each image the vectors of (``pair_with``, its class), [B, 2, D]."""
+        """Embeddings of (``pair_with``, the class of the image) for each image, [B, 2, D]."""
         words = self._words(device)
         assert words.other is not None
-        rows = []
+        labels = [sample.metainfo['class_id'] for sample in data_samples]
+        if self.training:
+            self._check_seen(labels, data_samples[0])
+        return torch.stack([torch.stack([words.other, words.vectors[label]]) for label in labels])
+
+    def _check_labels(self, data_samples: Sequence[SegDataSample], size: tuple[int, int]) -> None:
+        """Raise ValueError for label maps that do not match inputs of ``size`` or the classes in use.
+
+        Reads the labels, so it is meant for the first iteration. Later, a label of no class or of an unseen
+        one is out of range of the cross entropy, which then fails itself, with a less helpful message.
+        """
+        names = (self.pair_with, 'the class') if self.pair_with is not None else self.vocabulary.names
+        names = (*names, 'background') if self.with_background else names
         for sample in data_samples:
-            label = sample.metainfo.get('class_id')
-            if label is None or not 0 <= label < len(words.vectors):
+            labels = sample.gt_sem_seg.data
+            if tuple(labels.shape[1:]) != size:
                 raise ValueError(
-                    f'{_name(sample)}: class_id {label!r}, expected the index of one of the '
-                    f'{len(words.vectors)} classes'
+                    f'{_name(sample)}: label map {tuple(labels.shape[1:])} and input {size} (height, width) '
+                    f'differ: transforms of the training pipeline must apply to both'
                 )
-            if self.training and self.vocabulary.is_novel[label]:
+            found = labels.unique().tolist()
+            if found[0] < IGNORED or found[-1] >= len(names):
+                wrong = found[0] if found[0] < IGNORED else found[-1]
                 raise ValueError(
-                    f'{_name(sample)}: class_id {label} {self.vocabulary.names[label]!r} is an unseen class, '
-                    f'which must not be trained'
+                    f'{_name(sample)}: label {wrong} is no class, expected 0 ({names[0]!r}) to '
+                    f'{len(names) - 1} ({names[-1]!r}) or {IGNORED} (ignored)'
                 )
-            rows.append(torch.stack([words.other, words.vectors[label]]))
-        return torch.stack(rows)
+            if self.pair_with is None:
+                self._check_seen([label for label in found if 0 <= label < len(self.vocabulary)], sample)
 
-    def _check(self, labels: Tensor, data_samples: Sequence[SegDataSample], names: Sequence[str]) -> None:
-        """Refuse labels that mean no class: they would be learned as another one, or crash far from here."""
-        lowest, highest = labels.aminmax()
-        if lowest >= IGNORED and highest < len(names):
-            return
-        wrong = (labels < IGNORED) | (labels >= len(names))
-        index = int(wrong.flatten(1).any(1).nonzero()[0])
-        found = labels[index][wrong[index]].unique().tolist()
-        shown = f'0 {names[0]!r} to {len(names) - 1} {names[-1]!r}'
-        raise ValueError(
-            f'{_name(data_samples[index])}: label {found[0]} in the ground truth is no class of the model, '
-            f'expected {shown} or {IGNORED} for ignored pixels; data set and model must share one vocabulary'
-        )
-
-    def _seen(self, words: '_Classes', labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of the seen classes, and the labels as their indices; background stays last."""
-        if not any(self.vocabulary.is_novel):
-            return words.vectors, labels
-        columns = torch.cumsum(~words.is_novel, 0) - 1
-        ends = torch.tensor([columns[-1] + 1, IGNORED], device=labels.device)
-        columns = torch.cat([torch.where(words.is_novel, IGNORED - 1, columns), ends])
-        mapped = columns[labels]  # -1 is the last entry
-        if (mapped < IGNORED).any():
-            unseen = labels[mapped < IGNORED].unique().tolist()
-            names = ', '.join(repr(self.vocabulary.names[label]) for label in unseen)
+    def _check_seen(self, labels: Sequence[int], sample: SegDataSample) -> None:
+        if unseen := [self.vocabulary.names[label] for label in labels if self.vocabulary.is_novel[label]]:
             raise ValueError(
-                f'training pixels of unseen classes {names}: they would leak into training; let the data set '
-                f"ignore them (unseen='ignore')"
+                f'{_name(sample)}: leakage: training labels of unseen {", ".join(map(repr, unseen))}; '
+                f"let the data set drop them (unseen_policy='drop')"
             )
-        return words.vectors[~words.is_novel], mapped
 
     def _weight(self, scores: ScoreMaps) -> Tensor | None:
         if not self.with_background or self.background_weight == 1:
@@ -231,37 +208,38 @@ class LSeg(OpenVocabularySegmentor):
 
 
 class _Classes(NamedTuple):
-    """Class vectors in use: [K, D], whether each is unseen [K], and the vector of ``pair_with`` [D]."""
+    """Embeddings of the classes in use, and the mapping of labels for training.
+
+    Attributes:
+        vectors: all classes, [K, D].
+        seen: the S seen classes, [S, D].
+        columns: for each label its index in ``seen``, [K + 2]; background, label K, is S. Label -1 reads the
+            last entry, -1. Unseen classes are -2, which the cross entropy rejects.
+        other: ``pair_with``, [D].
+    """
 
     vectors: Tensor
-    is_novel: Tensor
+    seen: Tensor
+    columns: Tensor
     other: Tensor | None
+
+    @classmethod
+    def build(cls, text_embeddings: TextEmbeddings, other: Tensor | None) -> '_Classes':
+        vectors, is_novel = text_embeddings.embeddings, torch.tensor(text_embeddings.vocabulary.is_novel)
+        columns = (~is_novel).cumsum(0) - 1
+        ends = torch.tensor([int(columns[-1]) + 1, IGNORED])
+        columns = torch.cat([columns.masked_fill(is_novel, IGNORED - 1), ends])
+        return cls(vectors, vectors[~is_novel], columns, other)
 
     def to(self, device: torch.device) -> '_Classes':
         other = None if self.other is None else self.other.to(device)
-        return _Classes(self.vectors.to(device), self.is_novel.to(device), other)
+        return _Classes(self.vectors.to(device), self.seen.to(device), self.columns.to(device), other)
 
 
 def _build_neck(neck: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> nn.Module | None:
     if neck is None or isinstance(neck, Mapping):
         return None if neck is None else MODELS.build(neck)
     return nn.Sequential(*(MODELS.build(part) for part in neck))
-
-
-def _stacked_labels(data_samples: Sequence[SegDataSample], size: tuple[int, int]) -> Tensor:
-    """Labels of the samples, int64 [B, H, W], which must have the size (H, W) of the inputs."""
-    for sample in data_samples:
-        if 'gt_sem_seg' not in sample:
-            raise ValueError(
-                f"{_name(sample)} comes without labels: training needs 'ovd.LoadSegmentation' in the pipeline"
-            )
-        found = tuple(sample.gt_sem_seg.data.shape[1:])
-        if found != size:
-            raise ValueError(
-                f'{_name(sample)}: labels of {found} came with inputs of {size} (height, width): the '
-                f'steps of the training pipeline must move both'
-            )
-    return torch.stack([sample.gt_sem_seg.data[0] for sample in data_samples]).long()
 
 
 def _name(sample: SegDataSample) -> str:
@@ -274,11 +252,11 @@ Strips = Callable[[slice, int, int], Tensor]
 def _at_size(
     scores: ScoreMaps, padded: tuple[int, int], size: tuple[int, int], align_corners: bool
 ) -> Strips:
-    """Rows of the scores interpolated to the padded size and cut, for ``pixel_cross_entropy``."""
+    """Rows of the scores, interpolated to the padded size and cropped, for ``pixel_cross_entropy``."""
 
     def strips(images: slice, start: int, stop: int) -> Tensor:
         some = scores.images(images.start, min(images.stop, scores.batch))
-        if (start, stop) == (0, size[0]):  # all rows at once: torch's interpolation is the faster one
+        if (start, stop) == (0, size[0]):  # all rows at once: torch's interpolation is faster
             whole = some.rows(0, some.height)
             whole = F.interpolate(whole, size=padded, mode='bilinear', align_corners=align_corners)
             return whole[..., : size[0], : size[1]]
@@ -287,7 +265,9 @@ def _at_size(
     return strips
 
 
-def _as_they_are(scores: ScoreMaps) -> Strips:
+def _on_grid(scores: ScoreMaps) -> Strips:
+    """Rows of the scores on their own grid, for ``pixel_cross_entropy``."""
+
     def strips(images: slice, start: int, stop: int) -> Tensor:
         return scores.images(images.start, min(images.stop, scores.batch)).rows(start, stop)
 
@@ -295,13 +275,13 @@ def _as_they_are(scores: ScoreMaps) -> Strips:
 
 
 def nearest(labels: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Labels [B, H, W] at the places of a coarser grid (h, w), the nearest pixel of each."""
+    """Sample labels [B, H, W] at the points of a coarser grid (h, w), by the nearest pixel."""
     for axis, wanted in ((1, size[0]), (2, size[1])):
         length = labels.shape[axis]
-        places = torch.arange(wanted, device=labels.device, dtype=torch.float64)
+        positions = torch.arange(wanted, device=labels.device, dtype=torch.float64)
         if align_corners:
-            places = places * ((length - 1) / max(wanted - 1, 1))
+            positions = positions * ((length - 1) / max(wanted - 1, 1))
         else:
-            places = (places + 0.5) * (length / wanted) - 0.5
-        labels = labels.index_select(axis, places.round().long().clamp(0, length - 1))
+            positions = (positions + 0.5) * (length / wanted) - 0.5
+        labels = labels.index_select(axis, positions.round().long().clamp(0, length - 1))
     return labels

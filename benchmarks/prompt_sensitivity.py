@@ -13,7 +13,7 @@ import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ import torch
 import ovd  # noqa: F401  (before any host is imported)
 from ovd.cli.console import KeyValue, run_tool
 from ovd.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ovd.models.glip.detector import GLIP
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from ovd.config import load_config
     from ovd.inference.predictor import Predictor
+    from ovd.models.glip.detector import GLIP
 
     config = load_config(args.config, args.cfg_options)
     predictor = Predictor(config, args.checkpoint, args.device)
-    if not hasattr(predictor.model, 'names_per_prompt'):
+    if not isinstance(predictor.model, GLIP):
         raise ValueError(f'{type(predictor.model).__name__} does not read class names in sentences')
     vocabulary = predictor.vocabulary
     found: list[tuple[str, Answers]] = []
@@ -97,11 +101,13 @@ def variants(names: int, cut: int | None, args: argparse.Namespace) -> list[Vari
 
 
 @torch.no_grad()
-def ask(model: Any, config: Any, vocabulary: Vocabulary, variant: Variant, images: int | None) -> Answers:
+def ask(model: 'GLIP', config: Any, vocabulary: Vocabulary, variant: Variant, images: int | None) -> Answers:
     """Run the config's test data and evaluator; labels are brought back to the order of the vocabulary."""
     from mmengine.evaluator import Evaluator
     from mmengine.registry import DefaultScope
     from mmengine.runner import Runner
+
+    from ovd.datasets.sample_traits import provides_class_names
 
     model.names_per_prompt = variant.cut
     model.set_vocabulary(Vocabulary([vocabulary.names[place] for place in variant.order]))
@@ -110,7 +116,7 @@ def ask(model: Any, config: Any, vocabulary: Vocabulary, variant: Variant, image
         options = copy.deepcopy(config.test_dataloader)
         options.update(num_workers=0, persistent_workers=False)
         loader = Runner.build_dataloader(options, seed=0)
-        if getattr(loader.dataset, 'own_words', False):
+        if provides_class_names(loader.dataset):
             raise ValueError(
                 f'{type(loader.dataset).__name__} asks for the words of its own files, not for class names: '
                 'take a config that tests on them'

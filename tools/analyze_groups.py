@@ -88,12 +88,13 @@ def write_untrained(config: Any, folder: Path) -> tuple[Path, int]:
     from mmengine.runner import set_random_seed
 
     from ovd.checkpoints.writing import save_tensors
+    from ovd.models.groupvit.segmentor import GroupViT
     from ovd.registry import MODELS
 
     set_random_seed(config.get('randomness', {}).get('seed') or 0)
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmseg')):
         model = MODELS.build(copy.deepcopy(config.model))
-        if not hasattr(model, 'group_predictions'):
+        if not isinstance(model, GroupViT):
             raise ValueError(f'the model {config.model.type!r} of this config does not group pixels')
         logging.disable(logging.INFO)  # a line for each parameter
         model.init_weights()

@@ -123,7 +123,7 @@ def settle(predictor: 'Predictor', args: argparse.Namespace) -> None:
     from ovd.inference.predictions import find_background
 
     kind = type(predictor.model).__name__
-    if args.groups is not None and not hasattr(predictor.model, 'group_predictions'):
+    if args.groups is not None and not predictor.model.groups_pixels:
         raise ValueError(f'--groups is for models that group pixels, such as GroupViT; this is a {kind}')
     if not predictor.is_segmentor:
         if args.background is not None:

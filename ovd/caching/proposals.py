@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.cnn import fuse_conv_bn
+from mmdet.models.detectors import TwoStageDetector
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
@@ -205,7 +206,7 @@ class DetectorProposals:
 
     def _predict(self, data: dict[str, Any]) -> list[Any]:
         inputs, samples = data['inputs'], data['data_samples']
-        if hasattr(self.model, 'rpn_head') and hasattr(self.model, 'roi_head'):
+        if isinstance(self.model, TwoStageDetector) and self.model.with_rpn:
             features = self.model.extract_feat(inputs)
             return list(self.model.rpn_head.predict(features, samples, rescale=True))
         return [sample.pred_instances for sample in self.model.predict(inputs, samples)]

@@ -9,10 +9,11 @@ from mmengine.logging import MMLogger
 
 from ..options import check_option
 from ..registry import DATASETS
+from .sample_traits import SampleTraits
 
 
 @DATASETS.register_module()
-class NamedParts(ConcatDataset):
+class NamedParts(SampleTraits, ConcatDataset):
     """Data sets that one run evaluates, each for itself: ``ovd.NamedPartsMetric`` scores them.
 
     Every sample has the name of its data set as metainfo ``part``. ``metainfo`` has ``parts`` (name ->
@@ -28,7 +29,7 @@ class NamedParts(ConcatDataset):
         FileNotFoundError: annotation files do not exist, all of them are listed; with 'drop', none exists.
     """
 
-    own_words = True  # each part says what is asked for
+    provides_class_names = True  # each part says what is asked for
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from ..checkpoints.writing import save_tensors
 from ..text.phrases import Prompt
 from ..text.vocabulary import Vocabulary
 from .loading import PathLike
+from .text_encoder import check_same_encoder
 from .token_encoder import TokenFeatures
 
 _FORMAT = 'ovd.prompt_offset'
@@ -77,11 +78,7 @@ class PromptOffset(nn.Module):
 
     def check_encoder(self, fingerprint: str) -> None:
         """Refuse (ValueError) shifts that were trained with another text encoder."""
-        if self.encoder_fingerprint not in (None, fingerprint):
-            raise ValueError(
-                f'the prompt was tuned with text encoder {self.encoder_fingerprint}, '
-                f'the model uses {fingerprint}'
-            )
+        check_same_encoder(self.encoder_fingerprint, fingerprint, 'the shifts of the prompt')
 
     def save(self, path: PathLike, encoder_fingerprint: str) -> None:
         """Write one safetensors file with the words, by custom named ``*.prompt.safetensors``."""

@@ -35,6 +35,22 @@ class TextBackend(Protocol):
         """T texts -> token features [T, L, W], float32, and token_mask [T, L], True = real token."""
 
 
+def check_same_encoder(found: str | None, expected: str | None, what: str) -> None:
+    """Refuse vectors of two encoders in one model.
+
+    Args:
+        found, expected: fingerprints; None or '' where one is not known, which is accepted.
+        what: names what has the fingerprint ``found``, in the plural.
+    Raises:
+        ValueError: both are known and differ.
+    """
+    if found and expected and found != expected:
+        raise ValueError(
+            f'{what} come from encoder {found}, this model works with encoder {expected}: '
+            'build both with the same encoder'
+        )
+
+
 class TowerEncoder(nn.Module):
     """A text tower with its tokenizer; stays in eval mode and gives no gradients.
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.base import OpenVocabularyModel
 from ..models.groupvit.grouping import GroupingOutput
 from ..models.groupvit.readout import compose_maps, group_labels
+from ..models.groupvit.segmentor import GroupViT
 from .draw import PALETTE, RGB, draw_segmentation
 
 
@@ -36,13 +38,13 @@ class Groups:
 
 
 @torch.no_grad()
-def find_groups(model: Any, inputs: Tensor, sample: Any) -> list[Groups]:
+def find_groups(model: OpenVocabularyModel, inputs: Tensor, sample: Any) -> list[Groups]:
     """The groups of an image at every stage, seen as a whole, whatever windows the model slides.
 
     Who joins which group is read as the readout reads it.
 
     Args:
-        model: one with ``group_predictions`` and a ``readout``, such as ``GroupViT``.
+        model: a ``GroupViT``.
         inputs: one preprocessed image [1, 3, H, W].
         sample: its data sample; ``ori_shape`` is the size of the result.
     Returns:
@@ -50,9 +52,9 @@ def find_groups(model: Any, inputs: Tensor, sample: Any) -> list[Groups]:
     Raises:
         ValueError: a model that does not group pixels.
     """
-    if not hasattr(model, 'group_predictions'):
+    if not isinstance(model, GroupViT):
         raise ValueError(f'{type(model).__name__} does not group pixels: there are no groups to show')
-    model.text_embeddings  # noqa: B018  (made on first use)
+    model.prepare_text()
     inputs = model.without_padding(inputs, sample)
     height, width = inputs.shape[2:]
     padded = F.pad(inputs, (0, -width % model.size_divisor, 0, -height % model.size_divisor))

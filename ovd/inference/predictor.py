@@ -9,7 +9,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,7 +18,6 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from PIL import Image
-from torch import nn
 
 from ..checkpoints.loading import load_for_inference, load_tensors
 from ..config import load_config
@@ -29,6 +28,9 @@ from ..text.vocabulary import Vocabulary
 from .draw import RGB, name_colors
 from .predictions import Grounding, Phrase, Prediction, Segmentation, find_background
 from .questions import caption_question
+
+if TYPE_CHECKING:
+    from ..models.base import OpenVocabularyModel
 
 ImageSource = str | os.PathLike[str] | np.ndarray | Image.Image
 Answer = Prediction | Segmentation
@@ -71,14 +73,13 @@ class Predictor:
         self.config = config if isinstance(config, Config) else load_config(config)
         self.device = torch.device(find_device(None if device is None else str(device)))
         with DefaultScope.overwrite_default_scope(self.config.get('default_scope', 'mmdet')):
-            self.model: Any = _build_model(self.config, checkpoint).to(self.device).eval()
+            self.model = _build_model(self.config, checkpoint).to(self.device).eval()
             self._from_path, self._from_array = _test_pipelines(self.config)
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The words asked for; those of the config until ``set_vocabulary`` is called."""
-        vocabulary: Vocabulary = self.model.vocabulary
-        return vocabulary
+        return self.model.vocabulary
 
     def set_vocabulary(self, words: Any, templates: Any = None) -> 'Predictor':
         """Ask for other words from now on; words asked for before cost no encoding.
@@ -95,12 +96,12 @@ class Predictor:
     @property
     def is_segmentor(self) -> bool:
         """Whether the answers are ``Segmentation``s."""
-        return hasattr(self.model, 'encode_decode')
+        return self.model.answers == 'pixels'
 
     @property
     def with_background(self) -> bool:
         """Whether the model has a background of its own, beside the words."""
-        return bool(getattr(self.model, 'with_background', False)) and self.is_segmentor
+        return self.model.with_background
 
     def set_background(self, use: bool) -> 'Predictor':
         """Let pixels that no word describes be background, or give each of them its best word.
@@ -110,12 +111,7 @@ class Predictor:
         Raises:
             ValueError: a model without a background of its own.
         """
-        if not self.with_background:
-            raise ValueError(
-                f'{type(self.model).__name__} has no background of its own: every pixel gets a word; '
-                "add one such as 'other' to the words"
-            )
-        self.model.use_background = use
+        self.model.set_background(use)
         return self
 
     def predict(
@@ -233,7 +229,7 @@ class Predictor:
     def _answer(self, sample: Any, shown: tuple[str, ...]) -> Answer:
         """What a data sample holds, with the names of its labels."""
         if self.is_segmentor:
-            own = getattr(self.model, 'background_index', None)
+            own = self.model.background_index
             return Segmentation(
                 labels=sample.pred_sem_seg.data[0].cpu().numpy().astype(np.int64),
                 vocabulary=shown,
@@ -246,14 +242,16 @@ class Predictor:
         return name_colors(self.vocabulary.labels)
 
 
-def _build_model(config: Config, checkpoint: str | os.PathLike[str]) -> nn.Module:
+def _build_model(config: Config, checkpoint: str | os.PathLike[str]) -> 'OpenVocabularyModel':
     """The config's model with the checkpoint's weights, on the CPU."""
+    from ..models.base import OpenVocabularyModel  # brings the hosts
+
     tensors = load_tensors(checkpoint)
     section = copy.deepcopy(config.model)
     if 'data_preprocessor' in config:
         section.setdefault('data_preprocessor', config.data_preprocessor)
-    model: nn.Module = MODELS.build(section)
-    if not hasattr(model, 'set_vocabulary'):
+    model = MODELS.build(section)
+    if not isinstance(model, OpenVocabularyModel):
         raise ValueError(f'{type(model).__name__} takes no vocabulary: its classes are fixed in its weights')
     load_for_inference(model, tensors, source=checkpoint)
     return model

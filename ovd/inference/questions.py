@@ -1,16 +1,21 @@
 """Sentences as questions to a model that reads them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..text.phrases import Prompt, caption_prompt, locate_phrases
 
+if TYPE_CHECKING:
+    from ..models.base import OpenVocabularyModel
 
-def caption_question(model: Any, caption: str, phrases: Sequence[Any] | None = None) -> Prompt:
+
+def caption_question(
+    model: 'OpenVocabularyModel', caption: str, phrases: Sequence[Any] | None = None
+) -> Prompt:
     """A caption with its phrases, checked.
 
     Args:
-        model: one with ``find_phrases``, such as ``GLIP``.
+        model: one with ``reads_sentences``, such as ``GLIP``.
         caption: a sentence of any length.
         phrases: what to look for. Each is words of the caption (given k times they are its first k places),
             or a list of character ranges [start, end). By default the noun phrases that the model finds, see
@@ -19,7 +24,7 @@ def caption_question(model: Any, caption: str, phrases: Sequence[Any] | None = N
         ValueError: a model that reads no sentences; a phrase that is not in the caption, or splits a word; a
             caption without phrases.
     """
-    if not hasattr(model, 'find_phrases'):
+    if not model.reads_sentences:
         raise ValueError(
             f'{type(model).__name__} is asked for lists of words; sentences are for models that read them, '
             f'such as GLIP'

@@ -1,190 +1,207 @@
-"""Words as an input: what every open-vocabulary model shares, whatever its heads look like.
+"""The model contract: what every open-vocabulary system is, whatever its heads look like.
 
-Reading order: TextSource (where class vectors come from), OpenVocabularyModel (the mix-in).
+Tools, the predictor, caching and evaluation rely on nothing else. ``docs/add_a_model.md`` has a detector and
+a segmentor of a few lines each.
 """
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol
 
-import torch
+from mmengine.model import BaseModel
 
 from ..encoders.text_embeddings import TextEmbeddings
-from ..encoders.text_encoder import TextBackend, TextEncoder
-from ..text.templates import TEMPLATES, PromptSet, get_templates
-from ..text.vocabulary import Vocabulary
+from ..encoders.text_encoder import check_same_encoder
+from ..encoders.text_source import TextSource
+from ..text.templates import TEMPLATES, Templates
+from ..text.vocabulary import Vocabulary, VocabularySpec
 
-_KEPT = 16  # vocabularies whose vectors stay in memory
+Answers = Literal['boxes', 'pixels', 'phrases']
 
 
-class TextSource:
-    """Turns words into class vectors, from a file, from a text tower, or both.
-
-    A plain object on purpose: the tower inside is neither trained, nor moved, nor saved with the detector.
-    It is opened when a word is first needed, so a model can be built, converted or loaded without it.
-
-    Args:
-        vocabulary: any spelling that ``Vocabulary.parse`` reads; by default the words of the file.
-        templates: name of a template set, or a list of templates.
-        encoder: arguments of ``TextEncoder``, or a ready encoder whose weights may change.
-        embeddings: a ``.vocab.safetensors`` file; serves the words it holds. Another tower than ``encoder``
-            must not have made it, which is checked where that lies in a file or folder.
-        normalize_each: see ``TextEmbeddings.build``.
-        shuffled: a control experiment, which tells what the words contribute: every novel class gets the
-            vectors of the next novel one (every class those of the next, where fewer than two are novel).
-    """
-
-    def __init__(
-        self,
-        vocabulary: Any = None,
-        templates: str | Sequence[str] = 'vild63',
-        encoder: Mapping[str, Any] | TextBackend | None = None,
-        embeddings: str | Path | None = None,
-        normalize_each: bool = True,
-        shuffled: bool = False,
-    ) -> None:
-        if encoder is None and embeddings is None:
-            raise ValueError(
-                'text needs `encoder` (a text tower), `embeddings` (a .vocab.safetensors file) or both'
-            )
-        if vocabulary is None and embeddings is None and isinstance(encoder, Mapping):
-            raise ValueError('text needs `vocabulary`, the words to look for, or a file that holds them')
-        self._vocabulary = None if vocabulary is None else Vocabulary.parse(vocabulary)
-        self.templates = templates
-        self._encoder_config = dict(encoder) if isinstance(encoder, Mapping) else None
-        self._path = embeddings
-        self._own: TextBackend | None = None if isinstance(encoder, Mapping) else encoder
-        self._encoder: TextBackend | None = self._own
-        self._normalize_each = normalize_each
-        self._shuffled = shuffled
-        self._file: TextEmbeddings | None = None
-        self._cache: dict[tuple[str, PromptSet, str], TextEmbeddings] = {}
+class EncodedVocabulary(Protocol):
+    """What ``encode_vocabulary`` returns: the words, and whatever the heads want to know of them."""
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """The words of the configuration."""
-        if self._vocabulary is None and self._path is None:
-            raise ValueError('the model has no words: give `vocabulary` in the configuration, or set them')
-        if self._vocabulary is None:
-            self._vocabulary = self._stored().vocabulary
-        return self._vocabulary
-
-    @property
-    def encoder(self) -> TextBackend:
-        """The text tower, opened on first use."""
-        if self._encoder is None:
-            if self._encoder_config is None:
-                raise ValueError(
-                    f'{self._path} does not hold these words and text.encoder names no tower to encode them; '
-                    f'it holds {_some(self._stored().vocabulary.names)}'
-                )
-            self._encoder = TextEncoder(**self._encoder_config)
-        return self._encoder
-
-    def embed(self, vocabulary: Vocabulary, templates: str | Sequence[str] | None = None) -> TextEmbeddings:
-        """Class vectors of the words; those of the last few vocabularies are kept."""
-        prompts = get_templates(self.templates if templates is None else templates)
-        key = (vocabulary.content_hash, prompts, '' if self._own is None else self._own.fingerprint)
-        if key not in self._cache:
-            found = None if templates is not None or self._path is None else self._from_file(vocabulary)
-            if found is None:
-                found = TextEmbeddings.build(
-                    vocabulary, prompts, self.encoder, normalize_each=self._normalize_each
-                )
-            self._cache[key] = _exchanged(found) if self._shuffled else found
-            while len(self._cache) > _KEPT:
-                del self._cache[next(iter(self._cache))]
-        return self._cache[key]
-
-    def _has_local_tower(self) -> bool:
-        """Whether the configured tower lies in a file or folder, so that looking at it fetches nothing."""
-        named = self._encoder_config or {}
-        return any(os.path.exists(named.get(key) or '') for key in ('model', 'pretrained'))
-
-    def _stored(self) -> TextEmbeddings:
-        if self._file is None:
-            assert self._path is not None
-            self._file = TextEmbeddings.load(self._path)
-        return self._file
-
-    def _from_file(self, vocabulary: Vocabulary) -> TextEmbeddings | None:
-        """The file's rows in the order of the words, or None when a word is not in the file."""
-        stored = self._stored()
-        if stored.encoder_fingerprint and (self._encoder is not None or self._has_local_tower()):
-            stored.check_encoder(self.encoder.fingerprint, str(self._path))
-        rows = {name: row for row, name in enumerate(stored.vocabulary.names)}
-        if any(name not in rows for name in vocabulary.names):
-            return None
-        picked = torch.tensor([rows[name] for name in vocabulary.names])
-        return TextEmbeddings(
-            embeddings=stored.embeddings[picked],
-            vocabulary=vocabulary,
-            templates=stored.templates,
-            encoder_fingerprint=stored.encoder_fingerprint,
-        )
+    def vocabulary(self) -> Vocabulary: ...
 
 
-class OpenVocabularyModel:
-    """Mix-in of a mmengine model whose classes are words; goes before the host's class in the bases.
+class OpenVocabularyModel(BaseModel):
+    """A model of mmengine whose classes are words; stands before the host's class in the bases.
 
-    The class implements ``use_text_embeddings``; everything a checkpoint holds is independent of the words.
+    A system declares the traits below and implements ``use_text_embeddings``. Where heads want something else
+    than one vector per class (learned prompts, a vector per template, token features), it overrides
+    ``encode_vocabulary`` as well. Nothing in a checkpoint depends on the vocabulary.
 
     Args:
-        text: arguments of ``TextSource``.
+        text: arguments of ``TextSource``; None leaves the words to ``set_vocabulary``.
+    Attributes:
+        answers: what predictions hold: 'boxes' (``pred_instances``), 'pixels' (``pred_sem_seg``) or
+            'phrases' (``pred_instances`` of the phrases of a sentence, no lists of names).
+        reads_sentences: whether a sample may bring a sentence or names of its own as ``text``; such a model
+            implements ``find_phrases`` and ``readable_phrases``.
+        groups_pixels: whether it forms groups of pixels before any word is known, see ``GroupViT``.
+        sample_keys: metainfo of training samples that ``loss`` reads.
     """
+
+    answers: ClassVar[Answers]
+    reads_sentences: ClassVar[bool] = False
+    groups_pixels: ClassVar[bool] = False
+    sample_keys: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, text: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._text_source = None if text is None else TextSource(**text)
-        self._text_embeddings: TextEmbeddings | None = None
+        self._encoded: EncodedVocabulary | None = None
+
+    # --- words ------------------------------------------------------------------------------------------
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The words in use."""
-        if self._text_embeddings is not None:
-            return self._text_embeddings.vocabulary
-        return self._source().vocabulary
+        """The words in use.
 
-    @property
-    def text_embeddings(self) -> TextEmbeddings:
-        """The class vectors in use; those of the configuration are made on first use."""
-        if self._text_embeddings is None:
-            self.set_vocabulary(self._source().vocabulary)
-        assert self._text_embeddings is not None
-        return self._text_embeddings
+        Raises:
+            ValueError: there are none yet, neither set nor in the configuration.
+        """
+        return self._source().vocabulary if self._encoded is None else self._encoded.vocabulary
 
     def set_vocabulary(
-        self,
-        vocabulary: TextEmbeddings | Vocabulary | Any,
-        templates: str | Sequence[str] | None = None,
+        self, vocabulary: TextEmbeddings | VocabularySpec, templates: Templates | None = None
     ) -> None:
-        """Answer with other words from now on.
+        """Answer with other words from now on; the last few vocabularies are kept encoded.
 
         Args:
             vocabulary: words in any spelling of ``Vocabulary.parse``, or finished class vectors.
             templates: prompt templates; by default those of the configuration.
         Raises:
-            ValueError: class vectors of another image-text model, or words that nothing here can encode.
+            ValueError: bad words, class vectors of another encoder, or words that nothing here can encode.
         """
+        encoded: EncodedVocabulary
         if isinstance(vocabulary, TextEmbeddings):
-            self._check_tower(vocabulary)
-            embeddings = vocabulary
+            self.check_embeddings(vocabulary)
+            encoded = vocabulary
         else:
-            embeddings = self._source().embed(Vocabulary.parse(vocabulary), templates)
-        self.use_text_embeddings(embeddings)
-        self._text_embeddings = embeddings
+            encoded = self.encode_vocabulary(Vocabulary.parse(vocabulary), templates)
+        self.use_text_embeddings(encoded)
+        self._encoded = encoded
 
-    def use_text_embeddings(self, text_embeddings: TextEmbeddings) -> None:
-        """Hand the class vectors to the heads."""
+    def encode_vocabulary(
+        self, vocabulary: Vocabulary, templates: Templates | None = None
+    ) -> EncodedVocabulary:
+        """Turn words into what the heads want: by default ``TextEmbeddings`` [K, D], averaged over templates.
+
+        Overridden by learned prompts (token ids or embeddings; their vectors follow in every step), by
+        vectors per template [K, P, D] and by token features.
+
+        Args:
+            vocabulary: K classes.
+            templates: prompt templates; by default those of the configuration.
+        Returns:
+            an object with ``vocabulary``; not an ``nn.Module``, which a checkpoint would then hold.
+        """
+        return self._source().embed(vocabulary, templates)
+
+    def use_text_embeddings(self, text_embeddings: Any) -> None:
+        """Hand the words to the heads.
+
+        Args:
+            text_embeddings: what ``encode_vocabulary`` returned, or ``TextEmbeddings``.
+        """
         raise NotImplementedError
 
+    def prepare_text(self) -> None:
+        """Encode the vocabulary of the configuration if no words are in use yet.
+
+        ``loss`` and ``predict`` call it first. A model that trains its text tower encodes its words again
+        here when the weights have changed.
+
+        Raises:
+            ValueError: the configuration has no vocabulary either.
+        """
+        if self._encoded is None:
+            self.set_vocabulary(self._source().vocabulary)
+
+    @property
+    def text_embeddings(self) -> TextEmbeddings:
+        """The class vectors in use, encoded on first use.
+
+        Raises:
+            TypeError: the model encodes its vocabulary into something else than class vectors.
+        """
+        self.prepare_text()
+        if not isinstance(self._encoded, TextEmbeddings):
+            raise TypeError(f'{type(self).__name__} encodes words as {type(self._encoded).__name__}')
+        return self._encoded
+
+    def check_embeddings(self, text_embeddings: TextEmbeddings) -> None:
+        """Refuse class vectors of another encoder than those in use, where both are known.
+
+        Raises:
+            ValueError: names both encoders; or the model takes no class vectors at all.
+        """
+        if self._encoded is not None or self._text_source is not None:
+            check_same_encoder(
+                text_embeddings.encoder_fingerprint,
+                self.text_embeddings.encoder_fingerprint,
+                'the class vectors',
+            )
+
+    # --- sentences, for models with ``reads_sentences`` ---------------------------------------------------
+
+    def find_phrases(self, caption: str) -> list[list[list[int]]]:
+        """Find the noun phrases of a caption: a list of character ranges [start, end) for each."""
+        raise ValueError(self._reads_words_only())
+
+    def readable_phrases(self, caption: str, phrases: Sequence[list[list[int]]]) -> list[list[list[int]]]:
+        """Select the phrases of a caption that the model can read."""
+        raise ValueError(self._reads_words_only())
+
+    def _reads_words_only(self) -> str:
+        return (
+            f'{type(self).__name__} takes lists of words; sentences are for models that read them, '
+            'such as GLIP'
+        )
+
+    # --- background, for models that answer with pixels -----------------------------------------------------
+
+    @property
+    def with_background(self) -> bool:
+        """Whether the model has a background of its own, beside the words."""
+        return False
+
+    @property
+    def background_index(self) -> int | None:
+        """The label of background in predictions; None when every pixel gets a word."""
+        return None
+
+    def set_background(self, use: bool) -> None:
+        """Let pixels that no word describes be background, or give each of them its best word.
+
+        Raises:
+            ValueError: the model has no background of its own.
+        """
+        raise ValueError(
+            f'{type(self).__name__} has no background of its own: every pixel gets a word; '
+            "add one such as 'other' to the words"
+        )
+
+    # --- training and reports -------------------------------------------------------------------------------
+
+    def check_training_classes(self, metainfo: Mapping[str, Any]) -> None:
+        """Refuse training data that does not go with the vocabulary, before the first step.
+
+        Args:
+            metainfo: of the training data set.
+        Raises:
+            ValueError: names the class.
+        """
+
     def describe(self) -> dict[str, Any]:
-        """What results depend on besides data and weights, for the protocol of a report: here, the words'
-        vectors; empty as long as none are in use."""
-        current = self._text_embeddings
-        if current is None:
+        """Describe what results depend on besides data and weights, for the protocol of a report.
+
+        Here the templates and the text encoder; empty while no class vectors are in use.
+        """
+        current = self._encoded
+        if not isinstance(current, TextEmbeddings):
             return {}
         names = (name for name, prompts in TEMPLATES.items() if prompts.templates == current.templates)
         return {
@@ -195,34 +212,6 @@ class OpenVocabularyModel:
     def _source(self) -> TextSource:
         if self._text_source is None:
             raise ValueError(
-                'the model has no words: give it `text` in the configuration, or call set_vocabulary '
-                'with TextEmbeddings'
+                'no vocabulary: set `model.text.vocabulary` in the config or call `set_vocabulary()`'
             )
         return self._text_source
-
-    def _check_tower(self, text_embeddings: TextEmbeddings) -> None:
-        """Class vectors must come from the tower of the vectors in use, where both are known."""
-        current = self._text_embeddings
-        if current is None and self._text_source is not None:
-            current = self.text_embeddings
-        known = current.encoder_fingerprint if current is not None else ''
-        if known and text_embeddings.encoder_fingerprint and known != text_embeddings.encoder_fingerprint:
-            raise ValueError(
-                f'the class vectors come from encoder {text_embeddings.encoder_fingerprint}, '
-                f'this model works with encoder {known}'
-            )
-
-
-def _exchanged(text_embeddings: TextEmbeddings) -> TextEmbeddings:
-    """The same words with the vectors of the novel classes moved on by one place, or of all classes."""
-    is_novel = torch.tensor(text_embeddings.vocabulary.is_novel)
-    moved = (is_novel if is_novel.sum() > 1 else torch.ones_like(is_novel)).nonzero()[:, 0]
-    embeddings = text_embeddings.embeddings.clone()
-    embeddings[moved] = text_embeddings.embeddings[moved.roll(-1)]
-    return replace(text_embeddings, embeddings=embeddings)
-
-
-def _some(names: Sequence[str], count: int = 5) -> str:
-    """The first few names, for a message."""
-    tail = f' and {len(names) - count} more' if len(names) > count else ''
-    return ', '.join(repr(name) for name in names[:count]) + tail

@@ -43,6 +43,8 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         **kwargs: of mmseg's BaseSegmentor.
     """
 
+    answers = 'pixels'
+
     def __init__(
         self,
         *args: Any,
@@ -74,6 +76,11 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
     def background_index(self) -> int | None:
         """Label of background in predictions: K, or None if every pixel gets a class."""
         return len(self.vocabulary) if self.with_background and self.use_background else None
+
+    def set_background(self, use: bool) -> None:
+        if not self.with_background:
+            super().set_background(use)
+        self.use_background = use
 
     @property
     def out_channels(self) -> int:
@@ -178,7 +185,7 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
 
     def _pixel_scores(self, inputs: Tensor, context: Tensor | None = None) -> ScoreMaps:
         """Scores of one forward pass, at the size of the inputs [B, 3, H, W]."""
-        self.text_embeddings  # noqa: B018  (made on first use)
+        self.prepare_text()
         height, width = inputs.shape[2:]
         right, below = -width % self.size_divisor, -height % self.size_divisor
         padded = F.pad(inputs, (0, right, 0, below)) if right or below else inputs
@@ -188,7 +195,8 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
 
     def _black(self) -> Tensor | None:
         """Preprocessed value [3] of a black pixel."""
-        mean, std = (getattr(self.data_preprocessor, name, None) for name in ('mean', 'std'))
+        buffers = dict(self.data_preprocessor.named_buffers())
+        mean, std = buffers.get('mean'), buffers.get('std')
         if mean is None or std is None:
             return None
         return (-mean / std).flatten().expand(3)

@@ -86,7 +86,7 @@ class PseudoLabelling:
         config = load_config(section['teacher']['config'])
         checkpoint = section['teacher']['checkpoint']
         self.teacher = Predictor(config, checkpoint, device)
-        if not hasattr(self.teacher.model, 'readable_phrases'):
+        if not self.teacher.model.reads_sentences:
             raise ValueError(
                 f'pseudo_labels.teacher is a {type(self.teacher.model).__name__}, which is asked for lists '
                 'of words; captions are for models that read them, such as GLIP'
@@ -198,8 +198,7 @@ class PseudoLabelling:
 
     def _readable(self, text: str, phrases: Sequence[Ranges]) -> tuple[Ranges, ...]:
         """Those of the phrases that the teacher can read, see ``GLIP.readable_phrases``."""
-        readable: list[Ranges] = self.teacher.model.readable_phrases(text, phrases)
-        return tuple(readable)
+        return tuple(self.teacher.model.readable_phrases(text, phrases))
 
     def _path(self, rows: Sequence[int]) -> str:
         path: str = self.dataset.get_data_info(rows[0])['img_path']

@@ -16,6 +16,8 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
+from ..models.base import OpenVocabularyModel
+
 Ranges = list[list[int]]
 
 
@@ -70,7 +72,11 @@ def grounding_task(info: Mapping[str, Any]) -> CaptionTask:
 
 @torch.no_grad()
 def label_image(
-    model: Any, inputs: Tensor, sample: DetDataSample, tasks: Sequence[CaptionTask], selection: Selection
+    model: OpenVocabularyModel,
+    inputs: Tensor,
+    sample: DetDataSample,
+    tasks: Sequence[CaptionTask],
+    selection: Selection,
 ) -> list[dict[str, Any]]:
     """Captions of one image with boxes, as ODVG's ``grounding``; captions without any box are left out.
 

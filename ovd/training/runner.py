@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_distributed
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
@@ -25,6 +25,9 @@ from ..checkpoints.loading import load_for_inference, load_into
 from ..checkpoints.reading import read_checkpoint
 from ..registry import DATASETS, MODELS
 from .hooks import find_latest
+
+if TYPE_CHECKING:
+    from ..models.base import OpenVocabularyModel
 
 CONSOLE_NOISE = (
     'Loads checkpoint by',
@@ -125,16 +128,19 @@ class ToolRunner(Runner):
 
     def _checked(self, loop: Any, training: bool = False) -> Any:
         """The loop, whose data must number the model's words alike."""
+        from ..datasets.sample_traits import inner_datasets, metainfo_of
+        from ..models.base import OpenVocabularyModel
+
         model = self.model.module if is_model_wrapper(self.model) else self.model
         dataset = loop.dataloader.dataset
-        # Who reads sentences may be asked by the samples themselves.
-        datasets = _asking_vocabulary(dataset) if hasattr(model, 'find_phrases') else [dataset]
-        for each in datasets:
-            check_classes(model, getattr(each, 'metainfo', {}))
-        if training and hasattr(model, 'check_training_classes'):
-            model.check_training_classes(getattr(dataset, 'metainfo', {}))
-        for each in _inner(dataset) if training else ():
-            check_packing(model, each)
+        if isinstance(model, OpenVocabularyModel):
+            # Samples may name their own classes for a model that reads sentences.
+            for each in _datasets_using_model_vocabulary(dataset) if model.reads_sentences else [dataset]:
+                check_classes(model, metainfo_of(each))
+            if training:
+                model.check_training_classes(metainfo_of(dataset))
+                for each in inner_datasets(dataset):
+                    check_packing(model, each)
         return loop
 
     def load_checkpoint(
@@ -171,47 +177,37 @@ class ToolRunner(Runner):
         return checkpoint
 
 
-def _asking_vocabulary(dataset: Any) -> Iterator[Any]:
-    """The data sets inside wrappers whose samples do not bring the words that they are asked for."""
-    for each in _inner(dataset):
-        own_words = any(getattr(part, 'own_words', False) for part in (each, *_steps(each)))
-        if not (own_words or getattr(each, 'return_classes', False)):
+def _datasets_using_model_vocabulary(dataset: Any) -> Iterator[Any]:
+    """Inner data sets that rely on the model's vocabulary: their samples carry no class names."""
+    from mmdet.datasets import BaseDetDataset
+
+    from ..datasets.sample_traits import inner_datasets, provides_class_names
+
+    for each in inner_datasets(dataset):
+        is_named_by_host = isinstance(each, BaseDetDataset) and each.return_classes
+        if not (is_named_by_host or provides_class_names(each)):
             yield each
 
 
-def _inner(dataset: Any) -> Iterator[Any]:
-    """The data sets inside wrappers."""
-    parts = [dataset.dataset] if hasattr(dataset, 'dataset') else getattr(dataset, 'datasets', [])
-    for part in parts:
-        yield from _inner(part)
-    if not parts:
-        yield dataset
-
-
-def _steps(dataset: Any) -> list[Any]:
-    """The transforms of a data set's pipeline."""
-    return list(getattr(getattr(dataset, 'pipeline', None), 'transforms', []))
-
-
-def check_packing(model: nn.Module, dataset: Any) -> None:
-    """Refuse a pipeline that drops what its samples say and the model reads: it would learn other words.
+def check_packing(model: 'OpenVocabularyModel', dataset: Any) -> None:
+    """Refuse a pipeline that drops metainfo which its samples have and the model reads.
 
     Raises:
         ValueError: names what is missing from ``meta_keys``.
     """
-    steps = _steps(dataset)
-    said = {key for part in (dataset, *steps) for key in getattr(part, 'sample_keys', ())}
-    for step in steps:
-        kept = getattr(step, 'meta_keys', None)
-        for key in getattr(model, 'sample_keys', ()):
-            if kept is not None and key in said and key not in kept:
+    from ..datasets.sample_traits import Packing, pipeline_steps, sample_keys
+
+    offered = sample_keys(dataset)
+    for step in pipeline_steps(dataset):
+        for key in model.sample_keys if isinstance(step, Packing) else ():
+            if key in offered and key not in step.meta_keys:
                 raise ValueError(
                     f'{type(step).__name__} leaves out {key!r}, which samples of {type(dataset).__name__} '
                     f'have for {type(model).__name__}: put it into meta_keys'
                 )
 
 
-def check_classes(model: nn.Module, metainfo: Mapping[str, Any]) -> None:
+def check_classes(model: 'OpenVocabularyModel', metainfo: Mapping[str, Any]) -> None:
     """Refuse data whose classes are other than the model's words, or in another order.
 
     Labels are places in the vocabulary: each would be learned, or scored, as another word.
@@ -219,13 +215,11 @@ def check_classes(model: nn.Module, metainfo: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names the first class that differs.
     """
-    from ..models.base import OpenVocabularyModel
-
     classes = metainfo.get('classes')
-    if classes is None or not (isinstance(model, OpenVocabularyModel) or hasattr(model, 'find_phrases')):
+    if classes is None:
         return
     try:
-        vocabulary: Any = model.vocabulary
+        vocabulary = model.vocabulary
     except ValueError:  # a model without words needs none to be trained
         return
     if tuple(classes) in (vocabulary.names, vocabulary.labels):
@@ -381,7 +375,7 @@ def prepare_testing(
         raise ValueError(f'{option}: the model {config.model.type!r} of this config takes no text')
     datasets = list(_data_sets(config.test_dataloader.get('dataset', {})))
     if vocabulary is not None:
-        own = [dataset.type for dataset in datasets if _has_own_words(dataset)]
+        own = [dataset.type for dataset in datasets if _provides_class_names(dataset)]
         if own:
             raise ValueError(f'--vocabulary: {own[0]} asks for the words of its own files')
         text.pop('embeddings', None)
@@ -392,17 +386,19 @@ def prepare_testing(
         _shuffle_text(config.model, datasets)
 
 
-def _shuffle_text(model: Any, datasets: list[Any]) -> None:
+def _shuffle_text(model: ConfigDict, datasets: list[Any]) -> None:
     """Let words say nothing: in the captions of the data sets, else in the model."""
     from ..datasets.grounding.dataset import GroundingDataset
+    from ..models.base import OpenVocabularyModel
 
-    kinds = [(dataset, _kind(dataset)) for dataset in datasets if _has_own_words(dataset)]
-    captions = [dataset for dataset, kind in kinds if issubclass(kind, GroundingDataset)]
+    kinds = [(dataset, _kind(dataset)) for dataset in datasets if _provides_class_names(dataset)]
+    captions = [dataset for dataset, kind in kinds if kind and issubclass(kind, GroundingDataset)]
     for dataset in captions:
         dataset['shuffle_captions'] = True
     if captions:
         return
-    if hasattr(MODELS.get(model.type), 'find_phrases'):
+    system = MODELS.get(model.type)
+    if issubclass(system, OpenVocabularyModel) and system.reads_sentences:
         raise ValueError(
             f'--shuffle-text: for {model.type} the words of captions are exchanged, those of '
             f'ovd.GroundingDataset; this config tests on {datasets[0].get("type")}'
@@ -410,12 +406,16 @@ def _shuffle_text(model: Any, datasets: list[Any]) -> None:
     model.text.shuffled = True
 
 
-def _has_own_words(dataset: Mapping[str, Any]) -> bool:
-    """Whether samples of a data set, given as its config, bring the words that are asked for."""
-    return getattr(_kind(dataset), 'own_words', False) and dataset.get('label_map') is None
+def _provides_class_names(dataset: Mapping[str, Any]) -> bool:
+    """Whether samples of a data set, given as its config, carry class names or sentences."""
+    from ..datasets.sample_traits import SampleTraits
+
+    kind = _kind(dataset)
+    declares = kind is not None and issubclass(kind, SampleTraits) and kind.provides_class_names
+    return declares and dataset.get('label_map') is None
 
 
-def _kind(dataset: Mapping[str, Any]) -> Any:
+def _kind(dataset: Mapping[str, Any]) -> type | None:
     """The class of a data set's config; None for those of other packages."""
     kind = dataset.get('type')
     return DATASETS.get(kind) if isinstance(kind, str) and kind.startswith('ovd.') else None
@@ -439,16 +439,19 @@ def evaluate(runner: ToolRunner, protocol: Mapping[str, Any]) -> dict[str, Any]:
         protocol: what the tool knows about the run (config, checkpoint), joined with what
             model and metrics know.
     """
+    from ..evaluation.reporting_metric import ReportingMetric
+    from ..models.base import OpenVocabularyModel
+
     metrics = runner.test_loop.evaluator.metrics
-    for metric in metrics:
-        if isinstance(getattr(metric, 'protocol', None), dict):
-            metric.protocol.update(protocol)
+    reporting = [metric for metric in metrics if isinstance(metric, ReportingMetric)]
+    for metric in reporting:
+        metric.protocol.update(protocol)
     results = runner.test()
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    described = model.describe() if hasattr(model, 'describe') else {}
+    described = model.describe() if isinstance(model, OpenVocabularyModel) else {}
     report: dict[str, Any] = {'metrics': results, 'protocol': {**protocol, **described}}
-    for metric in metrics:
-        own = getattr(metric, 'report', None) or {}
+    for metric in reporting:
+        own = metric.report
         tables = {key: value for key, value in own.items() if key not in ('metrics', 'protocol')}
         for target, entries in ((report['protocol'], own.get('protocol', {})), (report, tables)):
             for key, value in entries.items():

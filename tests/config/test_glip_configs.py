@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ovd.config import load_config
+from ovd.datasets.sample_traits import SampleTraits
 from ovd.registry import DATASETS, MODELS, TRANSFORMS
 from ovd.text.vocabulary import Vocabulary
 from ovd.training.runner import check_packing
@@ -76,8 +77,11 @@ def test_words_and_pipelines_fit(name: str, tmp_path: Path) -> None:
             if 'captions' in step:
                 step.captions = captions
             steps.append(TRANSFORMS.build(step))
-        keys = () if part.get('label_map') else getattr(DATASETS.get(part.type), 'sample_keys', ())
-        built = SimpleNamespace(sample_keys=keys, pipeline=SimpleNamespace(transforms=steps))
+        built: Any = SampleTraits()
+        kind = DATASETS.get(part.type)
+        if issubclass(kind, SampleTraits) and not part.get('label_map'):
+            built.sample_keys = kind.sample_keys
+        built.pipeline = SimpleNamespace(transforms=steps)
         if part is not dataset:
             check_packing(reader, built)
 

@@ -7,7 +7,7 @@ import torch
 
 from ovd.encoders.text_embeddings import TextEmbeddings
 from ovd.encoders.text_encoder import TextEncoder
-from ovd.models.base import TextSource
+from ovd.encoders.text_source import TextSource
 from ovd.text.vocabulary import Vocabulary
 from tests.toys.clip import write_architecture
 

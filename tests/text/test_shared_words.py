@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from mmdet.datasets.transforms import PackDetInputs
-from torch import nn
 
+from ovd.datasets.sample_traits import SampleTraits
 from ovd.encoders.text_embeddings import TextEmbeddings
 from ovd.text.vocabulary import Vocabulary
 from ovd.training.runner import check_classes, check_packing
@@ -16,7 +16,6 @@ from tests.toys.lseg import NAMES, segmentor, words
 def test_equal_words_pass() -> None:
     check_classes(segmentor(), {'classes': NAMES})
     check_classes(segmentor(), {})
-    check_classes(nn.Linear(1, 1), {'classes': ('a',)})
 
 
 def test_names_shown_to_users_pass() -> None:
@@ -42,12 +41,13 @@ def test_other_words_or_another_order_are_refused(classes: tuple[str, ...], mess
 
 def test_a_model_that_has_no_words_yet_passes() -> None:
     model = segmentor()
-    model._text_embeddings = model._text_source = None
+    model._encoded = model._text_source = None
     check_classes(model, {'classes': NAMES})
 
 
 def data_of(meta_keys: tuple[str, ...], said: tuple[str, ...] = ('text', 'tokens_positive')) -> Any:
-    step = SimpleNamespace(sample_keys=said)
+    step = SampleTraits()
+    step.sample_keys = said
     return SimpleNamespace(pipeline=SimpleNamespace(transforms=[step, PackDetInputs(meta_keys=meta_keys)]))
 
 
@@ -57,7 +57,7 @@ def test_what_samples_say_must_reach_a_model_that_reads_it() -> None:
     check_packing(reader, data_of(('img_id', 'text', 'tokens_positive')))
     check_packing(reader, data_of(('img_id',), said=()))
     check_packing(reader, SimpleNamespace())
-    check_packing(nn.Linear(1, 1), data_of(('img_id',)))
+    check_packing(SimpleNamespace(sample_keys=()), data_of(('img_id',)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="PackDetInputs leaves out 'tokens_positive', which samples of"):
         check_packing(reader, data_of(('img_id', 'text')))
     with pytest.raises(ValueError, match=r"leaves out 'tokens_ignored'.* put it into meta_keys"):

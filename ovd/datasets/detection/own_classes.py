@@ -6,11 +6,12 @@ from typing import Any
 from ...registry import DATASETS
 from ...text.phrases import check_wordings, word_name
 from ..annotations import Annotations, shorten
+from ..sample_traits import SampleTraits
 from .base_novel import OpenVocabularyDataset
 
 
 @DATASETS.register_module()
-class OwnClassesDataset(OpenVocabularyDataset):
+class OwnClassesDataset(SampleTraits, OpenVocabularyDataset):
     """A COCO-style file whose own categories are what every image is asked for.
 
     Samples have the metainfo ``text``, the class names, and, where there are prompts, ``wordings``: class
@@ -27,7 +28,7 @@ class OwnClassesDataset(OpenVocabularyDataset):
     Source of the wordings: Li et al., CVPR 2022, Appendix E.
     """
 
-    own_words = True  # the file says what is asked for
+    provides_class_names = True  # the file says what is asked for
 
     def __init__(
         self, *args: Any, prompts: Mapping[str | int, Mapping[str, str] | None] | None = None, **kwargs: Any

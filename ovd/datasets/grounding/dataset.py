@@ -22,6 +22,7 @@ from ...text.nouns import NameMatcher
 from ...text.phrases import caption_prompt
 from ...text.vocabulary import Vocabulary
 from ..images import find_missing
+from ..sample_traits import SampleTraits
 
 _MIN_SIDE = 1.0  # pixels; thinner boxes are left out, as by mmdet
 _KEYS: dict[str, Any] = {'filename': str, 'height': (int, float), 'width': (int, float)}
@@ -29,7 +30,7 @@ _WORD = re.compile(r'[^\W_]+')
 
 
 @DATASETS.register_module()
-class GroundingDataset(BaseDataset):
+class GroundingDataset(SampleTraits, BaseDataset):
     """ODVG lines, one JSON object each: captions with phrases, or, with a label map, detection.
 
     A caption gives ``text``, ``tokens_positive`` (label -> character ranges) and boxes whose labels are
@@ -61,7 +62,7 @@ class GroundingDataset(BaseDataset):
     """
 
     METAINFO: dict[str, Any] = {}
-    own_words = True  # captions bring what is asked for
+    provides_class_names = True  # captions bring what is asked for
     sample_keys: tuple[str, ...] = ('text', 'tokens_positive', 'tokens_ignored')
 
     def __init__(
@@ -82,7 +83,7 @@ class GroundingDataset(BaseDataset):
             raise ValueError(f'min_score is {min_score}, expected 0 to 1')
         check_option('missing_images', missing_images, ('refuse', 'unchecked'))
         self.label_map = label_map
-        self.own_words = label_map is None
+        self.provides_class_names = label_map is None
         if label_map is not None:
             self.sample_keys = ()
         self.vocabulary = None if vocabulary is None else Vocabulary.parse(vocabulary)

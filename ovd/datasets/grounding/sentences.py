@@ -19,6 +19,7 @@ from ...registry import DATASETS
 from ...text.phrases import caption_prompt
 from ..annotations import shorten
 from ..images import find_missing
+from ..sample_traits import SampleTraits
 
 _KEYS: dict[str, dict[str, Any]] = {
     'images': {
@@ -32,7 +33,7 @@ _KEYS: dict[str, dict[str, Any]] = {
 }
 
 
-class SentenceDataset(BaseDataset):
+class SentenceDataset(SampleTraits, BaseDataset):
     """Base of data with one image entry per sentence.
 
     Samples give ``text`` (the sentence), ``tokens_positive`` (label -> character ranges) and boxes with such
@@ -52,7 +53,7 @@ class SentenceDataset(BaseDataset):
     """
 
     METAINFO: dict[str, Any] = {}
-    own_words = True  # sentences bring what is asked for
+    provides_class_names = True  # sentences bring what is asked for
 
     def __init__(
         self,

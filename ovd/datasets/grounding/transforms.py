@@ -18,10 +18,11 @@ from ...registry import TRANSFORMS
 from ...text.nouns import NameMatcher
 from ...text.phrases import class_prompt, clean_name
 from ...text.vocabulary import Vocabulary
+from ..sample_traits import SampleTraits
 
 
 @TRANSFORMS.register_module()
-class SampleClassNames(BaseTransform):
+class SampleClassNames(SampleTraits, BaseTransform):
     """Write the sentence of class names that an image is trained with: its own, and some that are not there.
 
     Sets ``text`` and ``tokens_positive``, empties ``caption_ranges``, and turns the labels of boxes into
@@ -40,7 +41,7 @@ class SampleClassNames(BaseTransform):
     Source: Li et al., CVPR 2022, Appendix (released code): 85 names, half of the time.
     """
 
-    own_words = True  # what is asked for comes with the sample
+    provides_class_names = True  # what is asked for comes with the sample
     sample_keys = ('text', 'tokens_positive', 'caption_ranges')
 
     def __init__(
@@ -115,7 +116,7 @@ class SampleClassNames(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class PackNegativeCaptions(BaseTransform):
+class PackNegativeCaptions(SampleTraits, BaseTransform):
     """Hide an image's caption among others, whose words are then to be found nowhere in the image.
 
     Changes ``text``, moves ``tokens_positive`` and ``tokens_ignored`` with their caption, and puts its place

@@ -7,11 +7,13 @@ ovd.text.phrases and ovd.encoders.prompt_features.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmdet.models.detectors import BaseDetector
 from mmdet.structures import DetDataSample
+from mmengine.model import ImgDataPreprocessor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -19,11 +21,14 @@ from ...encoders.build_token_encoder import build_token_encoder
 from ...encoders.loading import PathLike
 from ...encoders.prompt_features import PromptBatch, PromptEncoder, PromptFeatures, encode_batch
 from ...encoders.prompt_tuning import PromptOffset
+from ...encoders.text_embeddings import TextEmbeddings
 from ...encoders.token_encoder import TokenFeatures
 from ...registry import MODELS
 from ...text.nouns import NounExtractor
 from ...text.phrases import Prompt, Wordings, caption_prompt, check_wordings
-from ...text.vocabulary import Vocabulary, VocabularySpec
+from ...text.templates import Templates
+from ...text.vocabulary import Vocabulary
+from ..base import OpenVocabularyModel
 from ..partial_training import evaluate_frozen, train_only
 from .head import RANKINGS, GLIPHead, Outputs
 from .token_scores import AGGREGATIONS
@@ -45,7 +50,7 @@ _TEST_CFG: dict[str, Any] = {
 
 
 @MODELS.register_module()
-class GLIP(BaseDetector):
+class GLIP(OpenVocabularyModel, BaseDetector):
     """Detector that reads an image together with a sentence.
 
     What is looked for comes with each data sample, or is the model's vocabulary:
@@ -77,10 +82,10 @@ class GLIP(BaseDetector):
             more than ``places_per_forward`` places together.
         trainable: patterns (``fnmatch``) of the names of the parameters to be trained; the others are frozen,
             and parts of which nothing is trained stay in eval mode. By default all that the parts train.
-    Attributes:
-        sample_keys: what is read of the metainfo of training samples.
     """
 
+    answers = 'boxes'
+    reads_sentences = True
     sample_keys: tuple[str, ...] = ('text', 'tokens_positive', 'tokens_ignored')
 
     def __init__(
@@ -111,7 +116,6 @@ class GLIP(BaseDetector):
         self._nouns_cfg = dict(text.get('nouns') or {})
         self._nouns: NounExtractor | None = None
         self._prompts = PromptEncoder(self.text)
-        self._vocabulary: Vocabulary | None = None
         self._wordings: Wordings = text.get('wordings') or {}
         self._class_prompts: list[Prompt] = []
         offset = text.get('offset') or None
@@ -126,26 +130,28 @@ class GLIP(BaseDetector):
             self._use_offset()
         self._restrict(trainable)
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The words in use."""
-        if self._vocabulary is None:
-            raise ValueError('the model has no words: give text.vocabulary in the configuration, or set them')
-        return self._vocabulary
-
-    def set_vocabulary(self, vocabulary: VocabularySpec, templates: None = None) -> None:
-        """Answer with other words from now on; those asked for before cost no encoding.
+    def encode_vocabulary(
+        self, vocabulary: Vocabulary, templates: Templates | None = None
+    ) -> 'PromptedVocabulary':
+        """Write class names into sentences; ``predict`` encodes them, once as long as the weights stay.
 
         Raises:
-            ValueError: bad words, see ``Vocabulary.parse``; a name without tokens, or longer than a prompt;
-                templates, which a sentence of names has no place for.
+            ValueError: a name without tokens, or longer than a prompt; templates, which sentences of names
+                do not have.
         """
         if templates is not None:
-            raise ValueError('GLIP reads class names in one sentence and takes no templates')
-        parsed = Vocabulary.parse(vocabulary)
-        self._class_prompts = self._name_prompts(parsed.names, self._wordings)
-        self._vocabulary = parsed
+            raise ValueError(
+                f'{type(self).__name__} reads class names in one sentence and takes no templates'
+            )
+        return PromptedVocabulary(vocabulary, self._name_prompts(vocabulary.names, self._wordings))
+
+    def use_text_embeddings(self, text_embeddings: 'PromptedVocabulary') -> None:
+        self._class_prompts = text_embeddings.prompts
         self._nouns = None
+
+    def check_embeddings(self, text_embeddings: TextEmbeddings) -> None:
+        """Refuse (ValueError) class vectors: words are read in sentences."""
+        raise ValueError(f'{type(self).__name__} reads words in sentences and takes no class vectors')
 
     def find_phrases(self, caption: str) -> list[list[list[int]]]:
         """Character ranges [start, end) of the noun phrases of a caption that can be read, a list per phrase.
@@ -154,9 +160,8 @@ class GLIP(BaseDetector):
             ValueError, ImportError: see ``NounExtractor``.
         """
         if self._nouns is None:
-            self._nouns = NounExtractor(
-                **{'vocabulary': self._vocabulary, 'phrases': True, **self._nouns_cfg}
-            )
+            words = None if self._encoded is None else self._encoded.vocabulary
+            self._nouns = NounExtractor(**{'vocabulary': words, 'phrases': True, **self._nouns_cfg})
         found = [[[noun.start, noun.end]] for noun in self._nouns.extract(caption)]
         return self.readable_phrases(caption, found)
 
@@ -302,7 +307,8 @@ class GLIP(BaseDetector):
 
     def _unpadded(self, inputs: Tensor, sample: DetDataSample) -> Tensor:
         """An image [1, 3, H, W] of a batch as it would be alone."""
-        divisor = getattr(self.data_preprocessor, 'pad_size_divisor', 1)
+        preprocessor = self.data_preprocessor
+        divisor = preprocessor.pad_size_divisor if isinstance(preprocessor, ImgDataPreprocessor) else 1
         height, width = (-(-side // divisor) * divisor for side in sample.img_shape)
         return inputs[..., :height, :width]
 
@@ -332,7 +338,7 @@ class GLIP(BaseDetector):
         return prompts, dict(zip(prompt.labels, prompt.names))
 
     def _vocabulary_prompts(self) -> list[Prompt]:
-        self.vocabulary  # noqa: B018  (refuses to go on without words)
+        self.prepare_text()
         return self._class_prompts
 
     def _training_prompt(self, sample: DetDataSample) -> Prompt:
@@ -386,6 +392,14 @@ class GLIP(BaseDetector):
             raise ValueError(
                 f'training boxes of novel classes {names}: the novel classes would leak into training'
             )
+
+
+@dataclass(frozen=True)
+class PromptedVocabulary:
+    """Words, and the sentences that they are read in."""
+
+    vocabulary: Vocabulary
+    prompts: list[Prompt]
 
 
 def checked_test_cfg(test_cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from ...datasets.segmentation.label_maps import IGNORE_INDEX
 from ...layers.score_maps import ScoreMaps, TensorScores
+from ..segmentation_inference import Inference, MultiScale
 from .readout import SoftReadout
+from .segmentor import GroupViT
 from .threshold_fit import ScoreCounts, fit_learned, fit_overall, fit_per_class, names_of, quantiles
 from .thresholds import Thresholds
 
@@ -21,7 +23,7 @@ Batches = Iterable[Mapping[str, Any]]
 
 
 def calibrate(
-    model: Any,
+    model: GroupViT,
     batches: Batches,
     with_background: bool,
     min_pixels: int = 10_000,
@@ -71,7 +73,7 @@ def calibrate(
 
 
 def calibrate_without_masks(
-    model: Any,
+    model: GroupViT,
     batches: Batches,
     quantile: float = 0.99,
     max_prior: float = 0.01,
@@ -107,7 +109,7 @@ def calibrate_without_masks(
 
 @torch.no_grad()
 def count_scores(
-    model: Any, batches: Batches, with_background: bool, bins: int, limit: int | None = None
+    model: GroupViT, batches: Batches, with_background: bool, bins: int, limit: int | None = None
 ) -> tuple[ScoreCounts, int]:
     """Count every pixel by the class of its group and that class's score, in every window that shows it.
 
@@ -147,7 +149,7 @@ def count_scores(
 
 @torch.no_grad()
 def count_absent(
-    model: Any, batches: Batches, max_prior: float, bins: int, limit: int | None = None
+    model: GroupViT, batches: Batches, max_prior: float, bins: int, limit: int | None = None
 ) -> tuple[np.ndarray, int]:
     """Count what each class scores in groups of images that hardly show it.
 
@@ -171,10 +173,10 @@ def count_absent(
 
 
 def _for_each_image(
-    model: Any, batches: Batches, see: Callable[[Tensor, Any], None], limit: int | None
+    model: GroupViT, batches: Batches, see: Callable[[Tensor, Any], None], limit: int | None
 ) -> int:
     """Preprocess each image and hand it on with its sample; the number of images."""
-    model.text_embeddings  # noqa: B018  (made on first use)
+    model.prepare_text()
     model.eval()
     done = 0
     for batch in batches:
@@ -189,8 +191,8 @@ def _for_each_image(
     return done
 
 
-def _soft_readout(model: Any) -> SoftReadout:
-    readout = getattr(model, 'readout', None)
+def _soft_readout(model: GroupViT) -> SoftReadout:
+    readout = model.readout if isinstance(model, GroupViT) else None
     if not isinstance(readout, SoftReadout):
         raise ValueError(
             f'thresholds belong to a SoftReadout, this model has {type(readout or model).__name__}'
@@ -198,9 +200,9 @@ def _soft_readout(model: Any) -> SoftReadout:
     return readout
 
 
-def _single_scale(inference: Any) -> Any:
+def _single_scale(inference: Inference) -> Inference:
     """The way a model sees windows, without averaging over scales and mirror images."""
-    return getattr(inference, 'inference', inference)
+    return inference.inference if isinstance(inference, MultiScale) else inference
 
 
 def _padded(images: Tensor, divisor: int) -> Tensor:

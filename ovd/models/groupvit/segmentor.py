@@ -25,12 +25,13 @@ from ...layers.contrastive import MultiLabelLoss, caption_loss
 from ...layers.cosine_classifier import l2_normalize
 from ...layers.score_maps import ScoreMaps
 from ...registry import MODELS
+from ...text.templates import Templates
 from ..segmentor import OpenVocabularySegmentor
 from .group_batch import GroupBatch
 from .grouping import GroupingOutput
 from .own_text_encoder import OwnTextEncoder
 from .projection_head import ProjectionHead
-from .readout import GroupPredictions, group_labels
+from .readout import GroupPredictions, SoftReadout, group_labels
 
 _LONGEST = 8  # a longer strip seen whole is at most so many times as long as ``presence_side``
 
@@ -69,6 +70,8 @@ class GroupViT(OpenVocabularySegmentor):
             every pixel of the whole image, by the assignments that the readout goes by.
         **kwargs: of ``OpenVocabularySegmentor``.
     """
+
+    groups_pixels = True
 
     def __init__(
         self,
@@ -122,7 +125,7 @@ class GroupViT(OpenVocabularySegmentor):
         self.pooling = None if pooling is None else MODELS.build(pooling)
         self.objectives = nn.ModuleList(MODELS.build(objective) for objective in objectives)
         self.readout = MODELS.build(readout or {'type': 'ovd.SoftReadout'})
-        rivals = getattr(self.readout, 'background', None)
+        rivals = self.readout.background if isinstance(self.readout, SoftReadout) else None
         if rivals is not None and rivals.learned and not background:
             raise ValueError('readout.background.learned=True needs a model with background=True')
         self._templates: Any = None
@@ -259,7 +262,7 @@ class GroupViT(OpenVocabularySegmentor):
         side = self.readout.presence_side
         if side is None:
             return None
-        self.text_embeddings  # noqa: B018  (made on first use)
+        self.prepare_text()
         height, width = inputs.shape[2:]
         scale = min(side / min(height, width), _LONGEST * side / max(height, width))
         size = tuple(self._whole_patches(scale * length) for length in (height, width))
@@ -320,15 +323,15 @@ class GroupViT(OpenVocabularySegmentor):
 
     # --- words ------------------------------------------------------------------------------------------
 
-    @property
-    def text_embeddings(self) -> TextEmbeddings:
-        """The class vectors in use, made by the present weights."""
-        current = self._text_embeddings
-        if current is not None and current.encoder_fingerprint not in ('', self.own_text.fingerprint):
+    def prepare_text(self) -> None:
+        """Encode the words where there are none yet, or again where the weights have changed."""
+        super().prepare_text()
+        current = self._encoded
+        assert isinstance(current, TextEmbeddings)
+        if current.encoder_fingerprint not in ('', self.own_text.fingerprint):
             self.set_vocabulary(current.vocabulary, self._templates)
-        return super().text_embeddings
 
-    def set_vocabulary(self, vocabulary: Any, templates: str | Sequence[str] | None = None) -> None:
+    def set_vocabulary(self, vocabulary: Any, templates: Templates | None = None) -> None:
         """Answer with other words from now on; see ``OpenVocabularyModel``."""
         if isinstance(vocabulary, TextEmbeddings):
             templates = vocabulary.templates or None
@@ -346,7 +349,7 @@ class GroupViT(OpenVocabularySegmentor):
 
     text_changes = 0
 
-    def _check_tower(self, text_embeddings: TextEmbeddings) -> None:
+    def check_embeddings(self, text_embeddings: TextEmbeddings) -> None:
         if text_embeddings.encoder_fingerprint:
             text_embeddings.check_encoder(self.own_text.fingerprint)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...encoders.text_embeddings import TextEmbeddings
+from ...encoders.text_encoder import check_same_encoder
 from ...files import write_json
 
 _FORMAT = 'ovd.thresholds'
@@ -97,11 +98,7 @@ class Thresholds:
                 f'the learned threshold reads embeddings of width {len(self.weight)}, '
                 f'the classes have {text.embed_dim}'
             )
-        made, used = self.encoder_fingerprint, text.encoder_fingerprint
-        if made and used and made != used:
-            raise ValueError(
-                f'the learned threshold belongs to text encoder {made}, the classes come from {used}'
-            )
+        check_same_encoder(self.encoder_fingerprint, text.encoder_fingerprint, 'the learned thresholds')
         return torch.sigmoid(text.embeddings @ torch.tensor(self.weight) + self.bias)
 
     def save(self, path: str | Path) -> None:

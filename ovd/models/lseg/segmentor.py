@@ -143,7 +143,7 @@ class LSeg(OpenVocabularySegmentor):
         }
 
     def _words(self, device: torch.device) -> '_Classes':
-        self.text_embeddings  # noqa: B018  (made on first use)
+        self.prepare_text()
         assert self._classes is not None
         if self._classes.vectors.device != device:
             self._classes = self._classes.to(device)

@@ -21,6 +21,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ...encoders.text_embeddings import TextEmbeddings
+from ...encoders.text_encoder import check_same_encoder
 from ...layers.cosine_classifier import l2_normalize
 from ...registry import MODELS
 from ..base import OpenVocabularyModel
@@ -44,6 +45,8 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
             its class probabilities take the image side of the ensemble. Slow: one CLIP pass per crop.
         **kwargs: of mmdet's TwoStageDetector.
     """
+
+    answers = 'boxes'
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
         self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], rescale: bool = True
     ) -> list[DetDataSample]:
         """Detections of a batch; ``rescale`` puts them into the frame of the original images."""
-        self.text_embeddings  # noqa: B018  (made on first use)
+        self.prepare_text()
         features = self.extract_feat(batch_inputs)
         if batch_data_samples[0].get('proposals', None) is None:
             proposals = self.rpn_head.predict(features, batch_data_samples, rescale=False)
@@ -116,7 +119,7 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> tuple:
-        self.text_embeddings  # noqa: B018  (made on first use)
+        self.prepare_text()
         return super()._forward(batch_inputs, batch_data_samples)
 
     def check_training_classes(self, metainfo: Mapping[str, Any]) -> None:
@@ -166,11 +169,7 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
                     f'or give the model a `teacher`'
                 )
             source = sample.region_instances.metainfo.get('encoder_fingerprint')
-            if known and source and source != known:
-                raise ValueError(
-                    f'the region embeddings come from CLIP {source}, the class vectors from CLIP {known}: '
-                    f'build both with the same encoder'
-                )
+            check_same_encoder(source, known, 'the region embeddings')
 
 
 @MODELS.register_module()

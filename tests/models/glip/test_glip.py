@@ -303,7 +303,7 @@ def test_wrong_settings_are_named(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown keys \['vocab'\] of text"):
         toy_glip(folder, text=model_text(folder, vocab=[]))
     silent = toy_glip(folder, text={'encoder': {'model': str(folder)}})
-    with pytest.raises(ValueError, match='the model has no words'):
+    with pytest.raises(ValueError, match='no vocabulary'):
         detect(silent, batch(images(SHAPES[:1])))
     with pytest.raises(ValueError, match='takes no templates'):
         silent.set_vocabulary(['dog'], ['a {}'])  # type: ignore[arg-type]

@@ -149,7 +149,7 @@ def test_wrong_use_of_tuned_prompts_is_named(folder: Path, tmp_path: Path) -> No
         model(**model.data_preprocessor(data, True), mode='loss')
     with pytest.raises(ValueError, match='the model has no tuned prompt'):
         toy_glip(folder).save_offset(tmp_path / 'prompt.safetensors')
-    with pytest.raises(ValueError, match='the model has no words'):
+    with pytest.raises(ValueError, match='no vocabulary'):
         toy_glip(folder, text={'encoder': {'model': str(folder)}, 'offset': True})
     with pytest.raises(FileNotFoundError, match='nowhere'):
         PromptOffset.load(tmp_path / 'nowhere.safetensors')

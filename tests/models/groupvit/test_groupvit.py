@@ -577,7 +577,7 @@ def test_encoding_words_leaves_the_training_state_alone() -> None:
 
 def test_a_model_without_words_takes_them_later() -> None:
     model = toy_groupvit(text=None)
-    with pytest.raises(ValueError, match='has no words'):
+    with pytest.raises(ValueError, match='no vocabulary'):
         _ = model.text_embeddings
     model.set_vocabulary(['boat'])
     assert model.vocabulary.names == ('boat',)

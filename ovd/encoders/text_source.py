@@ -82,7 +82,7 @@ class TextSource:
             self._encoder = TextEncoder(**self._encoder_config)
         return self._encoder
 
-    def embed(self, vocabulary: Vocabulary, templates: Templates | None = None) -> TextEmbeddings:
+    def embed(self, vocabulary: Vocabulary, templates: 'Templates | None' = None) -> TextEmbeddings:
         """Class vectors of the words; those of the last few vocabularies are kept."""
         prompts = get_templates(self.templates if templates is None else templates)
         key = (vocabulary.content_hash, prompts, '' if self._own is None else self._own.fingerprint)

@@ -65,7 +65,7 @@ class OpenVocabularyModel(BaseModel):
         return self._source().vocabulary if self._encoded is None else self._encoded.vocabulary
 
     def set_vocabulary(
-        self, vocabulary: TextEmbeddings | VocabularySpec, templates: Templates | None = None
+        self, vocabulary: 'TextEmbeddings | VocabularySpec', templates: 'Templates | None' = None
     ) -> None:
         """Answer with other words from now on; the last few vocabularies are kept encoded.
 
@@ -85,7 +85,7 @@ class OpenVocabularyModel(BaseModel):
         self._encoded = encoded
 
     def encode_vocabulary(
-        self, vocabulary: Vocabulary, templates: Templates | None = None
+        self, vocabulary: Vocabulary, templates: 'Templates | None' = None
     ) -> EncodedVocabulary:
         """Turn words into what the heads want: by default ``TextEmbeddings`` [K, D], averaged over templates.
 

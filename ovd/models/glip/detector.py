@@ -131,7 +131,7 @@ class GLIP(OpenVocabularyModel, BaseDetector):
         self._restrict(trainable)
 
     def encode_vocabulary(
-        self, vocabulary: Vocabulary, templates: Templates | None = None
+        self, vocabulary: Vocabulary, templates: 'Templates | None' = None
     ) -> 'PromptedVocabulary':
         """Write class names into sentences; ``predict`` encodes them, once as long as the weights stay.
 

@@ -331,7 +331,7 @@ class GroupViT(OpenVocabularySegmentor):
         if current.encoder_fingerprint not in ('', self.own_text.fingerprint):
             self.set_vocabulary(current.vocabulary, self._templates)
 
-    def set_vocabulary(self, vocabulary: Any, templates: Templates | None = None) -> None:
+    def set_vocabulary(self, vocabulary: Any, templates: 'Templates | None' = None) -> None:
         """Answer with other words from now on; see ``OpenVocabularyModel``."""
         if isinstance(vocabulary, TextEmbeddings):
             templates = vocabulary.templates or None

@@ -170,6 +170,8 @@ class TextEncoder(TowerEncoder):
 class TokenTower(nn.Module):
     """open_clip's own text transformer, run on as many tokens as its texts need; gradients pass.
 
+    Learned prompts enter through ``forward_embeddings``, as vectors instead of token ids.
+
     Args:
         tower: an ``open_clip.CLIP`` or the ``text`` of a ``CustomTextCLIP``; the weights are shared with it.
     """
@@ -192,6 +194,30 @@ class TokenTower(nn.Module):
         """[T, L] -> [T, D]."""
         return self.project(self.pool(token_ids))
 
+    def forward_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """Texts given as token vectors, such as learned context around a class name; gradients pass.
+
+        ``forward_embeddings(embed(token_ids), needed_lengths(token_ids))`` equals ``forward(token_ids)``.
+
+        Args:
+            embeddings: [T, L, W], L at most the context length, without positions, which are added here.
+                Start and end token belong to them.
+            lengths: [T], tokens of each text, the end token included; where the tower pools its end token,
+                vectors behind it have no effect on causal towers.
+        Returns:
+            [T, D], not normalised.
+        """
+        features = self._transform(embeddings)
+        if self.pool_type in ('argmax', 'eos'):
+            position = lengths.to(features.device) - 1
+        else:
+            position = self._pooled_at(embeddings[..., 0])
+        return self.project(features[torch.arange(len(features), device=features.device), position])
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[T, L] -> token vectors [T, L, W], without positions."""
+        return self.token_embedding(token_ids)
+
     def pool(self, token_ids: Tensor) -> Tensor:
         """[T, L] -> [T, W], the token that stands for the text."""
         features = self.token_features(token_ids)
@@ -205,8 +231,12 @@ class TokenTower(nn.Module):
 
     def token_features(self, token_ids: Tensor) -> Tensor:
         """[T, L] -> [T, L, W]."""
-        length = token_ids.shape[1]
-        x = self.token_embedding(token_ids) + self.positional_embedding[:length]
+        return self._transform(self.embed(token_ids))
+
+    def _transform(self, embeddings: Tensor) -> Tensor:
+        """Token vectors [T, L, W] -> token features [T, L, W]."""
+        length = embeddings.shape[1]
+        x = embeddings + self.positional_embedding[:length]
         mask = None
         if self.is_causal:
             mask = torch.full((length, length), float('-inf'), device=x.device, dtype=x.dtype).triu_(1)

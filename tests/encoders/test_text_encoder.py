@@ -384,3 +384,55 @@ def test_code_in_weights_files_does_not_run(tmp_path: Path) -> None:
     torch.jit.save(script, tmp_path / 'program.pt')
     with pytest.raises(ValueError, match=r'program\.pt belongs to another model: none of its 2 tensors'):
         load_clip(path, tmp_path / 'program.pt')
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'custom_text': True, 'text_cfg': {'pool_type': 'eos', 'eos_id': 49407}},
+        {'custom_text': True, 'text_cfg': {'no_causal_mask': True, 'pool_type': 'last'}},
+        {'custom_text': True, 'text_cfg': {'no_causal_mask': True, 'pool_type': 'first'}},
+    ],
+    ids=['argmax', 'eos', 'last', 'first'],
+)
+def test_token_vectors_equal_token_ids_forward_and_gradient(tmp_path: Path, changes: dict[str, Any]) -> None:
+    loaded = build_clip(write_architecture(tmp_path / 'clip.json', **changes), 'random:1')
+    tower = TokenTower(loaded.model.text if changes else loaded.model)
+    token_ids = loaded.tokenizer(TEXTS)
+    lengths = tower.needed_lengths(token_ids)
+    token_ids = token_ids[:, : int(lengths.max())]
+
+    def gradients(found: Tensor) -> dict[str, Tensor]:
+        tower.zero_grad()
+        found.square().sum().backward()
+        return {name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None}
+
+    by_ids = tower(token_ids)
+    wanted = gradients(by_ids)
+    by_vectors = tower.forward_embeddings(tower.embed(token_ids), lengths)
+    torch.testing.assert_close(by_vectors, by_ids)
+    found = gradients(by_vectors)
+    assert found.keys() == wanted.keys()
+    assert wanted['token_embedding.weight'].abs().sum() > 0
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+def test_learned_context_gets_a_gradient_and_padding_none(tmp_path: Path) -> None:
+    """CoOp's case: context vectors [M, W] between the start token and the class name."""
+    loaded = build_clip(write_architecture(tmp_path / 'clip.json'), 'random:1')
+    tower = TokenTower(loaded.model).requires_grad_(False)
+    token_ids = loaded.tokenizer(['cat', 'a large red dog'])
+    vectors = tower.embed(token_ids)
+    context = torch.randn(2, vectors.shape[2], requires_grad=True)
+    prompts = torch.cat([vectors[:, :1], context.expand(2, -1, -1), vectors[:, 1:-2]], dim=1)
+    prompts.retain_grad()
+    lengths = tower.needed_lengths(token_ids) + len(context)
+    tower.forward_embeddings(prompts, lengths).square().sum().backward()
+    assert prompts.grad is not None
+    for row, length in enumerate(lengths.tolist()):
+        assert prompts.grad[row, :length].abs().sum(-1).gt(0).all()
+        assert not prompts.grad[row, length:].any()
+    assert context.grad is not None
+    torch.testing.assert_close(context.grad, prompts.grad[:, 1:3].sum(0))

@@ -1,16 +1,16 @@
 """A detector small enough to predict by hand, for the tests of the predictor and the demo."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample
-from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ovd.models.base import OpenVocabularyModel
 from ovd.registry import MODELS
+from ovd.text.templates import Templates
 from ovd.text.vocabulary import Vocabulary
 
 CONFIG = """
@@ -26,22 +26,34 @@ test_dataloader = dict(dataset=dict(type='CocoDataset', pipeline=[
 """
 
 
+@dataclass
+class Words:
+    """A vocabulary that needs no encoding."""
+
+    vocabulary: Vocabulary
+
+
 @MODELS.register_module()
-class ToyDetector(BaseModel):
+class ToyDetector(OpenVocabularyModel):
     """Finds every word of its vocabulary; boxes and masks are the whole image, scores its mean colour.
 
     The score of a word beginning with 'red' is the mean of the red channel in [0, 1] times a weight that the
     checkpoint brings; words beginning with anything but red, green and blue score 0.05.
     """
 
+    answers = 'boxes'
+
     def __init__(self, data_preprocessor: dict | None = None) -> None:
         super().__init__(data_preprocessor)
+        self.set_vocabulary(['red', 'green'])
         self.weight = nn.Parameter(torch.zeros(()))
-        self.vocabulary = Vocabulary(['red', 'green'])
         self.batch_sizes: list[int] = []
 
-    def set_vocabulary(self, vocabulary: Any, templates: Sequence[str] | str | None = None) -> None:
-        self.vocabulary = Vocabulary.parse(vocabulary)
+    def encode_vocabulary(self, vocabulary: Vocabulary, templates: 'Templates | None' = None) -> Words:
+        return Words(vocabulary)
+
+    def use_text_embeddings(self, text_embeddings: Words) -> None:
+        pass
 
     def forward(self, inputs: Tensor, data_samples: list[DetDataSample], mode: str) -> list[DetDataSample]:
         self.batch_sizes.append(len(inputs))

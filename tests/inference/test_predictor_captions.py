@@ -127,7 +127,7 @@ def test_wrong_phrases_are_named(predictor: Predictor, phrases: Any, message: st
 def test_sentences_without_nouns_and_models_without_sentences(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no noun was found in caption 'over there': say which phrases"):
         predictor.ground(picture(), 'over there')
-    with pytest.raises(ValueError, match='ToyDetector .* sentences'):
+    with pytest.raises(ValueError, match=r'ToyDetector .* sentences'):
         Predictor(*write_toy(tmp_path), device='cpu').ground(picture(), CAPTION)
 
 

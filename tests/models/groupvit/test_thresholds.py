@@ -76,7 +76,7 @@ def test_unknown_kinds_are_named(kind: str, missing: str, message: str) -> None:
 
 def test_a_learned_threshold_belongs_to_its_text_encoder() -> None:
     found = Thresholds(0.5, {}, (0.0, 0.0), 0.0, 'other')
-    with pytest.raises(ValueError, match='encoder other, .* encoder tower'):
+    with pytest.raises(ValueError, match=r'encoder other, .* encoder tower'):
         found.values(text_of(['a', 'b']), 'learned')
     assert found.values(text_of(['a', 'b'], fingerprint=''), 'learned').tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match='embeddings of width 2, the classes have 3'):

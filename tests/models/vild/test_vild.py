@@ -119,7 +119,7 @@ def test_missing_regions_and_regions_of_another_clip_are_refused() -> None:
     losses_of(model, batch())
     other = detector()
     other.set_vocabulary(words(source='elsewhere'))
-    with pytest.raises(ValueError, match='encoder tower, .* encoder elsewhere'):
+    with pytest.raises(ValueError, match=r'encoder tower, .* encoder elsewhere'):
         losses_of(other, batch())
     with pytest.raises(ValueError, match=r'come from encoder third.* works with encoder tower'):
         model.set_vocabulary(words(source='third'))

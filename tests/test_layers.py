@@ -14,7 +14,18 @@ PACKAGE = ROOT / 'ovd'
 
 # From the bottom up. A part may import itself, the parts of lower layers, and what SIDEWAYS adds.
 LAYERS = [
-    {'version', 'files', 'options', 'randomness', 'devices', 'registry', 'config', 'hosts', 'checkpoints'},
+    {
+        'version',
+        'files',
+        'options',
+        'randomness',
+        'devices',
+        'registry',
+        'config',
+        'hosts',
+        'checkpoints',
+        'catalogue',
+    },
     {'text'},
     {'encoders', 'shapes'},
     {'regions', 'layers'},

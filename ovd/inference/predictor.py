@@ -7,9 +7,10 @@ Reading order: ``Predictor``, helpers.
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -26,6 +27,7 @@ from ..devices import find_device
 from ..registry import MODELS
 from ..text.vocabulary import Vocabulary
 from .draw import RGB, name_colors
+from .model_folder import ModelCard, find_model_folder, read_model_folder, write_model_folder
 from .predictions import Grounding, Phrase, Prediction, Segmentation, find_background
 from .questions import caption_question
 
@@ -55,10 +57,15 @@ class Predictor:
         (answer,) = predictor.ground('one.png', 'a red star above a ring')
         print(answer.phrases, answer.names, answer.boxes)
 
+    A model folder has all that is needed: ``Predictor.from_pretrained('groupvit-gcc-yfcc')``.
+
     Args:
         config: path of a config, or a loaded one; its ``test_dataloader`` gives the test pipeline.
         checkpoint: weights of that model: safetensors, or a torch file, which is read weights-only.
         device: for example ``'cpu'`` or ``'cuda:1'``; by default the GPU if there is one.
+    Attributes:
+        name: of the model, where it comes from a model folder.
+        answering: how scores become answers, as the model folder says it; see ``AnswerOptions.from_dict``.
     Raises:
         FileNotFoundError: config or checkpoint is absent.
         ValueError: a checkpoint of another model, an unknown device, or a model that takes no vocabulary.
@@ -71,10 +78,60 @@ class Predictor:
         device: str | torch.device | None = None,
     ) -> None:
         self.config = config if isinstance(config, Config) else load_config(config)
+        self.name = ''
+        self.answering: dict[str, Any] | None = None
         self.device = torch.device(find_device(None if device is None else str(device)))
         with DefaultScope.overwrite_default_scope(self.config.get('default_scope', 'mmdet')):
             self.model = _build_model(self.config, checkpoint).to(self.device).eval()
             self._from_path, self._from_array = _test_pipelines(self.config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        allow: Iterable[str] = (),
+    ) -> 'Predictor':
+        """The model in a model folder, given by its path or by its name under ``$OVD_HOME``.
+
+        Nothing of the folder is executed and nothing is fetched; the numbers are those of ``tools/test.py``
+        with the weights and the config that it was made of.
+
+        Args:
+            device: as for the class.
+            allow: classes that the folder's settings may name beyond those of ovd and the usual ones of the
+                hosts, for a folder that you trust.
+        Raises:
+            FileNotFoundError, ValueError: see ``find_model_folder`` and ``read_model_folder``.
+        """
+        folder = read_model_folder(find_model_folder(name), allow)
+        data = {'dataset': {'type': 'model folder', 'pipeline': folder.pipeline}}
+        config = {'default_scope': folder.default_scope, 'model': folder.model, 'test_dataloader': data}
+        predictor = cls(Config(config), folder.weights, device)
+        predictor.name, predictor.answering = folder.name, folder.answering
+        return predictor
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], card: ModelCard | None = None, replace: bool = False
+    ) -> Path:
+        """Write a model folder with the words in use as its default; see ``write_model_folder``.
+
+        Args:
+            folder: to be made; its name is that of the model.
+            card: what ``MODEL_CARD.md`` tells.
+            replace: put it in place of a model folder that is there.
+        """
+        return write_model_folder(
+            folder,
+            self.model,
+            self.config,
+            question_pipeline(self.config),
+            vocabulary=_words(self.model),
+            fingerprint=text_fingerprint(self.model),
+            answering=self.answering,
+            card=card,
+            replace=replace,
+        )
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -271,8 +328,33 @@ def _instances(sample: Any, shown: Sequence[str]) -> Prediction:
     )
 
 
-def _test_pipelines(config: Config) -> tuple[Compose, Compose]:
-    """The config's test pipeline without annotations: for a path, and for a BGR array under ``img``."""
+def _words(model: Any) -> Vocabulary | None:
+    """The words of a model, None for one that has none yet."""
+    try:
+        vocabulary: Vocabulary = model.vocabulary
+    except ValueError:
+        return None
+    return vocabulary
+
+
+def text_fingerprint(model: Any) -> str | None:
+    """The fingerprint of what encodes the words of a model, None where nothing does."""
+    tower = getattr(model, 'text', None)
+    if tower is None:
+        source = getattr(model, '_text_source', None)
+        try:
+            tower = None if source is None else source.encoder
+        except ValueError:  # finished vectors, without a tower
+            return None
+    return getattr(tower, 'fingerprint', None)
+
+
+def question_pipeline(config: Config) -> list[dict[str, Any]]:
+    """The config's test pipeline without annotations.
+
+    Raises:
+        ValueError: the config has no pipeline for questions.
+    """
     loader = config.get('test_dataloader')
     if loader is None:
         raise ValueError(
@@ -295,6 +377,12 @@ def _test_pipelines(config: Config) -> tuple[Compose, Compose]:
         raise ValueError(
             'the test pipeline of this config is for pairs of image and caption, not for questions'
         )
+    return steps
+
+
+def _test_pipelines(config: Config) -> tuple[Compose, Compose]:
+    """The config's test pipeline without annotations: for a path, and for a BGR array under ``img``."""
+    steps = question_pipeline(config)
     scope = config.get('default_scope', 'mmdet')
     from_array = {'type': f'{scope}.LoadImageFromNDArray', 'to_float32': steps[0].get('to_float32', False)}
     return Compose(steps), Compose([from_array, *steps[1:]])

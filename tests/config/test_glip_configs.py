@@ -10,28 +10,27 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ovd.config import load_config
+from ovd.config.collection import collection, find_config
 from ovd.datasets.sample_traits import SampleTraits
 from ovd.registry import DATASETS, MODELS, TRANSFORMS
 from ovd.text.vocabulary import Vocabulary
 from ovd.training.runner import check_packing
-from tests.helpers import ROOT
 from tests.toys.bert import write_bert
 from tests.toys.glip import add_truth, batch, images, slim
 
 pytest.importorskip('transformers')
 
-CONFIGS = ROOT / 'configs'
-NAMES = sorted(path.stem for path in CONFIGS.glob('glip*.py'))
+NAMES = sorted(name for name in collection() if name.startswith('glip'))
 
 
 def read(name: str) -> Config:
     init_default_scope('mmdet')
-    return load_config(CONFIGS / f'{name}.py')
+    return load_config(name)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_model_trains_a_step_and_predicts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)
     config = slim(read(name), tmp_path)
     torch.manual_seed(0)
     model = MODELS.build(config.model)
@@ -88,7 +87,7 @@ def test_words_and_pipelines_fit(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('name', NAMES)
 def test_header_says_how_to_run_it(name: str) -> None:
-    header = (CONFIGS / f'{name}.py').read_text().split('"""')[1]
+    header = find_config(name).read_text().split('"""')[1]
     assert f'configs/{name}.py' in header
 
 

@@ -12,15 +12,13 @@ from ovd.config import load_config
 from ovd.models.groupvit.readout import ReferenceReadout, SoftReadout
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
-from tests.helpers import ROOT
 
-CONFIGS = ROOT / 'configs'
 CASES = {'voc': (20, 0.95), 'context': (59, 0.35), 'coco_object': (80, 0.95)}
 
 
 def read(name: str) -> Config:
     init_default_scope('mmseg')
-    return load_config(CONFIGS / f'groupvit_vits16_{name}.py')
+    return load_config(f'groupvit_vits16_{name}')
 
 
 def slim(config: Config) -> Any:

@@ -14,23 +14,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ovd.cli.console import parse_value
 from ovd.config import check_needs, load_config
+from ovd.config.collection import collection, find_config
 from ovd.models.lseg.pixel_text import PixelTextHead
 from ovd.registry import MODELS
 from ovd.text.vocabulary import Vocabulary
 from ovd.training.runner import build_runner
-from tests.helpers import ROOT, write_image
+from tests.helpers import write_image
 from tests.toys.clip import RESNET, write_architecture
 from tests.toys.lseg import batch, losses_of, predictions_of, vit, words
 
-CONFIGS = ROOT / 'configs'
-LSEG = sorted(path.stem for path in CONFIGS.glob('lseg_*.py'))
+LSEG = sorted(name for name in collection() if name.startswith('lseg_'))
 PAIRS = [name for name in LSEG if name.endswith(('pascal5i', 'coco20i', 'fss1000'))]
 TRANSFER = [name for name in LSEG if '_to_' in name]
 
 
 def read(name: str) -> Config:
     init_default_scope('mmseg')
-    return load_config(CONFIGS / f'{name}.py')
+    return load_config(name)
 
 
 def slim(model: ConfigDict, folder: Path) -> ConfigDict:
@@ -199,7 +199,7 @@ def test_missing_data_are_named_with_the_remedy(name: str, tmp_path: Path, monke
 
 @pytest.mark.parametrize('name', LSEG)
 def test_header_says_how_to_run_it(name: str) -> None:
-    header = (CONFIGS / f'{name}.py').read_text().split('"""')[1]
+    header = find_config(name).read_text().split('"""')[1]
     assert f'configs/{name}.py' in header
     assert 'python tools/' in header or 'torchrun' in header
 
@@ -207,7 +207,7 @@ def test_header_says_how_to_run_it(name: str) -> None:
 @pytest.mark.parametrize('name', LSEG)
 def test_options_of_the_header_work(name: str) -> None:
     """What follows --cfg-options in a header can be typed; the head's options make a head."""
-    lines = iter((CONFIGS / f'{name}.py').read_text().split('"""')[1].splitlines())
+    lines = iter(find_config(name).read_text().split('"""')[1].splitlines())
     options = dict(
         word.split('=', 1)
         for line in lines
@@ -215,7 +215,7 @@ def test_options_of_the_header_work(name: str) -> None:
         for word in line.split('--cfg-options')[1].rstrip('.').split()
     )
     init_default_scope('mmseg')
-    config = load_config(CONFIGS / f'{name}.py', {key: parse_value(value) for key, value in options.items()})
+    config = load_config(name, {key: parse_value(value) for key, value in options.items()})
     assert name != 'lseg_vitb32_ade20k' or len(options) == 2
     block = PixelTextHead(**config.model.head).regularization
     assert (block is not None) == ('model.head.regularization.kind' in options)

@@ -12,14 +12,14 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
-from ovd.config import check_needs, load_config
+from ovd.config import CONFIG_ROOT, check_needs, load_config
 from ovd.registry import DATASETS, METRICS
 from ovd.text.vocabulary import Vocabulary
-from tests.helpers import ROOT, write_coco, write_image
+from tests.helpers import write_coco, write_image
 from tests.toys.lseg import losses_of, segmentor
 from tests.toys.lseg import words as word_vectors
 
-BASES = ROOT / 'configs' / '_base_'
+BASES = CONFIG_ROOT / '_base_' / 'datasets'
 HEIGHT, WIDTH = 40, 60
 VOC, CONTEXT, COCO = Path('data/VOCdevkit/VOC2012'), Path('data/VOCdevkit/VOC2010'), Path('data/coco')
 ADE = Path('data/ade/ADEChallengeData2016')
@@ -126,7 +126,7 @@ def test_unseen_classes_of_coco_stuff() -> None:
     cow, person = words.index('cow'), words.index('person')
     for part in ('train2017', 'val2017'):
         pair(COCO / part / '0.jpg', COCO / 'stuffthingmaps' / part / '0.png', [0, 20, 255])
-    config = load_config(BASES.parent / 'lseg_vitl16_coco_stuff_unseen.py')
+    config = load_config('lseg_vitl16_coco_stuff_unseen')
     labels = []
     for section in ('train_dataloader', 'test_dataloader'):
         entry = config[section].dataset

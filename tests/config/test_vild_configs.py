@@ -11,21 +11,20 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from ovd.caching.clip_regions import read_cache_images
 from ovd.config import check_needs, load_config
+from ovd.config.collection import collection, find_config
 from ovd.encoders.text_embeddings import TextEmbeddings
 from ovd.registry import MODELS, TRANSFORMS
 from ovd.text.vocabulary import Vocabulary
-from tests.helpers import ROOT
 from tests.toys.vild import batch
 
-CONFIGS = ROOT / 'configs'
-VILD = sorted(path.stem for path in CONFIGS.glob('vild_*.py'))
-RPN = sorted(path.stem for path in CONFIGS.glob('rpn_*.py'))
+VILD = sorted(name for name in collection() if name.startswith('vild_'))
+RPN = sorted(name for name in collection() if name.startswith('rpn_'))
 NORM = {'type': 'GN', 'num_groups': 4}
 
 
 def read(name: str) -> Config:
     init_default_scope('mmdet')
-    return load_config(CONFIGS / f'{name}.py')
+    return load_config(name)
 
 
 def slim(model: ConfigDict) -> ConfigDict:
@@ -115,7 +114,7 @@ def test_missing_data_are_named_with_the_remedy(name: str, tmp_path: Path, monke
 
 @pytest.mark.parametrize('name', [*VILD, *RPN])
 def test_header_says_how_to_run_it(name: str) -> None:
-    header = (CONFIGS / f'{name}.py').read_text().split('"""')[1]
+    header = find_config(name).read_text().split('"""')[1]
     assert f'configs/{name}.py' in header
     assert 'python tools/' in header or 'torchrun' in header
 

@@ -154,7 +154,7 @@ class TestSampler:
 def dataset_configs() -> list[tuple[str, str, dict[str, Any]]]:
     """(base, section, config) of every label-map data set of the shipped bases."""
     found = []
-    for file in sorted((ROOT / 'configs' / '_base_').glob('*_seg.py')):
+    for file in sorted((ROOT / 'configs' / '_base_' / 'datasets').glob('*_seg.py')):
         config = load_config(file)
         for section in ('train_dataloader', 'test_dataloader'):
             if section in config:

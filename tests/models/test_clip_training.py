@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from torch.nn import functional as F
 
+from ovd.config import load_config
 from ovd.datasets.captions.clip_pairs import AnnotatedRegions, ShapePairs, caption_styles
 from ovd.encoders.loading import load_clip
 from ovd.evaluation.classification import ZeroShotAccuracy
@@ -19,7 +20,7 @@ from ovd.layers.contrastive import image_text_loss, uniformity_loss
 from ovd.models.clip_pretraining import CLIP
 from ovd.shapes.scenes import Pair
 from ovd.training.runner import build_runner
-from tests.helpers import ROOT, write_coco
+from tests.helpers import write_coco
 
 ARCHITECTURE = {
     'embed_dim': 16,
@@ -244,7 +245,7 @@ def test_prediction_averages_the_views(tmp_path: Path) -> None:
 
 def toy_config(folder: Path, **changes: Any) -> Config:
     """configs/clip_tiny_shapes.py at toy size: a few steps on a few pictures."""
-    config = Config.fromfile(ROOT / 'configs/clip_tiny_shapes.py')
+    config = load_config('clip_tiny_shapes')
     config.merge_from_dict(
         {
             'work_dir': str(folder / 'run'),

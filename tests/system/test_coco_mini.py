@@ -21,7 +21,7 @@ from ovd.regions.store import RegionStore
 from tests.helpers import ROOT, shared_path
 
 SMALL_RPN = """
-_base_ = './configs/rpn_r50_coco.py'
+_base_ = './configs/vild/rpn_r50_coco.py'
 train_dataloader = dict(dataset=dict(pipeline=[
     dict(type='ovd.LoadImage'),
     dict(type='LoadAnnotations', with_bbox=True),

@@ -18,7 +18,7 @@ from tests.toys.bert import write_bert
 pytest.importorskip('transformers')
 
 SMALL = """
-_base_ = './configs/glip_t_coco_captions.py'
+_base_ = './configs/glip/glip_t_coco_captions.py'
 load_from = None
 model = dict(
     text=dict(encoder=dict(model='bert', pretrained=False)),

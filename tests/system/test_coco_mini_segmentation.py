@@ -21,7 +21,7 @@ from tests.helpers import ROOT, shared_path
 from tests.system.test_coco_mini import tool
 
 LSEG = """
-_base_ = './configs/lseg_vitb32_ade20k.py'
+_base_ = './configs/lseg/lseg_vitb32_ade20k.py'
 coco = dict(
     _delete_=True, type='ovd.OpenVocabularySegDataset', data_root='data/coco/', vocabulary='coco',
     background='class')
@@ -46,7 +46,7 @@ val_dataloader = val_cfg = val_evaluator = None
 param_scheduler = []
 """
 GROUPVIT = """
-_base_ = './configs/groupvit_vits16_coco_object.py'
+_base_ = './configs/groupvit/groupvit_vits16_coco_object.py'
 test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
     _delete_=True, type='ovd.OpenVocabularySegDataset', data_root='data/coco/', vocabulary='coco',
     background='class', ann_file='annotations/instances_val2017.json', data_prefix=dict(img_path='val2017'),

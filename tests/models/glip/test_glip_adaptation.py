@@ -248,7 +248,7 @@ def test_rates_and_decays_of_the_published_recipe(folder: Path) -> None:
 
 def train(folder: Path, work_dir: Path, length: int, resume: bool = False) -> dict[str, Any]:
     """Train with averaged weights; the last checkpoint."""
-    hooks = load_config(ROOT / 'configs' / '_base_' / 'ema.py').custom_hooks
+    hooks = load_config(ROOT / 'configs' / '_base_' / 'schedules' / 'ema.py').custom_hooks
     folder.mkdir(exist_ok=True)
     config = load_config(write_config(folder, length=length, interval=4, extra=f'custom_hooks = {hooks!r}'))
     config.work_dir = str(work_dir)

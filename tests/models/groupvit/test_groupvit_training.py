@@ -12,10 +12,10 @@ from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from ovd.config import check_needs, load_config
+from ovd.config import check_needs, find_config, load_config
 from ovd.registry import MODELS
 from tests.cli.test_tools import equal, tool, weights
-from tests.helpers import ROOT, shared_path
+from tests.helpers import shared_path
 from tests.toys.captions import write_pictures, write_shards
 from tests.toys.groupvit import toy_groupvit
 
@@ -46,7 +46,7 @@ SMALL_RUN = [
 
 
 def path(name: str) -> Path:
-    return ROOT / 'configs' / f'groupvit_vits16_{name}.py'
+    return find_config(f'groupvit_vits16_{name}')
 
 
 def read(name: str) -> Config:

@@ -1,0 +1,18 @@
+"""COCO zero-shot with the weights of GLIP-T: val2017, the 80 names in one sentence.
+
+    python tools/test.py configs/glip_t_cap4m_to_coco.py work_dirs/glip_t.safetensors
+
+Li et al., CVPR 2022. Published AP: 46.3; with the released weights, trained on other captions, 46.6. Not
+run by us on the real weights.
+"""
+
+_base_ = '../glip_t_cap4m.py'
+
+needs = [
+    dict(
+        path='data/coco/annotations/instances_val2017.json',
+        what='COCO 2017 annotations and images',
+        how='see data/README.md, section COCO',
+    ),
+    *_base_.needs,
+]

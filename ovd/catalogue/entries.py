@@ -105,7 +105,7 @@ def entries() -> dict[str, Entry]:
     files = [*sorted(_FOLDER.glob('*.json')), *(sorted(own.glob('*.json')) if own.is_dir() else [])]
     found: dict[str, Entry] = {}
     for path in files:
-        found |= {entry.name: entry for entry in _read(path, path.stat().st_mtime_ns)}
+        found |= {entry.name: entry for entry in _read(path, path.stat().st_mtime_ns, _endpoint())}
     return found
 
 
@@ -120,7 +120,8 @@ def similar(name: str) -> list[str]:
 
 
 @lru_cache(maxsize=32)
-def _read(path: Path, changed: int) -> tuple[Entry, ...]:
+def _read(path: Path, changed: int, endpoint: str) -> tuple[Entry, ...]:
+    """The entries of a file, read again when it or the hub's address changes."""
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
         return tuple(_entry(item) for item in content['entries'])
@@ -145,8 +146,9 @@ def _file(item: Mapping[str, Any], entry: str) -> RemoteFile:
     hub = values.pop('hub', None)
     urls = [values.pop('url')] if 'url' in values else []
     if hub is not None:
+        revision = values.pop('revision', None) or 'main'
         paths = values.pop('paths', None) or [values.pop('path', values['name'])]
-        urls = [hub_url(hub, values.pop('revision', None) or 'main', path) for path in paths]
+        urls = [hub_url(hub, revision, path) for path in paths]
     name = values['name']
     parts = Path(name).parts
     if Path(name).is_absolute() or '..' in parts or not parts:
@@ -156,5 +158,8 @@ def _file(item: Mapping[str, Any], entry: str) -> RemoteFile:
 
 def hub_url(repository: str, revision: str, path: str) -> str:
     """The address of a file on the Hugging Face hub, or on ``$HF_ENDPOINT``."""
-    endpoint = os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')
-    return f'{endpoint}/{repository}/resolve/{revision}/{path}'
+    return f'{_endpoint()}/{repository}/resolve/{revision}/{path}'
+
+
+def _endpoint() -> str:
+    return os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')

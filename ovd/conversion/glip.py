@@ -14,6 +14,7 @@ from torch import Tensor
 from .converted import Converted
 
 _TOWER = 'bbox_head.head.dyhead_tower.'
+_PROMPT = 'text_offset.rows'
 _LANGUAGE = r'bbox_head\.head\.mlm_head\.'
 
 # Left out on purpose: (pattern of their keys in mmdet's format, why).
@@ -21,6 +22,10 @@ _UNUSED = [
     (r'text\.model\.embeddings\.position_ids', 'numbers 0, 1, 2 ... that older versions of BERT kept'),
     (r'text\.model\.pooler\..+', "BERT's pooling layer, which GLIP never uses"),
     (_LANGUAGE + r'.+', 'the head of masked language modelling, which detection never uses'),
+    (
+        r'bbox_head\.(\w+\.)?shallow_(contrastive_projection_\w+\..+|log_scale)',
+        "the projections that contrast regions with words of other images, which GLIPv2's training uses",
+    ),
     (r'bbox_head\.head\.cls_logits\..+', 'a frozen convolution that the authors create and never use'),
     (r'(bbox_head|rpn)\.(anchor_generator|resizer)\..+', 'anchors and settings, which are made anew'),
     (r'resizer\..+', 'settings, which are made anew'),
@@ -33,11 +38,19 @@ _PARTS = [
     (r'bbox_head\.head\.dot_product_projection_text\.(.+)', r'bbox_head.project_text.\1'),
     (r'bbox_head\.head\.bias_lang', r'bbox_head.bias_text'),
     (r'bbox_head\.head\.bias0', r'bbox_head.bias'),
+    (r'bbox_head\.(?:head\.)?tunable_linear\.weight', _PROMPT),
     (r'(backbone|neck)\.(.+)', r'\1.\2'),
 ]
 
-# The layout of transformers' language model head, whose bias is there under two names.
-_LANGUAGE_PARTS = [
+# Parts of GLIPv2: the contrast between images, and the head of masked language modelling in the layout of
+# transformers, whose bias is there under two names.
+_V2_PARTS = [
+    (
+        r'bbox_head\.(?:\w+\.)?shallow_contrastive_projection_image\.(.+)',
+        r'contrast.project_regions.\1',
+    ),
+    (r'bbox_head\.(?:\w+\.)?shallow_contrastive_projection_text\.(.+)', r'contrast.project_words.\1'),
+    (r'bbox_head\.(?:\w+\.)?shallow_log_scale', r'contrast.log_scale'),
     (_LANGUAGE + r'(?:predictions\.)?transform\.dense\.(.+)', r'language.dense.\1'),
     (_LANGUAGE + r'(?:predictions\.)?transform\.LayerNorm\.(.+)', r'language.norm.\1'),
     (_LANGUAGE + r'(?:predictions\.)?decoder\.(.+)', r'language.decoder.\1'),
@@ -93,13 +106,16 @@ _MICROSOFT = [
 _MICROSOFT_MARK = 'rpn.head.'
 
 
-def convert_glip(tensors: Mapping[str, Tensor], with_language: bool = False) -> Converted:
+def convert_glip(tensors: Mapping[str, Tensor], version: int = 1) -> Converted:
     """Tensors of a GLIP checkpoint, shallow (A) or deep (B, C, T, L), in mmdet's format or the authors'.
 
-    The numbers of attention heads are not in the file; the config says them.
+    The numbers of attention heads are not in the file; the config says them. A tuned prompt, one row for each
+    token of the sentence that it was tuned with, becomes the ``text_offset`` of a model with
+    ``text.offset=True`` and the words of that sentence.
 
     Args:
-        with_language: keep the head of masked language modelling, for ``GLIPv2`` with ``language``.
+        version: 2 keeps what only GLIPv2's training uses: the head of masked language modelling and the
+            contrast between images, for ``GLIPv2`` with ``language`` and ``contrast``.
     Raises:
         ValueError: not such a checkpoint.
     """
@@ -113,7 +129,7 @@ def convert_glip(tensors: Mapping[str, Tensor], with_language: bool = False) -> 
     counts = dict.fromkeys((reason for _, reason in _UNUSED), 0)
     for key, original in clean.items():
         name = _as_mmdet(key) if is_microsoft else key
-        target = _first_match(_LANGUAGE_PARTS, name) if with_language else None
+        target = _first_match(_V2_PARTS, name) if version == 2 else None
         target = target or _renamed(name, is_deep)
         reason = next((why for pattern, why in _UNUSED if re.fullmatch(pattern, target or name)), None)
         if reason is not None:
@@ -127,13 +143,28 @@ def convert_glip(tensors: Mapping[str, Tensor], with_language: bool = False) -> 
             converted[target] = tensors[original]
     converted |= _window_places(converted)
     notes = [describe_glip(converted)]
+    if _PROMPT in converted:
+        notes.append(_trim_prompt(converted))
     notes += [f'left out {count} tensors: {reason}' for reason, count in counts.items() if count]
     return Converted(converted, stripped, unmatched, tuple(notes))
 
 
 def convert_glipv2(tensors: Mapping[str, Tensor]) -> Converted:
-    """As ``convert_glip``, with the head of masked language modelling."""
-    return convert_glip(tensors, with_language=True)
+    """As ``convert_glip``, with what only GLIPv2's training uses."""
+    return convert_glip(tensors, version=2)
+
+
+def _trim_prompt(converted: dict[str, Tensor]) -> str:
+    """Keep the tuned rows of a prompt, or none; a line that tells of it.
+
+    The file holds a row for every token that a sentence could have; those that no sentence had are zero.
+    """
+    rows = converted.pop(_PROMPT)
+    tuned = rows.flatten(1).any(1).nonzero()
+    if not len(tuned):
+        return 'left out 1 tensors: a prompt that was never tuned'
+    converted[_PROMPT] = rows[: int(tuned.max()) + 1].contiguous()
+    return f'a tuned prompt of {len(converted[_PROMPT])} tokens, for text.offset=True and its own words'
 
 
 def describe_glip(converted: Mapping[str, Tensor]) -> str:

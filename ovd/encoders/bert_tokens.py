@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..checkpoints.loading import load_into, load_tensors
 from ..files import sha256_json, sha256_tensors
+from .foreign.safe_tokenizer import folder_tokenizer, transformers
 from .loading import PathLike
-from .safe_tokenizer import folder_tokenizer, transformers
 from .sources import looked_up_from, resolve_built_in
 from .token_encoder import TokenEncoder, TokenFeatures, Tokens, check_length, check_texts, weights_state
 

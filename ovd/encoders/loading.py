@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..checkpoints.loading import load_into, load_tensors
 from ..checkpoints.writing import save_tensors
 from ..files import sha256_json, sha256_tensors, write_json
-from .safe_tokenizer import cached_folder, clip_tokenizer, refuse_code
+from .foreign.safe_tokenizer import cached_folder, clip_tokenizer, refuse_code
+from .foreign.transformers_clip import SIGLIP_TOWER, SiglipImageTower, convert, is_transformers_layout
 from .sources import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -32,7 +33,6 @@ from .sources import (
     resolve_built_in,
     split_config,
 )
-from .transformers_clip import SIGLIP_TOWER, SiglipImageTower, convert, is_transformers_layout
 
 PathLike = str | os.PathLike[str]
 

@@ -15,8 +15,8 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
 from ..checkpoints.shards import INDEX_SUFFIX, is_index, shard_names
 from ..files import model_home
-from .safe_tokenizer import OWN_TOKENIZER, has_clip_tokens, read_json
-from .transformers_clip import read_config
+from .foreign.safe_tokenizer import OWN_TOKENIZER, has_clip_tokens, read_json
+from .foreign.transformers_clip import read_config
 
 CONFIG_NAME = 'open_clip_config.json'
 WEIGHTS_NAME = 'open_clip_model.safetensors'

@@ -10,7 +10,6 @@ import pytest
 from ovd.catalogue.entries import Entry, entries, find_entry, hub_url, names, similar
 from ovd.config import load_config
 from ovd.inference.fetching import CONVERTERS
-from tests.helpers import ROOT
 
 MODELS = [entry for entry in entries().values() if entry.config is not None]
 
@@ -24,7 +23,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize('entry', MODELS, ids=lambda entry: entry.name)
 def test_configs_and_requirements_exist(entry: Entry) -> None:
     settings = {key: value for key, value in entry.settings.items() if key != 'model.text.embeddings'}
-    config = load_config(ROOT / 'configs' / f'{entry.config}.py', settings)
+    assert entry.config is not None
+    config = load_config(entry.config, settings)
     assert config.get('test_dataloader') is not None
     for name in entry.requires:
         assert find_entry(name).kind == 'encoder'

@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.models.backbones.swin import PatchMerging, WindowMSA
+from mmdet.utils import register_all_modules
 from torch import Tensor
 
-from ovd.conversion.glip import convert_glip
-from tests.toys.glip import toy_glip
+from ovd.checkpoints.loading import load_into
+from ovd.conversion.glip import convert_glip, convert_glipv2
+from ovd.registry import MODELS
+from tests.toys.glip import toy_config, toy_glip
+from tests.toys.published import as_microsoft, glip_as_mmdet
 
 
 def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
@@ -143,38 +147,6 @@ def test_published_files_fit_our_models(size: dict, deep: bool, entries: int) ->
     )
 
 
-def as_microsoft(key: str) -> str:
-    """The authors' name of a key in mmdet's format."""
-    for old, new in (
-        ('backbone.patch_embed.projection', 'backbone.body.patch_embed.proj'),
-        ('backbone.stages', 'backbone.body.layers'),
-        ('backbone.patch_embed', 'backbone.body.patch_embed'),
-        ('backbone.norm', 'backbone.body.norm'),
-        ('neck.lateral_convs.0.conv', 'backbone.fpn.fpn_inner2'),
-        ('neck.lateral_convs.1.conv', 'backbone.fpn.fpn_inner3'),
-        ('neck.lateral_convs.2.conv', 'backbone.fpn.fpn_inner4'),
-        ('neck.fpn_convs.0.conv', 'backbone.fpn.fpn_layer2'),
-        ('neck.fpn_convs.1.conv', 'backbone.fpn.fpn_layer3'),
-        ('neck.fpn_convs.2.conv', 'backbone.fpn.fpn_layer4'),
-        ('neck.fpn_convs.3.conv', 'backbone.fpn.top_blocks.p6'),
-        ('neck.fpn_convs.4.conv', 'backbone.fpn.top_blocks.p7'),
-        ('bbox_head.', 'rpn.'),
-        ('language_model.', ''),
-    ):
-        if key.startswith(old):
-            key = new + key.removeprefix(old)
-            break
-    for old, new in (
-        ('attn.w_msa', 'attn'),
-        ('ffn.layers.0.0', 'mlp.fc1'),
-        ('ffn.layers.1', 'mlp.fc2'),
-        ('dyconvs', 'DyConv'),
-        ('attnconv', 'AttnConv'),
-    ):
-        key = key.replace(old, new)
-    return f'module.{key}'
-
-
 def test_the_authors_layout_converts_too() -> None:
     shapes = published_shapes(**TINY, deep=True)
     theirs = empty({as_microsoft(key): shape for key, shape in shapes.items()})
@@ -243,3 +215,54 @@ def test_files_without_the_places_in_windows_are_completed(size: dict) -> None:
     assert len(missing) == sum(size['depths'])
     for key in missing:
         assert torch.equal(found[key], expected)
+
+
+@pytest.mark.parametrize(
+    'place', ['module.rpn.tunable_linear.weight', 'module.rpn.head.tunable_linear.weight']
+)
+def test_a_tuned_prompt_converts_to_the_shifts_of_its_words(tmp_path: Path, place: str) -> None:
+    """The first rows are those of the sentence's tokens; the file has 1,000 of them."""
+    text = {'encoder': {'model': str(tmp_path / 'bert')}, 'vocabulary': ['star', 'ring'], 'offset': True}
+    model = toy_glip(tmp_path / 'bert', text=text)
+    length, width = model.text_offset.rows.shape
+    rows = torch.zeros(1000, width)
+    rows[:length] = torch.randn(length, width)
+    theirs = {as_microsoft(key): value for key, value in glip_as_mmdet(model.state_dict()).items()}
+    theirs.pop(next(key for key in theirs if 'text_offset' in key))
+    converted = convert_glip(theirs | {place: rows})
+    assert not converted.unmatched
+    assert torch.equal(converted.tensors['text_offset.rows'], rows[:length])
+    assert any(f'a tuned prompt of {length} tokens' in note for note in converted.notes)
+    assert load_into(model, converted.tensors).is_complete
+    assert torch.equal(model.text_offset.rows, rows[:length])
+
+    untuned = convert_glip(theirs | {place: torch.zeros(1000, width)})
+    assert 'text_offset.rows' not in untuned.tensors
+    assert any('never tuned' in note for note in untuned.notes)
+
+
+def test_the_contrast_between_images_converts_for_glipv2(tmp_path: Path) -> None:
+    register_all_modules(init_default_scope=False)
+    model = MODELS.build(toy_config(tmp_path / 'bert', type='ovd.GLIPv2', contrast={'embed_dim': 6}))
+    ours = model.state_dict()
+    names = {
+        'contrast.project_regions.': 'rpn.loss_evaluator.shallow_contrastive_projection_image.',
+        'contrast.project_words.': 'rpn.loss_evaluator.shallow_contrastive_projection_text.',
+        'contrast.log_scale': 'rpn.loss_evaluator.shallow_log_scale',
+    }
+    theirs = {}
+    for key, value in glip_as_mmdet(ours).items():
+        name = as_microsoft(key)
+        for old, new in names.items():
+            name = f'module.{new}{key.removeprefix(old)}' if key.startswith(old) else name
+        theirs[name] = value
+    assert sum('shallow' in key for key in theirs) == 5
+    converted = convert_glipv2(theirs)
+    assert not converted.unmatched
+    assert load_into(model, converted.tensors).is_complete
+    for key, value in ours.items():
+        assert torch.equal(converted.tensors[key], value), key
+    plain = convert_glip(theirs)
+    assert not plain.unmatched
+    assert len(plain.stripped) == 5
+    assert any('left out 5 tensors' in note for note in plain.notes)

@@ -25,8 +25,8 @@ from ovd.inference.predictor import Predictor
 from ovd.registry import MODELS
 from tests.conversion.test_conversion import as_detpro
 from tests.conversion.test_lseg_conversion import as_lseg, save_lightning
-from tests.encoders.test_transformers_clip import write_clip
-from tests.helpers import ROOT, write_image
+from tests.encoders.foreign.test_transformers_clip import write_clip
+from tests.helpers import write_image
 from tests.inference.test_model_folder import assert_identical
 from tests.toys.bert import write_bert
 from tests.toys.checkpoints import BOOBY_TRAPS, was_run
@@ -167,7 +167,7 @@ def test_glip_of_mmdet_whose_name_carries_its_hash(home: Path, server: Server, t
 
 
 def test_glip_of_the_authors(home: Path, server: Server, tmp_path: Path) -> None:
-    config = slim(load_config(ROOT / 'configs' / 'glip_t_b_o365.py'), tmp_path / 'bert')
+    config = slim(load_config('glip_t_b_o365'), tmp_path / 'bert')
     config.model.text.vocabulary = WORDS
     config.model.test_cfg.score_thr = 0.0
     config.test_dataloader.dataset.pipeline[1].scale = (96, 64)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ovd.conversion.glip import _ELEMENTS
-from tests.conversion.test_glip_conversion import as_microsoft
 
 
 def glip_as_mmdet(ours: dict[str, Tensor], deep: bool = True) -> dict[str, Tensor]:
@@ -58,6 +57,38 @@ def _element(name: str) -> str:
                 found = found.replace(group, value, 1)
             return found
     raise KeyError(name)
+
+
+def as_microsoft(key: str) -> str:
+    """The authors' name of a key in mmdet's format."""
+    for old, new in (
+        ('backbone.patch_embed.projection', 'backbone.body.patch_embed.proj'),
+        ('backbone.stages', 'backbone.body.layers'),
+        ('backbone.patch_embed', 'backbone.body.patch_embed'),
+        ('backbone.norm', 'backbone.body.norm'),
+        ('neck.lateral_convs.0.conv', 'backbone.fpn.fpn_inner2'),
+        ('neck.lateral_convs.1.conv', 'backbone.fpn.fpn_inner3'),
+        ('neck.lateral_convs.2.conv', 'backbone.fpn.fpn_inner4'),
+        ('neck.fpn_convs.0.conv', 'backbone.fpn.fpn_layer2'),
+        ('neck.fpn_convs.1.conv', 'backbone.fpn.fpn_layer3'),
+        ('neck.fpn_convs.2.conv', 'backbone.fpn.fpn_layer4'),
+        ('neck.fpn_convs.3.conv', 'backbone.fpn.top_blocks.p6'),
+        ('neck.fpn_convs.4.conv', 'backbone.fpn.top_blocks.p7'),
+        ('bbox_head.', 'rpn.'),
+        ('language_model.', ''),
+    ):
+        if key.startswith(old):
+            key = new + key.removeprefix(old)
+            break
+    for old, new in (
+        ('attn.w_msa', 'attn'),
+        ('ffn.layers.0.0', 'mlp.fc1'),
+        ('ffn.layers.1', 'mlp.fc2'),
+        ('dyconvs', 'DyConv'),
+        ('attnconv', 'AttnConv'),
+    ):
+        key = key.replace(old, new)
+    return f'module.{key}'
 
 
 def glip_as_microsoft(ours: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ovd.checkpoints.loading import load_tensors
 from ovd.checkpoints.shards import load_shards
+from ovd.encoders.foreign.transformers_clip import convert, read_config
 from ovd.encoders.image_encoder import ImageEncoder
 from ovd.encoders.loading import build_clip, load_clip, save_clip
 from ovd.encoders.text_encoder import TextEncoder
-from ovd.encoders.transformers_clip import convert, read_config
 from tests.toys.clip import write_architecture
 
 transformers = pytest.importorskip('transformers')

@@ -26,7 +26,9 @@ DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='ovd', locations=['ovd.datasets']
 )
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='ovd', locations=['ovd.evaluation'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='ovd', locations=['ovd.training.hooks'])
+HOOKS = Registry(
+    'hook', parent=MMENGINE_HOOKS, scope='ovd', locations=['ovd.training.hooks', 'ovd.training.progress']
+)
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='ovd', locations=['ovd.training.optim']
 )

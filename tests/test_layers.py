@@ -17,10 +17,12 @@ LAYERS = [
     {
         'version',
         'files',
-        'options',
         'randomness',
         'devices',
+        'optional',
+        'options',
         'registry',
+        'threads',
         'config',
         'hosts',
         'checkpoints',
@@ -102,7 +104,7 @@ def allowed_parts(part: str) -> set[str]:
     level = next(index for index, layer in enumerate(LAYERS) if part in layer)
     lower = set().union(*LAYERS[:level])
     if part in BOTTOM:
-        lower = {'files', 'options', 'registry', 'version'}
+        lower = {'files', 'optional', 'options', 'registry', 'version'}
     return lower | SIDEWAYS.get(part, set()) | {part}
 
 

@@ -15,8 +15,6 @@ or those that --phrases gives, as words of the caption or as characters START:EN
 """
 
 import argparse
-import glob
-import os
 import re
 import sys
 import time
@@ -25,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ovd.cli.console import KeyValue, one_line, run_tool
-from ovd.files import IMAGE_SUFFIXES
+from ovd.cli.console import USER_ERROR, KeyValue, one_line, run_tool
+from ovd.inference.sources import find_images, output_stems
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,42 +137,6 @@ def settle(predictor: 'Predictor', args: argparse.Namespace) -> None:
         predictor.set_background(False)
 
 
-def find_images(patterns: Sequence[str]) -> list[Path]:
-    """Image files of all arguments in their order, each once.
-
-    Folders and globs give what has the ending of an image and is not hidden; a file that is named is taken.
-
-    Raises:
-        FileNotFoundError: a file or folder that does not exist, a glob that matches no image, or a folder
-            without images.
-    """
-    paths: dict[str, Path] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if not pattern:
-            raise FileNotFoundError("image '' does not exist: the name is empty")
-        if path.is_dir():
-            found = [child for child in sorted(path.iterdir()) if is_image(child)]
-            if not found:
-                raise FileNotFoundError(f'folder {path} holds no image ({", ".join(IMAGE_SUFFIXES)})')
-        elif path.exists():
-            found = [path]
-        else:
-            matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-            found = [match for match in matches if is_image(match)]
-            if not found and glob.has_magic(pattern):
-                raise FileNotFoundError(f'no image matches {pattern!r}')
-            if not found:
-                raise FileNotFoundError(f'image {path} does not exist')
-        for image in found:
-            paths.setdefault(os.path.abspath(image), image)
-    return list(paths.values())
-
-
-def is_image(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
-
-
 def require_model(config: str, checkpoint: str) -> None:
     """Say what to run when the quickstart's model was never trained, or which file is missing."""
     if not Path(config).exists():
@@ -233,7 +195,7 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
         print(
             f'{done} of {len(paths)} images, {found} {what}{plural}, {seconds:.1f} s; results in {args.out}'
         )
-    return 1 if failed else 0
+    return USER_ERROR if failed else 0
 
 
 def parse_phrases(phrases: Sequence[str] | None) -> list[str | list[list[int]]] | None:
@@ -261,26 +223,6 @@ def draw_groups(predictor: 'Predictor', image: 'np.ndarray', stem: str, args: ar
     for groups in chosen:
         with atomic_path(args.out / f'{stem}_groups_{groups.stage}.png') as temporary:
             Image.fromarray(groups.draw(image, args.font)).save(temporary, format='PNG')
-
-
-def output_stems(paths: list[Path], folder: Path) -> list[str]:
-    """File names without ending: the image's own, numbered where two agree or a file would be lost: an image,
-    or the JSON file beside it, which may hold its annotations."""
-    taken = {path.resolve() for path in paths}
-    taken |= {file.resolve() for path in paths if (file := path.with_suffix('.json')).exists()}
-
-    def results(stem: str) -> set[Path]:
-        return {(folder / f'{stem}{ending}').resolve() for ending in ('.png', '.json')}
-
-    stems = []
-    for path in paths:
-        stem, number = path.stem, 1
-        while results(stem) & taken:
-            number += 1
-            stem = f'{path.stem}_{number}'
-        taken |= results(stem)
-        stems.append(stem)
-    return stems
 
 
 def describe(prediction: 'Prediction') -> str:

@@ -9,12 +9,10 @@ Reading order: RegionCaching (a config section, opened), cache_regions (the inne
 
 import difflib
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from ..encoders.image_encoder import ImageEncoder
 from ..regions.crops import CropPolicy, crop_regions, join_scales
 from ..regions.store import RegionStoreWriter
 from ..text.vocabulary import Vocabulary
+from ..threads import map_ahead
 from ..version import __version__
 from .proposals import Proposals, build_proposals
 
@@ -40,8 +39,6 @@ _REQUIRED = {'dataset': ('ann_file', 'images'), 'image_encoder': ('model',)}
 _BATCH_MULTIPLE = 32
 _IMAGES_PER_WINDOW = 16
 ProposalSource = Callable[[Sequence[tuple[int, np.ndarray]]], list[tuple[Tensor, Tensor]]]
-Item = TypeVar('Item')
-Result = TypeVar('Result')
 
 
 class Tower(Protocol):
@@ -305,21 +302,6 @@ def _decode(image: CacheImage, exif: bool) -> np.ndarray:
             f'dataset.exif={not exif}'
         )
     return array
-
-
-def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """``map`` with a bounded number of results computed ahead by threads; 0 workers: in line."""
-    if workers == 0:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def read_cache_images(

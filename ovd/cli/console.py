@@ -1,4 +1,4 @@
-"""What every command-line tool shares: one-line errors, thread count, a quiet start."""
+"""What every command shares: one-line errors and exit codes, thread count, values, config arguments."""
 
 import argparse
 import ast
@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..devices import limit_threads
 
@@ -17,29 +17,75 @@ Main = Callable[[Sequence[str] | None], int | None]
 EXPECTED_ERRORS = (ValueError, LookupError, OSError, NotImplementedError, ImportError)
 
 
-def run_tool(main: Main, argv: Sequence[str] | None = None) -> int:
-    """Run a tool's ``main(argv)`` and return its exit code.
+def say(text: str = '', err: bool = False) -> None:
+    """Write a line to stdout, or to stderr, at once."""
+    stream = sys.stderr if err else sys.stdout
+    stream.write(f'{text}\n')
+    stream.flush()
 
-    Errors a user can cause end in one line on stderr and code 1; ``OVD_TRACEBACK=1`` shows where they arose.
-    Ctrl-C ends with code 130. Programming errors keep their traceback.
+
+USER_ERROR = 2
+OUR_ERROR = 1
+
+
+def run_tool(main: Main, argv: Sequence[str] | None = None, debug: bool = False) -> int:
+    """Run ``main(argv)`` and return its exit code.
+
+    Every error is one line on stderr: code 2 for what the user gave, as argparse has it, code 1 for a mistake
+    in the program, whose traceback goes to the log file of the run. ``OVD_TRACEBACK=1`` or ``debug``
+    raises either. Ctrl-C ends with code 130.
     """
     limit_threads()
     try:
         return main(argv) or 0
     except KeyboardInterrupt:
+        _close_bars()
         sys.stderr.write('interrupted\n')
         return 130
     except Exception as error:
-        if os.environ.get('OVD_TRACEBACK') or not _is_expected(error):
+        _close_bars()
+        if debug or os.environ.get('OVD_TRACEBACK'):
             raise
-        sys.stderr.write(f'error: {one_line(error)}\n')
-        return 1
+        if _is_expected(error):
+            say(f'error: {one_line(error)}', err=True)
+            return USER_ERROR
+        _log_traceback(error)
+        say(f'error in ovd: {_where(error)}: {one_line(error)} (OVD_TRACEBACK=1 shows more)', err=True)
+        return OUR_ERROR
     finally:
         distributed = sys.modules.get('torch.distributed')
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             # A wrapped model keeps the group's threads alive, and one that meets Python's own end aborts.
             gc.collect()
             distributed.destroy_process_group()
+
+
+def _close_bars() -> None:
+    """End the line of an open progress bar."""
+    module = sys.modules.get('tqdm')
+    for bar in list(getattr(module.tqdm, '_instances', ())) if module is not None else ():
+        bar.close()
+
+
+def _where(error: Exception) -> str:
+    """Type of an error and the line that raised it."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    line = f' in {Path(frames[-1].filename).name}:{frames[-1].lineno}' if frames else ''
+    return f'{type(error).__name__}{line}'
+
+
+def _log_traceback(error: Exception) -> None:
+    """Write a traceback into the log file of the run, where one is open."""
+    import logging
+    import traceback
+
+    module = sys.modules.get('mmengine.logging')
+    for handler in module.MMLogger.get_current_instance().handlers if module is not None else ():
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+            handler.stream.write(''.join(traceback.format_exception(error)))
+            handler.flush()
 
 
 def _is_expected(error: Exception) -> bool:
@@ -69,6 +115,13 @@ def one_line(error: BaseException) -> str:
         if isinstance(error, TypeError):
             text = f'in the config of {built[1]}: {text}'
     return ' '.join(text.split()) or type(error).__name__
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one line too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f'error: {message} (see {self.prog} --help)\n')
 
 
 class KeyValue(argparse.Action):

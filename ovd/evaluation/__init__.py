@@ -1,5 +1,6 @@
 from . import (  # noqa: F401
     classification,
+    coco_results,
     detection,
     few_shot,
     grouping,

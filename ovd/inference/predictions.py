@@ -2,19 +2,23 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from ..evaluation.coco_results import encode_mask, instance_entries, map_entries
+from ..optional import import_optional
 from .draw import RGB, draw_instances, draw_segmentation, font_size, name_colors
 from .draw_caption import Mark, draw_caption
+from .result import Result
 
 AnyPrediction = TypeVar('AnyPrediction', bound='Prediction')
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Result):
     """What was found on one image, best score first.
 
     Attributes:
@@ -41,15 +45,23 @@ class Prediction:
     ) -> AnyPrediction:
         """Keep the best ``max_per_image`` of the instances with at least ``score_threshold``."""
         keep = np.argsort(-self.scores, kind='stable')
-        keep = keep[self.scores[keep] >= score_threshold][:max_per_image]
+        return self.keep(keep[self.scores[keep] >= score_threshold][:max_per_image])
+
+    def keep(self: AnyPrediction, indices: np.ndarray) -> AnyPrediction:
+        """The instances at these indices, in this order."""
         return replace(
             self,
-            boxes=self.boxes[keep],
-            scores=self.scores[keep],
-            labels=self.labels[keep],
-            names=tuple(self.names[index] for index in keep),
-            masks=None if self.masks is None else self.masks[keep],
+            boxes=self.boxes[indices],
+            scores=self.scores[indices],
+            labels=self.labels[indices],
+            names=tuple(self.names[index] for index in indices),
+            masks=None if self.masks is None else self.masks[indices],
         )
+
+    def suppress(self: AnyPrediction, iou: float, across_names: bool = False) -> AnyPrediction:
+        """Without instances whose box overlaps a better one of the same name, or of any name, by more."""
+        groups = np.zeros_like(self.labels) if across_names else self.labels
+        return self.keep(non_maximum(self.boxes, self.scores, groups, iou))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; masks as COCO run lengths, which pycocotools decodes."""
@@ -59,8 +71,47 @@ class Prediction:
         ]
         if self.masks is not None:
             for instance, mask in zip(instances, self.masks):
-                instance['mask'] = _run_lengths(mask)
+                instance['mask'] = encode_mask(mask)
         return {'height': self.size[0], 'width': self.size[1], 'instances': instances}
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Entries of a COCO results file.
+
+        Args:
+            image_id: of this image in the annotation file.
+            category_ids: one for each label; by default the label plus one.
+        """
+        ids = [int(label) + 1 if category_ids is None else category_ids[label] for label in self.labels]
+        return instance_entries(image_id, self.boxes, self.scores, ids, self.masks)
+
+    def to_pandas(self) -> Any:
+        """A table with a row for each instance: name, label, score, x1, y1, x2, y2 in pixels."""
+        pandas = import_optional('pandas', 'export', 'to_pandas')
+        columns = {'name': list(self.names), 'label': self.labels, 'score': self.scores}
+        corners = self.boxes.reshape(-1, 4).T
+        return pandas.DataFrame(columns | dict(zip(('x1', 'y1', 'x2', 'y2'), corners)))
+
+    def to_supervision(self) -> Any:
+        """``supervision.Detections``, with the names as ``data['class_name']``."""
+        supervision = import_optional('supervision', 'export', 'to_supervision')
+        return supervision.Detections(
+            xyxy=self.boxes,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.labels,
+            data={'class_name': np.array(self.names, dtype=str)},
+        )
+
+    def to_data_sample(self) -> Any:
+        """mmdet's ``DetDataSample`` with ``pred_instances``: bboxes, scores, labels, masks as tensors."""
+        import torch
+        from mmdet.structures import DetDataSample
+        from mmengine.structures import InstanceData
+
+        values = {'bboxes': self.boxes, 'scores': self.scores, 'labels': self.labels, 'masks': self.masks}
+        given = {key: torch.as_tensor(value) for key, value in values.items() if value is not None}
+        instances = InstanceData(**given)
+        return DetDataSample(pred_instances=instances, metainfo={'ori_shape': self.size})
 
     def draw(
         self,
@@ -143,7 +194,7 @@ class Grounding(Prediction):
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class Segmentation(Result):
     """A word for every pixel of one image.
 
     Attributes:
@@ -210,12 +261,67 @@ class Segmentation:
                 'label': label,
                 'is_background': label == self.background,
                 'area': area,
-                'mask': _run_lengths(self.labels == label),
+                'mask': encode_mask(self.labels == label),
             }
             for label, area in self._areas().items()
         ]
         height, width = self.size
         return {'height': height, 'width': width, 'background': self.background, 'segments': segments}
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Entries of a COCO results file for maps: one for each word on the image, without a score.
+
+        Args:
+            image_id, category_ids: as for ``Prediction``.
+        """
+        ids = range(1, len(self.vocabulary) + 1) if category_ids is None else category_ids
+        return map_entries(image_id, self.labels, list(ids))
+
+    def to_pandas(self) -> Any:
+        """A table with a row for each word on the image: name, label, area in pixels, share of the image."""
+        pandas = import_optional('pandas', 'export', 'to_pandas')
+        found = {label: area for label, area in self._areas().items() if label != self.background}
+        areas = np.array(list(found.values()), np.int64)
+        columns = {'name': list(self.names), 'label': np.array(list(found), np.int64), 'area': areas}
+        return pandas.DataFrame(columns | {'share': areas / self.labels.size})
+
+    def to_supervision(self) -> Any:
+        """``supervision.Detections``: one mask for each word on the image, without a score."""
+        supervision = import_optional('supervision', 'export', 'to_supervision')
+        instances = self.to_instances()
+        return supervision.Detections(
+            xyxy=instances.boxes,
+            mask=instances.masks,
+            class_id=instances.labels,
+            data={'class_name': np.array(instances.names, dtype=str)},
+        )
+
+    def to_instances(self) -> Prediction:
+        """The words on the image, the largest first, as objects: mask, box around it, and score 1."""
+        found = [label for label in self._areas() if label != self.background]
+        masks = np.array([self.labels == label for label in found]).reshape(-1, *self.size)
+        boxes = [
+            (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+            for rows, columns in ([np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)] for mask in masks)
+        ]
+        return Prediction(
+            boxes=np.array(boxes, np.float32).reshape(-1, 4),
+            scores=np.ones(len(found), np.float32),
+            labels=np.array(found, np.int64),
+            names=tuple(self.vocabulary[label] for label in found),
+            masks=masks,
+            size=self.size,
+            source=self.source,
+        )
+
+    def to_data_sample(self) -> Any:
+        """mmseg's ``SegDataSample`` with ``pred_sem_seg``, int64 [1, H, W]."""
+        import torch
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        labels = PixelData(data=torch.from_numpy(self.labels)[None])
+        return SegDataSample(pred_sem_seg=labels, metainfo={'ori_shape': self.size})
 
     def draw(
         self,
@@ -252,14 +358,23 @@ def find_background(names: tuple[str, ...]) -> int | None:
     return next((lowered.index(word) for word in BACKGROUND_WORDS if word in lowered), None)
 
 
+def non_maximum(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, iou: float) -> np.ndarray:
+    """Indices that non-maximum suppression keeps within each group, best score first.
+
+    Args:
+        boxes: [N, 4] xyxy.
+        scores: [N].
+        groups: whole numbers [N].
+        iou: of two boxes that overlap more, the better is kept.
+    """
+    import torch
+    from torchvision.ops import batched_nms
+
+    tensors = [torch.from_numpy(np.ascontiguousarray(values)) for values in (boxes, scores, groups)]
+    kept: np.ndarray = batched_nms(*tensors, iou).numpy()
+    return kept
+
+
 def _check_size(image: np.ndarray, size: tuple[int, int]) -> None:
     if image.shape[:2] != size:
         raise ValueError(f'this prediction is for an image of {size}, got one of {image.shape[:2]}')
-
-
-def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed run lengths of a bool mask [H, W]."""
-    from pycocotools import mask as coco_mask
-
-    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {'size': [int(side) for side in encoded['size']], 'counts': encoded['counts'].decode('ascii')}

@@ -8,7 +8,7 @@ Reading order: ``Predictor``, helpers.
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,23 @@ from .questions import caption_question
 if TYPE_CHECKING:
     from ..models.base import OpenVocabularyModel
 
-ImageSource = str | os.PathLike[str] | np.ndarray | Image.Image
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image that has been through the test pipeline; see ``Predictor.load``.
+
+    Attributes:
+        data: what the pipeline gave: the input tensor and its data sample.
+        source: what was loaded.
+    """
+
+    data: dict[str, Any]
+    source: Any
+
+
+ImageSource = str | os.PathLike[str] | np.ndarray | Image.Image | LoadedImage
 Answer = Prediction | Segmentation
+_ONE_IMAGE = (str, os.PathLike, np.ndarray, Image.Image, LoadedImage)
 
 # Transforms that read annotations; a question has none.
 _ANNOTATION_LOADERS = ('LoadAnnotations', 'LoadRegionEmbeddings', 'LoadSegmentation')
@@ -198,7 +213,7 @@ class Predictor:
                 f'{type(self.model).__name__} labels pixels'
             )
         shown = self.vocabulary.labels
-        answers = (self._answer(sample, shown) for sample in self._stream(images, batch_size, {}))
+        answers = (self._answer(sample, shown, source) for sample, source in self._stream(images, batch_size))
         return [
             answer.select(score_threshold, max_per_image) if isinstance(answer, Prediction) else answer
             for answer in answers
@@ -228,12 +243,20 @@ class Predictor:
         question = {'text': caption, 'tokens_positive': [list(map(list, ranges)) for ranges in prompt.spans]}
         found = tuple(Phrase(text, spans) for text, spans in zip(prompt.names, prompt.spans))
         answers = []
-        for sample in self._stream(images, batch_size, question):
-            answer = _instances(sample, prompt.names)
+        for sample, source in self._stream(images, batch_size, question):
+            answer = replace(_instances(sample, prompt.names), source=source)
             values = {field.name: getattr(answer, field.name) for field in fields(answer)}
             grounding = Grounding(**values, caption=caption, phrases=found)
             answers.append(grounding.select(score_threshold, max_per_image))
         return answers
+
+    def load(self, image: ImageSource) -> LoadedImage:
+        """An image read and preprocessed, which every method takes for an image; threads may load ahead.
+
+        Raises:
+            FileNotFoundError, ValueError: as in ``predict``.
+        """
+        return image if isinstance(image, LoadedImage) else LoadedImage(self._load(image, 0), image)
 
     def prepare(self, image: ImageSource) -> tuple[torch.Tensor, Any]:
         """The preprocessed input [1, 3, H, W] that the model gets for an image, and its data sample."""
@@ -243,23 +266,24 @@ class Predictor:
         return data['inputs'], data['data_samples'][0]
 
     def _stream(
-        self, images: ImageSource | Sequence[ImageSource], batch_size: int, question: Mapping[str, Any]
-    ) -> Iterator[Any]:
-        """Data samples with answers in order, ``batch_size`` images in memory at a time.
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        batch_size: int,
+        question: Mapping[str, Any] | None = None,
+    ) -> Iterator[tuple[Any, Any]]:
+        """(Data sample with the answer, what was asked about), ``batch_size`` images in memory at a time.
 
         Args:
             question: what is added to each data sample.
         """
-        sources = (
-            [images] if isinstance(images, (str, os.PathLike, np.ndarray, Image.Image)) else list(images)
-        )
+        sources = [images] if isinstance(images, _ONE_IMAGE) else list(images)
         if batch_size < 1:
             raise ValueError(f'batch_size must be at least 1, got {batch_size}')
         for start in range(0, len(sources), batch_size):
             window = sources[start : start + batch_size]
             inputs = [self._load(source, start + index) for index, source in enumerate(window)]
             for item in inputs:
-                item['data_samples'].set_metainfo(dict(question))
+                item['data_samples'].set_metainfo(dict(question or {}))
             found: list[Any] = [None] * len(inputs)
             for group in _equal_shapes(inputs):
                 batch = {key: [inputs[index][key] for index in group] for key in ('inputs', 'data_samples')}
@@ -267,10 +291,12 @@ class Predictor:
                     samples = self.model.test_step(batch)
                 for index, sample in zip(group, samples):
                     found[index] = sample
-            yield from found
+            yield from zip(found, map(_source, window))
 
     def _load(self, source: ImageSource, index: int) -> dict[str, Any]:
         """Run the test pipeline on the image at place ``index`` of the question."""
+        if isinstance(source, LoadedImage):
+            return {**source.data, 'data_samples': source.data['data_samples'].clone()}
         try:
             if isinstance(source, (str, os.PathLike)):
                 loaded = self._from_path({'img_path': os.fspath(source), 'img_id': index})
@@ -283,7 +309,7 @@ class Predictor:
         data: dict[str, Any] = loaded
         return data
 
-    def _answer(self, sample: Any, shown: tuple[str, ...]) -> Answer:
+    def _answer(self, sample: Any, shown: tuple[str, ...], source: Any) -> Answer:
         """What a data sample holds, with the names of its labels."""
         if self.is_segmentor:
             own = self.model.background_index
@@ -291,12 +317,18 @@ class Predictor:
                 labels=sample.pred_sem_seg.data[0].cpu().numpy().astype(np.int64),
                 vocabulary=shown,
                 background=find_background(shown) if own is None else own,
+                source=source,
             )
-        return _instances(sample, shown)
+        return replace(_instances(sample, shown), source=source)
 
     def colors(self) -> dict[str, RGB]:
         """A colour for each name of the vocabulary, equal on every picture."""
         return name_colors(self.vocabulary.labels)
+
+
+def _source(image: ImageSource) -> Any:
+    """What an answer remembers of its image."""
+    return image.source if isinstance(image, LoadedImage) else image
 
 
 def _build_model(config: Config, checkpoint: str | os.PathLike[str]) -> 'OpenVocabularyModel':

@@ -22,7 +22,7 @@ import torch
 from mmdet.structures import DetDataSample
 from torch import Tensor
 
-from ..caching.clip_regions import key_problems, map_ahead
+from ..caching.clip_regions import key_problems
 from ..config import load_config
 from ..datasets.captions.dataset import CaptionDataset, Tally
 from ..datasets.grounding.dataset import GroundingDataset
@@ -32,6 +32,7 @@ from ..inference.predictor import Predictor
 from ..options import check_option
 from ..registry import DATASETS
 from ..text.nouns import NounExtractor
+from ..threads import map_ahead
 from ..version import __version__
 from .selection import CaptionTask, Ranges, Selection, grounding_task, label_image
 

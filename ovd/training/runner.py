@@ -23,6 +23,7 @@ from torch import nn
 from ..checkpoints.comparing import compare
 from ..checkpoints.loading import load_for_inference, load_into
 from ..checkpoints.reading import read_checkpoint
+from ..optional import import_optional
 from ..registry import DATASETS, MODELS
 from .hooks import find_latest
 
@@ -266,7 +267,7 @@ def build_runner(config: Config) -> ToolRunner:
         checkpoint['type'] = 'ovd.CheckpointHook'
     custom = list(config.get('custom_hooks') or [])
     given = {hook.get('type') for hook in custom if isinstance(hook, dict)}
-    ours = ('ovd.RepeatableHook', 'ovd.MeanLossHook')
+    ours = ('ovd.RepeatableHook', 'ovd.MeanLossHook', 'ovd.ProgressHook', 'ovd.CurvesHook')
     custom += [{'type': name} for name in ours if name not in given]
     config.custom_hooks = custom
     runner = ToolRunner.from_cfg(config)
@@ -323,6 +324,20 @@ def check_region_store(config: Mapping[str, Any]) -> None:
     if any(step.get('store') == section['store'] for step in steps):
         crops = CropPolicy(**section.get('crops') or {})
         RegionStore(section['store']).check(crops=crops.to_dict())
+
+
+def log_to_tensorboard(config: Config) -> None:
+    """Let a run write its losses and metrics for TensorBoard too, below its work directory.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+    """
+    import_optional('tensorboard', 'tensorboard', '--tensorboard')
+    visualizer = config.setdefault('visualizer', {'type': 'Visualizer'})
+    backends = list(visualizer.get('vis_backends') or [{'type': 'LocalVisBackend'}])
+    if not any(backend['type'] == 'TensorboardVisBackend' for backend in backends):
+        backends.append({'type': 'TensorboardVisBackend'})
+    visualizer['vis_backends'] = backends
 
 
 def _use_amp(config: Config) -> None:
@@ -384,6 +399,13 @@ def prepare_testing(
             dataset['vocabulary'] = vocabulary
     if shuffle_text:
         _shuffle_text(config.model, datasets)
+
+
+def dump_predictions(config: Config, out_file: str | os.PathLike[str]) -> None:
+    """Let a test write its predictions too, as COCO results; see ``CocoResults``."""
+    evaluators = config.test_evaluator
+    given = list(evaluators) if isinstance(evaluators, list | tuple) else [evaluators]
+    config.test_evaluator = [*given, {'type': 'ovd.CocoResults', 'out_file': os.fspath(out_file)}]
 
 
 def _shuffle_text(model: ConfigDict, datasets: list[Any]) -> None:

@@ -237,7 +237,7 @@ def test_tool_with_a_limited_file_size_ends_in_one_line(reference: Any, tmp_path
     result = run_tool(
         'cache_clip_regions.py', config, launcher=('sh', '-c', 'ulimit -f 2; exec "$0" "$@"', sys.executable)
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     lines = result.stderr.strip().splitlines()
     assert lines[-1].startswith('error: no space left for '), result.stderr
     assert 'Traceback' not in result.stderr

@@ -450,7 +450,7 @@ def test_region_store_tool(tmp_path: Path) -> None:
     path = Path(section['store']) / 'shard-000001.safetensors'
     path.write_bytes(path.read_bytes()[:-1] + b'\x55')
     bad = run_tool('region_store.py', 'verify', section['store'])
-    assert bad.returncode == 1
+    assert bad.returncode == 2
     assert bad.stdout == ''
     last = bad.stderr.strip().splitlines()[-1]
     assert last.startswith('error: 1 of 2 shards are bad: region shard')

@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from torch.utils.data import DataLoader, Dataset
 
 from ovd.cli import console as cli
@@ -43,14 +45,28 @@ def failing(error: BaseException) -> Any:
 def test_expected_errors_are_one_line(
     error: Exception, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_tool(failing(error), []) == 1
+    assert run_tool(failing(error), []) == 2
     assert capsys.readouterr().err == line + '\n'
 
 
 @pytest.mark.parametrize('error', [TypeError('NoneType is not callable'), AssertionError('invariant')])
-def test_programming_errors_keep_their_traceback(error: Exception) -> None:
+def test_programming_errors_are_one_line_with_their_origin(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_tool(failing(error), []) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert type(error).__name__ in line
+    assert str(error) in line
+    assert 'test_cli.py' in line
     with pytest.raises(type(error)):
-        run_tool(failing(error), [])
+        run_tool(failing(error), [], debug=True)
+
+
+def test_the_traceback_of_a_programming_error_is_in_the_log_file(tmp_path: Path) -> None:
+    logger = MMLogger.get_instance('a run', log_file=str(tmp_path / 'run.log'))
+    assert logger is MMLogger.get_current_instance()
+    assert run_tool(failing(AssertionError('invariant')), []) == 1
+    assert 'Traceback' in (tmp_path / 'run.log').read_text()
 
 
 def test_the_traceback_of_any_error_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_a_bad_image_does_not_stop_the_others(run: Run) -> None:
     (folder / 'b.png').write_bytes((folder / 'a.png').read_bytes()[:60])
     (folder / 'd.png').touch()
     code, lines, errors = run(folder, '--texts', 'red')
-    assert code == 1
+    assert code == 2
     assert len(errors) == 2
     assert 'b.png' in errors[0]
     assert 'd.png' in errors[1]
@@ -137,7 +137,7 @@ def test_an_image_that_cannot_be_resized_does_not_stop_the_others(run: Run) -> N
     write_image(run.folder / 'photos' / 'a.png', 1, 3000)
     red_image(run.folder / 'photos' / 'b.png')
     code, lines, errors = run(run.folder / 'photos', '--texts', 'red')
-    assert (code, len(errors)) == (1, 1)
+    assert (code, len(errors)) == (2, 1)
     assert 'a.png: image 0 is too long and thin' in errors[0]
     assert lines[-1].startswith('1 of 2 images, 1 object, ')
 
@@ -156,7 +156,7 @@ def test_folders_and_globs_leave_out_what_is_hidden_or_no_image(
     assert code == 0
     assert [Path(line.split(':')[0]).name for line in lines[:-1]] == ['x.png', 'photo[1].png']
     code, lines, errors = run('photos/notes.txt', '--texts', 'red')
-    assert (code, len(errors)) == (1, 1), 'a file that is named is taken for an image'
+    assert (code, len(errors)) == (2, 1), 'a file that is named is taken for an image'
     assert 'notes.txt is damaged or of no known image format' in errors[0]
 
 
@@ -239,7 +239,7 @@ def test_mistakes_end_in_one_line_before_anything_runs(
     Path('EMPTY').mkdir()
     red_image(Path('good.png'))
     code, lines, errors = run(*[argument.replace('GOOD', 'good.png') for argument in arguments])
-    assert code == 1
+    assert code == 2
     assert lines == []
     assert len(errors) == 1
     assert message in errors[0]
@@ -249,7 +249,7 @@ def test_mistakes_end_in_one_line_before_anything_runs(
 def test_results_do_not_go_into_a_file(run: Run) -> None:
     run.out.touch()
     code, lines, errors = run(red_image(run.folder / 'a.png'), '--texts', 'red')
-    assert (code, lines) == (1, [])
+    assert (code, lines) == (2, [])
     assert errors == [f'error: --out {run.out} is a file, results need a folder']
 
 
@@ -258,13 +258,13 @@ def test_untrained_quickstart_says_what_to_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     red_image(tmp_path / 'a.png')
-    assert run_tool(demo.main, ['a.png', '--texts', 'red', '--config', 'configs/vild_shape.py']) == 1
+    assert run_tool(demo.main, ['a.png', '--texts', 'red', '--config', 'configs/vild_shape.py']) == 2
     message = capsys.readouterr().err
     assert 'configs/vild_shape.py does not exist' in message
     assert 'vild_shapes' in message
     Path('configs').mkdir()
     shutil.copy(write_toy(tmp_path)[0], 'configs/vild_shapes.py')
-    assert run_tool(demo.main, ['a.png', '--texts', 'red']) == 1
+    assert run_tool(demo.main, ['a.png', '--texts', 'red']) == 2
     message = capsys.readouterr().err
     assert message.count('\n') == 1
     assert 'work_dirs/vild_shapes/latest.pth' in message
@@ -286,7 +286,7 @@ def test_booby_trapped_checkpoint_is_refused(run: Run) -> None:
     torch.save({'state_dict': {'weight': torch.ones(())}, 'extra': Trap(payload)}, run.folder / 'trap.pth')
     image = red_image(run.folder / 'a.png')
     code, lines, errors = run(image, '--texts', 'red', '--checkpoint', run.folder / 'trap.pth')
-    assert (code, lines, len(errors)) == (1, [], 1)
+    assert (code, lines, len(errors)) == (2, [], 1)
     assert 'trap.pth' in errors[0]
     assert not payload.exists()
     torch.load(run.folder / 'trap.pth', weights_only=False)
@@ -367,16 +367,16 @@ def test_several_images_are_counted_in_words(segment: Run) -> None:
 )
 def test_options_of_detectors_are_refused(segment: Run, option: list[str], message: str) -> None:
     code, lines, errors = segment(three_areas(segment.folder / 'a.png'), '--texts', 'red', *option)
-    assert (code, lines, len(errors)) == (1, [], 1)
+    assert (code, lines, len(errors)) == (2, [], 1)
     assert message in errors[0]
 
 
 def test_options_of_segmentors_are_refused(run: Run, demo: ModuleType) -> None:
     image = red_image(run.folder / 'a.png')
     code, _, errors = run(image, '--texts', 'red', '--no-background')
-    assert (code, len(errors)) == (1, 1)
+    assert (code, len(errors)) == (2, 1)
     assert 'are for segmentors, ToyDetector is a detector' in errors[0]
     plain = Run(demo, run.folder, run.capsys, write_toy_segmentor(run.folder))
     code, _, errors = plain(image, '--texts', 'red', '--background')
-    assert (code, len(errors)) == (1, 1)
+    assert (code, len(errors)) == (2, 1)
     assert 'ToySegmentor has no background of its own' in errors[0]

@@ -291,7 +291,7 @@ def test_two_processes_train_and_test_without_a_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='checks the message without a GPU')
 def test_slurm_without_a_gpu_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool('train', write_config(tmp_path), '--work-dir', tmp_path, '--launcher', 'slurm') == 1
+    assert tool('train', write_config(tmp_path), '--work-dir', tmp_path, '--launcher', 'slurm') == 2
     assert '--launcher slurm needs GPUs' in error_line(capsys)
 
 
@@ -299,7 +299,7 @@ def test_slurm_without_a_gpu_is_explained(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_bad_configs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool('train', tmp_path / 'no.py') == 1
+    assert tool('train', tmp_path / 'no.py') == 2
     assert 'no.py does not exist' in error_line(capsys)
     assert (
         tool(
@@ -309,25 +309,25 @@ def test_bad_configs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert "unknown section 'optim_wraper', did you mean 'optim_wrapper'?" in error_line(capsys)
     needy = "needs = [dict(path='no/such.json', what='annotations', how='see data/README.md')]"
-    assert tool('train', write_config(tmp_path, extra=needy), '--work-dir', tmp_path) == 1
+    assert tool('train', write_config(tmp_path, extra=needy), '--work-dir', tmp_path) == 2
     line = error_line(capsys)
     assert 'no/such.json (annotations): see data/README.md' in line
 
 
 def test_an_unknown_model_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path)
-    assert tool('train', config, '--work-dir', tmp_path, '--cfg-options', 'model.type=ovd.Nothing') == 1
+    assert tool('train', config, '--work-dir', tmp_path, '--cfg-options', 'model.type=ovd.Nothing') == 2
     assert 'Nothing' in error_line(capsys)
 
 
 def test_a_missing_checkpoint_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path)
-    assert tool('test', config, tmp_path / 'no.pth', '--work-dir', tmp_path) == 1
+    assert tool('test', config, tmp_path / 'no.pth', '--work-dir', tmp_path) == 2
     assert 'no.pth does not exist' in error_line(capsys)
-    assert tool('train', config, '--work-dir', tmp_path, '--resume', tmp_path / 'no.pth') == 1
+    assert tool('train', config, '--work-dir', tmp_path, '--resume', tmp_path / 'no.pth') == 2
     assert 'no.pth to resume from does not exist' in error_line(capsys)
     start = f'load_from={tmp_path / "no.pth"}'
-    assert tool('train', config, '--work-dir', tmp_path, '--cfg-options', start) == 1
+    assert tool('train', config, '--work-dir', tmp_path, '--cfg-options', start) == 2
     assert 'no.pth to start from (load_from) does not exist' in error_line(capsys)
 
 
@@ -335,7 +335,7 @@ def test_metrics_have_a_place_before_anything_is_computed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = (write_config(tmp_path), tmp_path / 'no.pth', '--out', tmp_path)
-    assert tool('test', *arguments) == 1
+    assert tool('test', *arguments) == 2
     assert f'--out {tmp_path} is a folder' in error_line(capsys)
 
 
@@ -355,7 +355,7 @@ def test_another_models_checkpoint_is_refused(
         ('test', config, tmp_path / 'other.pth'),
         ('train', config, '--resume', tmp_path / 'other.pth'),
     ):
-        assert tool(*argv, '--work-dir', tmp_path / 'run') == 1
+        assert tool(*argv, '--work-dir', tmp_path / 'run') == 2
         assert message in error_line(capsys)
 
 
@@ -364,7 +364,7 @@ def test_the_log_file_names_every_key_that_does_not_fit(
 ) -> None:
     torch.save({f'old.{index}': torch.ones(1) for index in range(9)}, tmp_path / 'other.pth')
     config = write_config(tmp_path)
-    assert tool('test', config, tmp_path / 'other.pth', '--work-dir', tmp_path / 'run') == 1
+    assert tool('test', config, tmp_path / 'other.pth', '--work-dir', tmp_path / 'run') == 2
     captured = capsys.readouterr()
     assert 'old.5 and 3 more' in captured.err
     assert 'old.8' not in captured.out + captured.err
@@ -381,7 +381,7 @@ def test_starting_from_other_weights_reports_the_differences(
     assert tool('train', config, '--work-dir', tmp_path / 'run') == 0
     assert '1 tensors match; 3 missing: layers.0.bias' in capsys.readouterr().out
     torch.save({'head': torch.ones(1)}, tmp_path / 'start.pth')
-    assert tool('train', config, '--work-dir', tmp_path / 'run') == 1
+    assert tool('train', config, '--work-dir', tmp_path / 'run') == 2
     assert 'start.pth belongs to another model' in error_line(capsys)
 
 
@@ -399,10 +399,10 @@ def test_no_entry_point_runs_a_booby_trap(
         ('train', config, *work_dir, '--cfg-options', f'load_from={path}'),
         ('train', config, *work_dir, '--cfg-options', pretrained),
     ):
-        assert tool(*argv) == 1
+        assert tool(*argv) == 2
         assert f'{path.name}: refused' in error_line(capsys)
     (tmp_path / 'run' / 'latest.pth').symlink_to(path)
-    assert tool('train', config, *work_dir, '--resume') == 1
+    assert tool('train', config, *work_dir, '--resume') == 2
     assert 'latest.pth: refused' in error_line(capsys)
     assert not was_run(tmp_path)
 

@@ -236,5 +236,5 @@ def test_demo_draws_the_phrases_of_a_sentence(
         assert (code, len(errors)) == (1, 1)
         assert message in errors[0]
     code, _, errors = run(image, '--phrases', 'ring')
-    assert code == 1
+    assert code == 2
     assert '--phrases are those of a sentence' in errors[0]

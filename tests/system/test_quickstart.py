@@ -136,7 +136,7 @@ def test_a_step_beside_others_is_waited_for(quickstart: ModuleType) -> None:
 def test_another_folder_is_refused_before_anything_is_drawn(
     quickstart: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_tool(quickstart.main, []) == 1
+    assert run_tool(quickstart.main, []) == 2
     assert capsys.readouterr().err == ('error: tools/train.py does not exist: run from the repository root\n')
     assert not Path('data').exists()
 

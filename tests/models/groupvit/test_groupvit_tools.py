@@ -88,7 +88,7 @@ def test_mistakes_in_calibration_end_in_one_line(
     argv = [config, checkpoint, '--out', str(tmp_path / 'x.json'), '--device', 'cpu', *options]
     if 'classes' in message:
         argv.append("calibration_dataloader.dataset.absent='ignore'")
-    assert run_tool(tool('calibrate_thresholds').main, argv) == 1
+    assert run_tool(tool('calibrate_thresholds').main, argv) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -131,9 +131,9 @@ def test_configs_without_a_way_to_ask_are_refused(
     config = Path(options[1])
     config.write_text(config.read_text().split('test_dataloader')[0] + data)
     write_image(tmp_path / 'photo.png', 40, 56)
-    assert run_tool(tool('demo').main, [str(tmp_path / 'photo.png'), *options]) == 1
+    assert run_tool(tool('demo').main, [str(tmp_path / 'photo.png'), *options]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     if not data:
         argv = [options[1], options[3], '--limit', '2', '--work-dir', str(tmp_path)]
-        assert run_tool(tool('analyze_groups').main, argv) == 1
+        assert run_tool(tool('analyze_groups').main, argv) == 2
         assert message in capsys.readouterr().err

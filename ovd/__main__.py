@@ -1,0 +1,5 @@
+"""``python -m ovd`` is the command ``ovd``."""
+
+from .cli.main import main
+
+main()

@@ -1,0 +1,38 @@
+"""Train the model of a config.
+
+python tools/train.py configs/vild_shapes.py [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--seed N]
+    [--cfg-options KEY=VALUE ...] [--launcher pytorch|slurm]
+"""
+
+from collections.abc import Sequence
+
+from ..console import Parser, add_config_arguments, read_config, say
+
+
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Parse the command line, build the Runner and train."""
+    parser = Parser(prog=program, description='Train the model of a config.')
+    add_config_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from the latest checkpoint of the work directory, or from the one given',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on GPU, bfloat16 on CPU')
+    parser.add_argument('--seed', type=int, help="overrides the config's randomness.seed")
+    parser.add_argument(
+        '--tensorboard', action='store_true', help='write curves for TensorBoard into the work directory'
+    )
+    args = parser.parse_args(argv)
+    config = read_config(args, 'train')
+    if args.launcher == 'none':
+        say(f'{args.config}: building model and data; results go to {config.work_dir}')
+
+    from ...training.runner import build_runner, log_to_tensorboard, prepare_training
+
+    prepare_training(config, resume=args.resume, amp=args.amp, seed=args.seed)
+    if args.tensorboard:
+        log_to_tensorboard(config)
+    build_runner(config).train()

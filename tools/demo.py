@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovd.cli.console import USER_ERROR, KeyValue, one_line, run_tool
-from ovd.inference.sources import find_images, output_stems
+from ovd.inference.pictures.sources import find_images, output_stems
 
 if TYPE_CHECKING:
     import numpy as np

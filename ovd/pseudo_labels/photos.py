@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_path, write_json
-from ..inference.sources import Picture
-from ..inference.writers import FORMATS, Record, number
+from ..inference.pictures.sources import Picture
+from ..inference.pictures.writers import FORMATS, Record, number
 
 FORMAT = 'ovd.labels/1'
 

@@ -46,7 +46,7 @@ class ProgressHook(Hook):
     ) -> None:
         def note() -> str:
             loss = (outputs or {}).get('loss')
-            return '' if loss is None else f'loss {float(loss):.4g}'
+            return '' if loss is None else f'loss {float(loss.detach()):.4g}'
 
         self._step('training', note)
 

@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from ovd.cli.main import run
-from ovd.inference.sources import Picture
-from ovd.inference.writers import Record
+from ovd.inference.pictures.sources import Picture
+from ovd.inference.pictures.writers import Record
 from ovd.pseudo_labels.photos import PhotoLabelling
 from tests.toys.predictor import write_toy
 from tests.toys.segmentor import write_toy_segmentor
@@ -130,7 +130,7 @@ def test_every_format_reads_back(model: list[str], photos: Path, tmp_path: Path)
 
 
 def test_boxes_without_masks_in_every_format(tmp_path: Path) -> None:
-    from ovd.inference.writers import FORMATS, number
+    from ovd.inference.pictures.writers import FORMATS, number
 
     record = Record(
         'a.png', 'a', 20, 40, [{'name': 'dog', 'label': 0, 'score': 0.5, 'bbox': [4.0, 2.0, 8.0, 6.0]}]

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from ovd.evaluation.coco_results import CocoResults, instance_entries, map_entries
+from ovd.inference.pictures.tiling import predict_tiled, tile_windows
+from ovd.inference.pictures.writers import decode_mask
 from ovd.inference.predictions import Grounding, Phrase, Prediction, Segmentation, non_maximum
-from ovd.inference.tiling import predict_tiled, tile_windows
-from ovd.inference.writers import decode_mask
 
 
 def prediction(**changes: Any) -> Prediction:

@@ -37,11 +37,11 @@ def bench(
     chosen.check()
     vocabulary = parse_words(words)
 
-    from ...inference.sources import find_pictures
+    from ...inference.pictures.sources import find_pictures
 
     pictures = find_pictures(images, Path('bench'))[:limit]
 
-    from ...inference.throughput import compare
+    from ...inference.pictures.throughput import compare
     from .predict import default_workers
 
     start = time.perf_counter()

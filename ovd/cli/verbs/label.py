@@ -14,10 +14,10 @@ from ..summary import Summary
 from .predict import DEFAULT_THRESHOLD, default_workers
 
 if TYPE_CHECKING:
+    from ...inference.pictures.sources import Picture
+    from ...inference.pictures.stream import Answered, Question
+    from ...inference.pictures.writers import Record
     from ...inference.predictor import Predictor
-    from ...inference.sources import Picture
-    from ...inference.stream import Answered, Question
-    from ...inference.writers import Record
 
 FORMATS = ('coco', 'yolo', 'voc', 'labelme', 'cvat')
 
@@ -67,7 +67,7 @@ def label(
     vocabulary = parse_words(words)
     common, named = parse_thresholds(threshold or (), vocabulary.labels)
 
-    from ...inference.sources import find_pictures
+    from ...inference.pictures.sources import find_pictures
     from ...pseudo_labels.photos import PhotoLabelling
 
     pictures = find_pictures([images], out)
@@ -115,7 +115,7 @@ def _question(
     overlap: float,
     half: bool,
 ) -> 'Question':
-    from ...inference.stream import Question
+    from ...inference.pictures.stream import Question
 
     threshold = None if predictor.is_segmentor else lowest
     return Question(threshold=threshold, thresholds=named, topk=topk, tile=tile, overlap=overlap, half=half)
@@ -136,7 +136,7 @@ def _annotate(
     workers: int,
     pictures: 'Sequence[Picture]',
 ) -> Iterator[tuple['Picture', 'Record | None', str]]:
-    from ...inference.stream import answers, finish
+    from ...inference.pictures.stream import answers, finish
 
     for item, record in finish(
         answers(predictor, pictures, asked, batch, workers), partial(_record, nms), workers
@@ -145,8 +145,8 @@ def _annotate(
 
 
 def _record(nms: float, item: 'Answered') -> 'Record | None':
+    from ...inference.pictures.writers import make_record
     from ...inference.predictions import Prediction
-    from ...inference.writers import make_record
 
     if item.error is not None:
         return None

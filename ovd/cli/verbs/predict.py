@@ -17,10 +17,10 @@ from ..question import ModelChoice, check_sentence, parse_thresholds, parse_word
 from ..summary import Summary
 
 if TYPE_CHECKING:
+    from ...inference.pictures.sources import Picture
+    from ...inference.pictures.stream import Answered, Question
+    from ...inference.pictures.writers import Record
     from ...inference.predictor import Predictor
-    from ...inference.sources import Picture
-    from ...inference.stream import Answered, Question
-    from ...inference.writers import Record
 
 FORMATS = ('coco', 'yolo', 'voc', 'labelme', 'cvat', 'csv', 'parquet', 'masks')
 PICTURES = {'jpg': 'JPEG', 'png': 'PNG'}
@@ -157,7 +157,7 @@ def default_workers() -> int:
 
 def run(chosen: ModelChoice, task: Task, images: Sequence[str]) -> int:
     """Check the question, load the model, answer; the exit code."""
-    from ...inference.sources import STDIN, find_pictures
+    from ...inference.pictures.sources import STDIN, find_pictures
 
     chosen.check()
     task.check()
@@ -176,7 +176,7 @@ def run(chosen: ModelChoice, task: Task, images: Sequence[str]) -> int:
         predictor.set_vocabulary(words)
     common = fit_model(predictor, task, common, named)
 
-    from ...inference.stream import Question
+    from ...inference.pictures.stream import Question
 
     asked = Question(
         sentence=task.text if task.is_sentence else None,
@@ -228,7 +228,7 @@ def answer(
     from tqdm import tqdm
 
     from ...inference.draw import name_colors
-    from ...inference.stream import answers, finish
+    from ...inference.pictures.stream import answers, finish
 
     names = None if task.is_sentence else predictor.vocabulary.labels
     colors = None if names is None else name_colors(names)
@@ -271,7 +271,7 @@ def draw_and_record(item: 'Answered', task: Task, colors: Any) -> 'Record | None
     from PIL import Image
 
     from ...files import atomic_path
-    from ...inference.writers import make_record
+    from ...inference.pictures.writers import make_record
 
     if item.error is not None or item.image is None:
         return None
@@ -285,7 +285,7 @@ def draw_and_record(item: 'Answered', task: Task, colors: Any) -> 'Record | None
 def write_files(records: Sequence['Record'], names: Sequence[str], task: Task, chosen: ModelChoice) -> None:
     """``predictions.json`` and the formats of ``--save``."""
     from ...files import write_json
-    from ...inference.writers import FORMATS, coco_results, ids_of_annotations, number
+    from ...inference.pictures.writers import FORMATS, coco_results, ids_of_annotations, number
 
     ids = number(records, names)
     if task.annotations is not None:

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from PIL import Image
 
-from .predictor import LoadedImage, Predictor
+from ..predictor import LoadedImage, Predictor
 from .sources import Picture
 from .stream import Answered, Question, answers, autocast, finish
 from .writers import make_record

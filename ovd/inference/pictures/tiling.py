@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .predictions import Prediction, Segmentation, non_maximum
+from ..predictions import Prediction, Segmentation, non_maximum
 
 Window = tuple[int, int, int, int]
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..datasets.images import BrokenImageError, decode_image, read_image
-from ..threads import map_ahead
-from .predictions import Prediction
-from .predictor import Predictor
+from ...datasets.images import BrokenImageError, decode_image, read_image
+from ...threads import map_ahead
+from ..predictions import Prediction
+from ..predictor import Predictor
 from .sources import Picture
 from .tiling import predict_tiled
 

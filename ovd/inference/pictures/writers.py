@@ -16,9 +16,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from ..files import atomic_path, write_json
-from ..optional import import_optional
-from .predictions import Prediction, Segmentation
+from ...files import atomic_path, write_json
+from ...optional import import_optional
+from ..predictions import Prediction, Segmentation
 from .sources import Picture
 
 

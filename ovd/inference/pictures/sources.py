@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import IMAGE_SUFFIXES
+from ...files import IMAGE_SUFFIXES
 
 STDIN = '-'
 

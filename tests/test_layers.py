@@ -36,6 +36,7 @@ LAYERS = [
     {'caching', 'training', 'inference'},
     {'pseudo_labels'},
     {'cli'},
+    {'__main__'},
 ]
 SIDEWAYS = {
     'hosts': {'checkpoints'},

@@ -23,11 +23,13 @@ class Verb(NamedTuple):
         module: in ``ovd.cli.verbs``.
         help: one line.
         own_parser: whether the module reads its arguments itself.
+        app: name of the Typer application in the module.
     """
 
     module: str
     help: str
     own_parser: bool = False
+    app: str = 'app'
 
 
 VERBS = {
@@ -35,9 +37,14 @@ VERBS = {
     'label': Verb('label', 'Annotate a folder of pictures; resumable.'),
     'train': Verb('training', 'Train the model of a config.', own_parser=True),
     'test': Verb('testing', 'Evaluate weights; metrics with their protocol.', own_parser=True),
+    'configs': Verb('configs', 'List the configs of the package, or copy one.'),
+    'models': Verb('models', 'List published models and those on this disk.', app='models_app'),
+    'fetch': Verb('models', 'Download and convert a published model.', app='fetch_app'),
+    'pack': Verb('models', 'Make a model folder of a training.', app='pack_app'),
     'convert': Verb('convert', 'Turn a published checkpoint into one of ours, or back.', own_parser=True),
     'vocab': Verb('vocab', 'Turn words into a file of class vectors.', own_parser=True),
     'cache': Verb('cache', 'Region stores: make, verify, info, import.', own_parser=True),
+    'data': Verb('data', 'Draw the data set that ovd brings, OV-Shapes.', own_parser=True),
     'bench': Verb('bench', 'Measure how fast a model answers on this machine.'),
     'doctor': Verb('doctor', 'Describe this installation, for a report of a problem.'),
 }
@@ -64,7 +71,7 @@ class _Verbs(TyperGroup):
             return None
         if verb.own_parser:  # run by ``main``; here for the completion of the shell
             return TyperCommand(cmd_name, help=verb.help)
-        command = typer.main.get_command(load(verb).app)
+        command = typer.main.get_command(getattr(load(verb), verb.app))
         command.name = cmd_name
         return command
 

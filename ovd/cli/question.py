@@ -52,30 +52,52 @@ class ModelChoice:
             raise FileNotFoundError(f'checkpoint {self.checkpoint} does not exist')
 
     def model_type(self) -> str | None:
-        """The ``type`` of the model that the config names; None where only the model's folder knows it."""
+        """The ``type`` of the model, such as 'ovd.LSeg'."""
         if self.config is None:
-            return None
+            from ..inference.model_folder import find_model_folder, read_model_folder
+
+            assert self.name is not None
+            settings: dict[str, Any] = dict(read_model_folder(find_model_folder(self.name)).model)
+            return settings.get('type')
         from ..config import load_config
 
         kind: str | None = load_config(self.config, pairs(self.options)).model.get('type')
         return kind
+
+    def locate(self) -> None:
+        """Refuse a model that is not on this disk; imports torch.
+
+        Raises:
+            FileNotFoundError: with the command that fetches it, or similar names.
+        """
+        if self.name is not None:
+            from ..inference.model_folder import find_model_folder
+
+            find_model_folder(self.name)
 
     def load(self) -> 'Predictor':
         """The model, ready for questions."""
         from ..config import check_needs, load_config
         from ..inference.predictor import Predictor
 
+        if self.name is not None:
+            return Predictor.from_pretrained(self.name, self.device)
         assert self.config is not None
         assert self.checkpoint is not None
         config = load_config(self.config, pairs(self.options))
         check_needs(config, 'demo')
         return Predictor(config, self.checkpoint, self.device)
 
-    def fingerprint(self) -> str | None:
-        """SHA-256 of the weights file; None for a model by its name."""
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights file, or of the list of hashes of a model folder."""
         from ..files import sha256_file
 
-        return None if self.checkpoint is None else sha256_file(self.checkpoint)
+        if self.checkpoint is not None:
+            return sha256_file(self.checkpoint)
+        from ..inference.model_folder import HASHES, find_model_folder
+
+        assert self.name is not None
+        return sha256_file(find_model_folder(self.name) / HASHES)
 
     def describe(self) -> dict[str, Any]:
         """For the files that say how they were made."""

@@ -118,8 +118,12 @@ class _Bar(_Progress):
         self.bar = tqdm(
             total=self.total, initial=self.done, desc=self.title, unit='it', mininterval=0.5, leave=False
         )
-        self.streams = [handler.setStream(_AboveBar(handler.stream)) for handler in self.console]
-        for handler in self.console:
+        # The bar of a validation is inside that of a training, which holds the console already.
+        self.held = [
+            (handler, handler.stream) for handler in self.console if not isinstance(handler.stream, _AboveBar)
+        ]
+        for handler, stream in self.held:
+            handler.setStream(_AboveBar(stream))
             handler.addFilter(_has_no_remaining_time)
 
     def step(self, note: Note) -> None:
@@ -128,10 +132,9 @@ class _Bar(_Progress):
 
     def close(self) -> None:
         self.bar.close()
-        for handler, stream in zip(self.console, self.streams):
+        for handler, stream in self.held:
             handler.removeFilter(_has_no_remaining_time)
-            if stream is not None:
-                handler.setStream(stream)
+            handler.setStream(stream)
 
 
 class _AboveBar:

@@ -265,6 +265,9 @@ def build_runner(config: Config) -> ToolRunner:
     checkpoint = hooks.setdefault('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
     if checkpoint is not None and checkpoint['type'] == 'CheckpointHook':
         checkpoint['type'] = 'ovd.CheckpointHook'
+    # Metrics over iterations, as losses are; mmengine counts them by epoch, which is 0 for many trainings.
+    logger = hooks.get('logger', {'type': 'LoggerHook'})
+    hooks['logger'] = logger and {'log_metric_by_epoch': False, **logger}
     custom = list(config.get('custom_hooks') or [])
     given = {hook.get('type') for hook in custom if isinstance(hook, dict)}
     ours = ('ovd.RepeatableHook', 'ovd.MeanLossHook', 'ovd.ProgressHook', 'ovd.CurvesHook')
@@ -333,11 +336,11 @@ def log_to_tensorboard(config: Config) -> None:
         ImportError: tensorboard is not installed.
     """
     import_optional('tensorboard', 'tensorboard', '--tensorboard')
-    visualizer = config.setdefault('visualizer', {'type': 'Visualizer'})
+    visualizer = dict(config.get('visualizer') or {'type': 'Visualizer'})
     backends = list(visualizer.get('vis_backends') or [{'type': 'LocalVisBackend'}])
     if not any(backend['type'] == 'TensorboardVisBackend' for backend in backends):
         backends.append({'type': 'TensorboardVisBackend'})
-    visualizer['vis_backends'] = backends
+    config.visualizer = {**visualizer, 'vis_backends': backends}
 
 
 def _use_amp(config: Config) -> None:

@@ -1,14 +1,18 @@
 """The command ``ovd``: what it prints, what it refuses and how early, and that it starts light."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from ovd.catalogue.entries import entries
 from ovd.cli.main import VERBS, load, run
 from ovd.cli.question import READS_SENTENCES, pairs, parse_thresholds
+from ovd.config import load_config
 from tests.helpers import ROOT
 from tests.toys.predictor import write_toy
 from tests.toys.runs import write_config
@@ -52,7 +56,7 @@ def test_every_verb_explains_itself(name: str, capsys: pytest.CaptureFixture[str
 def test_every_verb_has_one_way_in() -> None:
     for verb in VERBS.values():
         module = load(verb)
-        assert hasattr(module, 'main') if verb.own_parser else hasattr(module, 'app')
+        assert hasattr(module, 'main' if verb.own_parser else verb.app)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +124,7 @@ def test_a_sentence_for_a_model_that_reads_none_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, checkpoint = write_toy(tmp_path)
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
     argv = ['predict', 'a red star', str(tmp_path), '--sentence', '--config', str(config)]
     assert run([*argv, '--checkpoint', str(checkpoint)]) == 2
     assert 'ToyDetector' in capsys.readouterr().err
@@ -176,9 +181,61 @@ def test_doctor_names_no_path_of_the_user(
     monkeypatch.setenv('HF_HOME', str(home / 'hub'))
     monkeypatch.chdir(home / 'work')
     (home / 'models' / 'a-model').mkdir(parents=True)
-    (home / 'models' / 'a-model' / 'config.json').write_text('{}')
+    (home / 'models' / 'a-model' / 'hashes.json').write_text('{}')
     assert run(['doctor']) == 0
     shown = capsys.readouterr().out
     assert 'someone' not in shown
     for part in ('onedl-mmcv', 'operators', 'CPU', 'OV-Shapes: data/shapes', 'a-model', 'HF_HOME', 'GB free'):
         assert part in shown
+
+
+def test_a_model_that_is_not_here_names_the_command_that_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('OVD_HOME', str(tmp_path))
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+    assert run(['predict', 'dog', str(tmp_path / 'a.png'), '--model', 'groupvit-gcc-yfcc']) == 2
+    assert 'ovd fetch groupvit-gcc-yfcc' in capsys.readouterr().err
+
+
+def test_models_are_listed_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('OVD_HOME', str(tmp_path))
+    assert run(['models']) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in entries())
+    assert run(['models', '--json']) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row['name'] for row in rows} == set(entries())
+    assert not any(row['on_disk'] for row in rows)
+    assert run(['models', '--here']) == 0
+    assert 'ovd fetch' in capsys.readouterr().out
+    assert run(['models', 'groupvit-gcc-yfcc']) == 0
+    assert 'segmentation' in capsys.readouterr().out
+    assert run(['models', 'groupvit-gcc-yfc']) == 2
+    assert 'groupvit-gcc-yfcc' in capsys.readouterr().err
+
+
+def test_fetch_asks_and_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('OVD_HOME', str(tmp_path))
+    assert run(['fetch', 'groupvit-gcc-yfcc', '--plan']) == 0
+    assert 'licence' in capsys.readouterr().out
+    monkeypatch.setattr(sys, 'stdin', io.StringIO())
+    assert run(['fetch', 'groupvit-gcc-yfcc']) == 2
+    assert '--yes' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_configs_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(['configs', 'vild_shapes']) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith('vild_shapes  ')
+    assert run(['configs', 'no such']) == 2
+    assert run(['configs', '--copy', 'vild_r50_lvis', '--out', str(tmp_path / 'mine')]) == 0
+    copy, *bases = map(Path, capsys.readouterr().out.splitlines()[-3:])
+    first = next(path for path in (copy, *bases) if path.name == 'vild_r50_lvis.py')
+    assert load_config(first).to_dict() == load_config('vild_r50_lvis').to_dict()
+    assert run(['configs', '--copy', 'vild_r50_lvis', '--out', str(tmp_path / 'mine')]) == 2

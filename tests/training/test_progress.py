@@ -33,7 +33,7 @@ def test_lines_come_at_once_and_after_silence(
 ) -> None:
     clock = iter(np.arange(0.0, 1000.0, 4.0).tolist())
     monkeypatch.setattr(progress.time, 'monotonic', lambda: next(clock))
-    config = write_config(tmp_path, length=12, extra='default_hooks.update(logger=dict(interval=100))')
+    config = write_config(tmp_path, length=12, extra="default_hooks['logger']['interval'] = 100")
     assert run(['train', str(config), '--work-dir', str(tmp_path / 'run')]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if 'training: ' in line]
     assert 'training: 1 of 12,' in lines[0]

@@ -146,17 +146,12 @@ def found_data() -> Iterator[str]:
     yield ''
 
 
-def model_home() -> Path:
-    """Folder of models that were fetched: ``$OVD_HOME``, by default ``~/.cache/ovd/models``."""
-    return Path(os.environ.get('OVD_HOME') or Path.home() / '.cache' / 'ovd' / 'models')
-
-
 def found_models() -> Iterator[str]:
     """Models that were fetched, and trainings in the current folder."""
-    home = model_home()
+    from ...inference.fetching import list_models
+
     yield f'models in {name_of_home()}'
-    folders = sorted(path.parent for path in home.glob('*/config.json')) if home.is_dir() else []
-    yield from [f'  {folder.name}' for folder in folders] or ['  none']
+    yield from [f'  {row.name} ({row.kind})' for row in list_models() if row.on_disk] or ['  none']
     trained = sorted(Path('work_dirs').glob('*/latest.pth'))
     if trained:
         yield 'trained in work_dirs'
@@ -167,6 +162,8 @@ def found_models() -> Iterator[str]:
 def disks() -> Iterator[str]:
     """Free space where results and models go."""
     yield 'disks'
+    from ...files import model_home
+
     for name, path in {'current folder': Path.cwd(), name_of_home(): model_home()}.items():
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         usage = shutil.disk_usage(existing)

@@ -71,6 +71,7 @@ def label(
     from ...pseudo_labels.photos import PhotoLabelling
 
     pictures = find_pictures([images], out)
+    chosen.locate()
     lowest = DEFAULT_THRESHOLD if common is None else common
     settings = {
         **chosen.describe(),

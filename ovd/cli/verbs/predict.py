@@ -161,14 +161,13 @@ def run(chosen: ModelChoice, task: Task, images: Sequence[str]) -> int:
 
     chosen.check()
     task.check()
-    if task.is_sentence:
-        check_sentence(task.text, chosen.model_type())
-        words = None
-    else:
-        words = parse_words(task.text)
+    words = None if task.is_sentence else parse_words(task.text)
     common, named = parse_thresholds(task.thresholds, words.labels if words is not None else ())
     stdin = sys.stdin.buffer.read() if list(images) == [STDIN] else b''
     pictures = find_pictures(images, task.out, stdin)
+    chosen.locate()
+    if task.is_sentence:
+        check_sentence(task.text, chosen.model_type())
     if not task.quiet:
         say(f'loading {chosen.name or chosen.checkpoint} ...', err=True)
     predictor = chosen.load()

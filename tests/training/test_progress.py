@@ -31,7 +31,7 @@ train_cfg['val_interval'] = 10
 def test_lines_come_at_once_and_after_silence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(np.arange(0.0, 1000.0, 4.0).tolist())
+    clock = iter(np.arange(0.0, 2000.0, 8.0).tolist())
     monkeypatch.setattr(progress.time, 'monotonic', lambda: next(clock))
     config = write_config(tmp_path, length=12, extra="default_hooks['logger']['interval'] = 100")
     assert run(['train', str(config), '--work-dir', str(tmp_path / 'run')]) == 0

@@ -20,6 +20,12 @@ def model_home() -> Path:
     return Path(os.environ.get('OVD_HOME') or Path.home() / '.cache' / 'ovd' / 'models')
 
 
+def named_model(name: str) -> Path | None:
+    """The folder of a model that is known by name; None for other texts, and for names that are not there."""
+    is_name = bool(name) and not name.startswith('.') and not set(name) & set('/\\:')
+    return model_home() / name if is_name and (model_home() / name).is_dir() else None
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it there, flushed to disk, when the block succeeds.

@@ -14,7 +14,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
 from ..checkpoints.shards import INDEX_SUFFIX, is_index, shard_names
-from ..files import model_home
+from ..files import named_model
 from .foreign.safe_tokenizer import OWN_TOKENIZER, has_clip_tokens, read_json
 from .foreign.transformers_clip import read_config
 
@@ -58,9 +58,14 @@ class ClipSource:
 
 
 def resolve_built_in(name: str | os.PathLike[str]) -> str:
-    """The folder of a built-in encoder given by name; other names and existing paths stay as they are."""
+    """The folder of a built-in encoder, or of a model under ``$OVD_HOME``, given by name; other names and
+    existing paths stay as they are."""
     name = os.fspath(name)
-    return str(_ASSETS / name) if name in BUILT_IN and not os.path.exists(name) else name
+    if os.path.exists(name):
+        return name
+    if name in BUILT_IN:
+        return str(_ASSETS / name)
+    return str(named_model(name) or name)
 
 
 def looked_up_from(path: str | os.PathLike[str]) -> str:
@@ -71,11 +76,10 @@ def looked_up_from(path: str | os.PathLike[str]) -> str:
 def find_source(model: str, pretrained: str | None) -> ClipSource:
     """What ``load_clip``'s arguments mean; fetches only what they name as remote."""
     model = resolve_built_in(model)
-    named = model_home() / model
     if model.startswith('hf-hub:'):
         source = _hub_source(model, with_weights=pretrained is None)
-    elif Path(model).is_dir() or (_is_name(model) and named.is_dir()):
-        folder = Path(model) if Path(model).is_dir() else named
+    elif Path(model).is_dir():
+        folder = Path(model)
         source = ClipSource(model, *_read_folder(folder), folder=folder)
         if pretrained is None:
             source.weights = _weights_in(folder)
@@ -101,11 +105,6 @@ def find_source(model: str, pretrained: str | None) -> ClipSource:
     else:
         _find_release(source, pretrained)
     return source
-
-
-def _is_name(model: str) -> bool:
-    """Whether a string can be the name of a model under ``$OVD_HOME``."""
-    return bool(model) and not set(model) & set('/\\:') and not model.startswith('.')
 
 
 def _hub_source(model: str, with_weights: bool) -> ClipSource:

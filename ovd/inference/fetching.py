@@ -7,7 +7,8 @@ Reading order: list_models, plan_fetch, fetch; CONVERTERS turn what was fetched 
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,11 +220,29 @@ def fetch(
     for required in plan.requires:
         fetch(required.entry.name, beside, progress, keep_downloads)
     downloads = model_home() / _DOWNLOADS / name
-    paths = {p.file.name: _obtain(p, downloads, progress) for p in plan.files}
-    folder = _convert(plan, {key: path for key, path in paths.items() if path is not None}, downloads)
-    if not keep_downloads:
-        shutil.rmtree(downloads, ignore_errors=True)
+    with _only_process(name):
+        for stale in model_home().glob(f'.{name}.*.tmp'):  # of a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        paths = {p.file.name: _obtain(p, downloads, progress) for p in plan.files}
+        folder = _convert(plan, {key: path for key, path in paths.items() if path is not None}, downloads)
+        if not keep_downloads:
+            shutil.rmtree(downloads, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _only_process(name: str) -> Iterator[None]:
+    """Refuse (DownloadError) to fetch what another process is fetching."""
+    from filelock import FileLock, Timeout
+
+    path = model_home() / _DOWNLOADS / f'{name}.lock'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise DownloadError(f'{name} is being fetched by another process, see {path}') from None
+    path.unlink(missing_ok=True)
 
 
 def _obtain(planned: PlannedFile, downloads: Path, progress: FetchProgress | None) -> Path | None:

@@ -20,14 +20,14 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from ..checkpoints.writing import save_tensors
 from ..files import model_home, sha256_file, sha256_json, write_json
 from ..text.vocabulary import Vocabulary
 from .trusted_config import PATH_KEYS, REFERENCE, SCOPES, UnsafeModelFolderError, check, decode, encode
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PathLike = str | os.PathLike[str]
 
@@ -114,7 +114,7 @@ class ModelCard:
 
 def write_model_folder(
     out: PathLike,
-    model: nn.Module,
+    model: 'nn.Module',
     config: Mapping[str, Any],
     pipeline: Iterable[Mapping[str, Any]],
     vocabulary: Vocabulary | None = None,
@@ -143,6 +143,8 @@ def write_model_folder(
         FileNotFoundError: the config names a file that does not exist.
         ValueError: a value that JSON does not have.
     """
+    from ..checkpoints.writing import save_tensors  # brings torch, which lists and plans do without
+
     out = Path(out)
     if out.exists() and not (replace and (out / HASHES).is_file()):
         raise FileExistsError(f'{out} exists already; a model folder is written anew')

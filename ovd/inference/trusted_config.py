@@ -29,7 +29,8 @@ _CLASSES = """
 """
 _REFUSED = """
     init_cfg custom_imports _scope_ _base_ _delete_ checkpoint_path pretrained_cfg pretrained_cfg_overlay
-    cache_dir bpe_path trust_remote_code auto_map backend_args file_client_args
+    cache_dir bpe_path trust_remote_code auto_map attn_implementation quantization_config
+    backend_args file_client_args
 """
 HOST_CLASSES = frozenset(_CLASSES.split())
 SCOPES = ('mmdet', 'mmseg')

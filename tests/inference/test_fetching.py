@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from mmengine.registry import DefaultScope
 
 from ovd.catalogue.download import DownloadError, NotThereError, download
@@ -26,7 +29,7 @@ from ovd.registry import MODELS
 from tests.conversion.test_conversion import as_detpro
 from tests.conversion.test_lseg_conversion import as_lseg, save_lightning
 from tests.encoders.foreign.test_transformers_clip import write_clip
-from tests.helpers import write_image
+from tests.helpers import ROOT, write_image
 from tests.inference.test_model_folder import assert_identical
 from tests.toys.bert import write_bert
 from tests.toys.checkpoints import BOOBY_TRAPS, was_run
@@ -73,7 +76,7 @@ def left(home: Path) -> list[str]:
     return sorted(
         path.relative_to(home).as_posix()
         for path in home.rglob('*')
-        if path.is_file() and 'catalogue' not in path.parts
+        if path.is_file() and 'catalogue' not in path.parts and path.suffix != '.lock'
     )
 
 
@@ -395,6 +398,26 @@ def test_no_space_left_is_told_before_and_while_writing(
     assert not (home / 'toy-groupvit').exists()
     assert left(home) == ['.downloads/toy-groupvit/group_vit.pth']
     fetch('toy-groupvit')
+
+
+def test_two_processes_do_not_fetch_one_model(home: Path, server: Server, tmp_path: Path) -> None:
+    add_groupvit(home, server, tmp_path)
+    (home / '.downloads').mkdir()
+    with FileLock(home / '.downloads' / 'toy-groupvit.lock'):
+        with pytest.raises(DownloadError, match='toy-groupvit is being fetched by another process'):
+            fetch('toy-groupvit')
+    assert server.asked == []
+    (home / '.toy-groupvit.dead.tmp').mkdir()  # left by a process that was killed
+    fetch('toy-groupvit')
+    assert {path.name for path in home.iterdir()} == {'.downloads', 'catalogue', 'toy-groupvit'}
+
+
+def test_lists_and_plans_need_no_torch() -> None:
+    code = (
+        'import sys; from ovd.inference.fetching import list_models, plan_fetch; list_models(); '
+        "plan_fetch('glip-t'); assert 'torch' not in sys.modules and 'mmengine' not in sys.modules"
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
 
 def test_weights_of_another_model_are_refused(home: Path, server: Server, tmp_path: Path) -> None:

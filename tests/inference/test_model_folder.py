@@ -160,7 +160,7 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_written(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('ovd.inference.model_folder.save_tensors', full)
+    monkeypatch.setattr('ovd.checkpoints.writing.save_tensors', full)
     (tmp_path / 'out').mkdir()
     with pytest.raises(OSError, match='No space'):
         pack(small.config, small.checkpoint, tmp_path / 'out' / 'packed')

@@ -16,8 +16,10 @@ _MODES = (None, '', 'clips')
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'spiece.model')
 # Value of text_cfg.hf_tokenizer_name: the tokenizer that lies in the folder of the CLIP.
 OWN_TOKENIZER = 'own'
-# Fields of JSON files beside a tokenizer or a model that name code to be run.
-_CODE_FIELDS = ('auto_map', 'custom_pipelines', 'trust_remote_code')
+# Fields of JSON files beside a tokenizer or a model that name code to be run; of the second kind only where
+# they name a repository, whose compiled kernels would be fetched.
+_CODE_FIELDS = ('auto_map', 'custom_pipelines', 'trust_remote_code', 'custom_generate')
+_KERNEL_FIELDS = ('attn_implementation', 'experts_implementation', 'use_kernels', 'kernel_config')
 _CLIP_TOKENS = 49408
 
 
@@ -109,13 +111,20 @@ def transformers() -> Any:
 def refuse_code(folder: Path) -> None:
     """Refuse (ValueError) a folder whose JSON files name code of their own; the message names the field."""
     for path in (folder / name for name in ('config.json', 'tokenizer_config.json')):
-        content = read_json(path) if path.is_file() else {}
-        for field in _CODE_FIELDS:
-            if content.get(field):
-                raise ValueError(
-                    f'{path}: {field} {content[field]!r} names code that the folder brings; such code is '
-                    f'never run, remove the field'
-                )
+        stack = [read_json(path)] if path.is_file() else []
+        while stack:
+            content = stack.pop()
+            stack += [value for value in content.values() if isinstance(value, dict)]
+            for field, value in content.items():
+                name = field.strip('_').removesuffix('_internal')
+                is_code = name in _CODE_FIELDS and value
+                if is_code or (
+                    name in _KERNEL_FIELDS and (not isinstance(value, str) or '/' in value) and value
+                ):
+                    raise ValueError(
+                        f'{path}: {field} {value!r} names code that the folder brings or that would be '
+                        f'fetched; such code is never run, remove the field'
+                    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

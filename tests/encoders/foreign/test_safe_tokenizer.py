@@ -104,6 +104,33 @@ def test_code_beside_a_bert_does_not_run(tmp_path: Path, file: str) -> None:
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    'field',
+    [
+        {'attn_implementation': 'someone/kernel'},
+        {'_attn_implementation': 'someone/kernel'},
+        {'attn_implementation': {'text': 'someone/kernel'}},
+        {'text_config': {'attn_implementation': 'someone/kernel'}},
+    ],
+)
+def test_compiled_kernels_of_a_bert_are_not_fetched(tmp_path: Path, field: dict[str, Any]) -> None:
+    folder = write_bert(tmp_path / 'bert')
+    path = folder / 'config.json'
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | field))
+    with pytest.raises(ValueError, match=r'config\.json: _?attn_implementation') as caught:
+        BertText(folder)
+    assert '\n' not in str(caught.value)
+    path.write_text(json.dumps(content | {'attn_implementation': 'sdpa'}))
+    assert BertText(folder).encode(['red star']).shape == (1, 24)
+
+
+def test_a_bert_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('OVD_HOME', str(tmp_path))
+    write_bert(tmp_path / 'small-bert')
+    assert BertText('small-bert').folder == tmp_path / 'small-bert'
+
+
 @pytest.mark.parametrize('name', ['hf-hub:someone/vit', 'local-dir:/somewhere', 'someone/vit'])
 def test_an_image_tower_that_would_be_fetched_is_refused(tmp_path: Path, name: str) -> None:
     path = write_architecture(tmp_path / 'a.json', vision_cfg={'timm_model_name': name, 'image_size': 32})

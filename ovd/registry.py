@@ -17,15 +17,21 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='ovd', locations=['ovd.models'])
-TASK_UTILS = Registry('task util', parent=MMENGINE_TASK_UTILS, scope='ovd', locations=['ovd.models'])
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='ovd', locations=['ovd.datasets'])
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='ovd', locations=['ovd.datasets'])
-FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='ovd', locations=['ovd.datasets'])
-DATA_SAMPLERS = Registry(
-    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='ovd', locations=['ovd.datasets']
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='ovd', locations=['ovd.models.registered'])
+TASK_UTILS = Registry(
+    'task util', parent=MMENGINE_TASK_UTILS, scope='ovd', locations=['ovd.models.registered']
 )
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='ovd', locations=['ovd.evaluation'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='ovd', locations=['ovd.datasets.registered'])
+TRANSFORMS = Registry(
+    'transform', parent=MMENGINE_TRANSFORMS, scope='ovd', locations=['ovd.datasets.registered']
+)
+FUNCTIONS = Registry(
+    'function', parent=MMENGINE_FUNCTIONS, scope='ovd', locations=['ovd.datasets.registered']
+)
+DATA_SAMPLERS = Registry(
+    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='ovd', locations=['ovd.datasets.registered']
+)
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='ovd', locations=['ovd.evaluation.registered'])
 HOOKS = Registry(
     'hook', parent=MMENGINE_HOOKS, scope='ovd', locations=['ovd.training.hooks', 'ovd.training.progress']
 )

@@ -6,6 +6,8 @@ Afterwards, no matter which code imports a host:
 - ``mmcv._ext``, mmcv's compiled operators, is provided by :mod:`ovd.hosts.ops` if it is not installed;
 - ``mmengine.runner.checkpoint`` is patched by :mod:`ovd.hosts.mmengine_checkpoints` after its import;
 - ``mmdet.datasets`` and ``mmseg.datasets`` do not print debug messages during their import;
+- large packages that a host imports for rarely called functions wait until they are used, see
+  :mod:`ovd.hosts.deferred_imports`;
 - known warnings of the hosts about their own code are ignored.
 """
 
@@ -16,10 +18,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from .deferred_imports import DEFERRED, deferred
 
 EXTENSION = 'mmcv._ext'
 HOST_WARNINGS = (
@@ -123,6 +128,7 @@ def _guard_checkpoints(module: ModuleType) -> None:
 _AROUND_IMPORT: dict[str, Callable[[], AbstractContextManager[None]]] = {
     'mmdet.datasets': _without_debug_lines,
     'mmseg.datasets': _without_debug_lines,
+    **{importer: partial(deferred, packages) for importer, packages in DEFERRED.items()},
 }
 _AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {'mmengine.runner.checkpoint': _guard_checkpoints}
 _FINDER = _HostFinder()

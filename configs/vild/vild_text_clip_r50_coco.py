@@ -8,7 +8,7 @@ Uses the weights of vild_text_r50_coco.py. The paper reports no COCO number for 
 _base_ = './vild_text_r50_coco.py'
 
 model = dict(
-    clip=dict(
+    clip_ensemble=dict(
         image_encoder=_base_.clip, crops=dict(mode='warp', scales=(1.0, 1.5), resize='fast'), num_regions=300
     )
 )

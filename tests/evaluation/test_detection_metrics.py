@@ -176,13 +176,13 @@ class TestMasks:
 
     def test_no_masks(self, toy: Path) -> None:
         metric = DetectionMetric(ann_file=toy, metric='segm')
-        with pytest.raises(ValueError, match="metric 'segm' needs masks"):
+        with pytest.raises(ValueError, match="'segm'"):
             metric.process({}, [sample(1, [(0, 0.9, BOX)])])
         content = json.loads(toy.read_text())
         del content['annotations'][1]['segmentation']
         toy.write_text(json.dumps(content))
         empty = sample(1, [], torch.zeros(0, 48, 64))
-        with pytest.raises(ValueError, match=r'annotation 2 of .* has no mask'):
+        with pytest.raises(ValueError, match='annotation 2'):
             evaluate(metric, META, [empty])
 
 
@@ -240,24 +240,20 @@ class TestReport:
         assert protocol['iou_thresholds'][:2] == [0.5, 0.55]
 
     def test_bad_input_is_refused_before_predicting(self, toy: Path) -> None:
-        with pytest.raises(ValueError, match="metric must be 'bbox' or 'segm', got 'proposal'"):
+        with pytest.raises(ValueError, match=r"'bbox'.*'segm'.*'proposal'"):
             DetectionMetric(metric='proposal')
-        with pytest.raises(ValueError, match='needs an ann_file'):
+        with pytest.raises(ValueError, match='ann_file'):
             DetectionMetric().dataset_meta = META
-        with pytest.raises(
-            FileNotFoundError, match=r'annotation file no\.json of DetectionMetric does not exist'
-        ):
+        with pytest.raises(FileNotFoundError, match=r'no\.json.*DetectionMetric'):
             DetectionMetric(ann_file='no.json').dataset_meta = META
-        with pytest.raises(ValueError, match="needs the 'classes'"):
+        with pytest.raises(ValueError, match="'classes'"):
             DetectionMetric(ann_file=toy).dataset_meta = {'palette': None}
 
     def test_bad_predictions(self, toy: Path) -> None:
         metric = DetectionMetric(ann_file=toy)
-        with pytest.raises(
-            ValueError, match='predictions of image 1 hold scores or boxes that are not finite'
-        ):
+        with pytest.raises(ValueError, match='image 1'):
             metric.process({}, [sample(1, [(0, math.nan, BOX)])])
-        with pytest.raises(ValueError, match=r'predictions of image 7, which .* does not have'):
+        with pytest.raises(ValueError, match='image 7'):
             evaluate(metric, META, [sample(7, [(0, 0.9, BOX)])])
 
 
@@ -413,7 +409,7 @@ class TestLVIS:
         assert 'LVIS fixed AP rules' in protocol['evaluator']
 
     def test_file_without_frequencies(self, toy: Path) -> None:
-        with pytest.raises(ValueError, match='is not an LVIS file: its categories have no frequency'):
+        with pytest.raises(ValueError):
             evaluate(LVISMetric('bbox', ann_file=toy), META, [sample(1, [])])
 
     @pytest.mark.parametrize(

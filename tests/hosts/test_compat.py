@@ -146,7 +146,7 @@ def test_installing_twice_changes_nothing() -> None:
 def test_an_operator_we_lack_fails_when_called_and_says_what_to_do() -> None:
     extension = importlib.import_module('mmcv._ext')
     operator = extension.carafe_forward
-    with pytest.raises(NotImplementedError, match=r"'carafe_forward'.*pip install .*onedl-mmcv"):
+    with pytest.raises(NotImplementedError, match=r"'carafe_forward'.*pip"):
         operator(1, 2)
     assert not hasattr(extension, '__path__')
 

@@ -440,7 +440,7 @@ def test_deform_conv_reads_larger_maps_as_flat_buffers(generator: torch.Generato
 @needs_stand_in
 def test_deform_conv_refuses_maps_smaller_than_its_output(generator: torch.Generator) -> None:
     features, offset, mask, weight, bias = deform_inputs(generator, (4, 5))
-    with pytest.raises(ValueError, match='4x5, but one is 3x5'):
+    with pytest.raises(ValueError, match=r'4x5.*3x5'):
         mmcv_ops.modulated_deform_conv2d(features, offset[:, :, :3], mask, weight, bias, 1, 1)
     with pytest.raises(ValueError, match=r'\(4, 5\), got \(4, 4\)'):
         mmcv_ops.deform_conv2d(features, offset[..., :4], weight, 1, 1)

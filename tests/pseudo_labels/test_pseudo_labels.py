@@ -197,7 +197,7 @@ def test_all_captions_are_read_unless_the_first_is_wanted(reference: Any, tmp_pa
 def test_a_teacher_of_class_lists_is_refused(reference: Any, tmp_path: Path) -> None:
     config, checkpoint = write_toy(tmp_path)
     teacher = {'config': str(config), 'checkpoint': str(checkpoint)}
-    with pytest.raises(ValueError, match=r'pseudo_labels\.teacher is a ToyDetector, .* such as GLIP'):
+    with pytest.raises(ValueError, match=r'pseudo_labels\.teacher.*ToyDetector'):
         PseudoLabelling({**reference[0], 'teacher': teacher}, 'cpu')
 
 
@@ -208,13 +208,13 @@ def test_a_broken_image_ends_the_job_unless_it_is_dropped(reference: Any, tmp_pa
     captions = {**reference[0]['captions'], 'data_prefix': {'img_path': str(images)}}
     section = elsewhere(reference, tmp_path) | {'captions': captions, 'images_per_part': 1}
     for workers in (0, 2):
-        with pytest.raises(ValueError, match=r"1\.png is damaged .*\(pseudo_labels\.broken_images='drop'"):
+        with pytest.raises(ValueError, match=r"1\.png.*\(pseudo_labels\.broken_images='drop'"):
             label(section, limit=3, workers=workers)
     assert len(list((tmp_path / 'out').rglob('part-*'))) == 1, 'what was done before it is kept'
     manifest = label(section | {'broken_images': 'drop'}, limit=3)
     assert (manifest['counts']['lines'], manifest['counts']['broken_images']) == (4, 1)
     assert {line['filename'] for line in read_lines(section)} == {'0.png', '2.png'}
-    with pytest.raises(ValueError, match=r"broken_images must be one of .* got 'skip'"):
+    with pytest.raises(ValueError, match=r"broken_images.*'skip'"):
         PseudoLabelling(section | {'broken_images': 'skip'}, 'cpu')
 
 
@@ -288,7 +288,7 @@ def test_true_boxes_stand_in_the_way_of_other_words() -> None:
 )
 def test_bad_thresholds_are_refused(options: dict[str, Any]) -> None:
     (name,) = options
-    with pytest.raises(ValueError, match=f'{name} is {options[name]}, expected'):
+    with pytest.raises(ValueError, match=rf'{name}.*{options[name]}'):
         Selection(**options)
 
 
@@ -357,13 +357,13 @@ def test_settings_are_compared(reference: Any, tmp_path: Path) -> None:
     section = elsewhere(reference, tmp_path)
     unfinished = PseudoLabelling(section, 'cpu')
     assert unfinished.run(unfinished.start()[:1]) is None
-    with pytest.raises(ValueError, match=r'parts was made with other settings \(selection\)'):
+    with pytest.raises(ValueError, match=r'\(selection\)'):
         label({**section, 'score_thr': 0.3})
     assert label(section)['counts']['lines'] == 14
     before = contents(tmp_path / 'out')
     assert PseudoLabelling(section, 'cpu').start() == []
     assert contents(tmp_path / 'out') == before == reference[1]
-    with pytest.raises(ValueError, match=r'pseudo\.jsonl was made with other settings \(images\)'):
+    with pytest.raises(ValueError, match=r'pseudo\.jsonl.*\(images\)'):
         label(section, limit=3)
 
 
@@ -384,9 +384,9 @@ def test_bad_sections_are_refused(reference: Any, changes: dict[str, Any], messa
 
 def test_missing_files_are_named(reference: Any) -> None:
     teacher = {**reference[0]['teacher'], 'checkpoint': 'none.pth'}
-    with pytest.raises(FileNotFoundError, match=r"teacher's checkpoint none\.pth does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"teacher's.*none\.pth"):
         PseudoLabelling({**reference[0], 'teacher': teacher}, 'cpu')
-    with pytest.raises(ValueError, match='the config has no section pseudo_labels'):
+    with pytest.raises(ValueError, match='pseudo_labels'):
         PseudoLabelling(None, 'cpu')  # type: ignore[arg-type]
 
 

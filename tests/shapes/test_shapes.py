@@ -71,7 +71,7 @@ def test_silhouettes_differ_under_rotation_and_mirroring() -> None:
 
 
 def test_unknown_noun_is_named() -> None:
-    with pytest.raises(KeyError, match="no outline for 'unicorn'"):
+    with pytest.raises(KeyError, match="'unicorn'"):
         silhouette('unicorn')
 
 
@@ -313,7 +313,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, content: str) 
     (tmp_path / 'manifest.json').write_text(content)
     plan = ShapesPlan({'train': 1, 'val': 0, 'test': 0})
     for use in (is_drawn, write_shapes):
-        with pytest.raises(ValueError, match=r'manifest\.json is not one of OV-Shapes'):
+        with pytest.raises(ValueError, match=r'manifest\.json'):
             use(tmp_path, plan)
     assert [path.name for path in tmp_path.iterdir()] == ['manifest.json']
     assert (tmp_path / 'manifest.json').read_text() == content
@@ -323,7 +323,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, content: str) 
     ('changes', 'message'),
     [
         ({'counts': {'train': 1}}, r"\['train'\]"),
-        ({'counts': {'train': -1, 'val': 0, 'test': 0}}, 'train pictures must not be negative, got -1'),
+        ({'counts': {'train': -1, 'val': 0, 'test': 0}}, '-1'),
         ({'size': 32}, 'got 32'),
         ({'seed': -2}, 'got -2'),
     ],

@@ -119,11 +119,7 @@ def test_missing_regions_and_regions_of_another_clip_are_refused() -> None:
     losses_of(model, batch())
     other = detector()
     other.set_vocabulary(words(source='elsewhere'))
-<<<<<<< HEAD
-    with pytest.raises(ValueError, match=r'encoder tower, .* encoder elsewhere'):
-=======
-    with pytest.raises(ValueError, match=r'CLIP tower.*CLIP elsewhere'):
->>>>>>> 7e33018 (Check ViLD's labels once, and name its CLIP encoders online_teacher and clip_ensemble)
+    with pytest.raises(ValueError, match=r'tower.*elsewhere'):
         losses_of(other, batch())
     with pytest.raises(ValueError, match=r'third.*tower'):
         model.set_vocabulary(words(source='third'))
@@ -384,7 +380,7 @@ def test_a_report_can_say_how_scores_came_about() -> None:
     assert model.describe()['text_exponent'] == {'base': 0.6}
     assert 'text_exponent' not in detector('vild').describe()
     assert detector('vild_image').describe()['background'] == 'none'
-    with_clip = detector('vild_text', clip={'image_encoder': {'model': 'unused'}})
+    with_clip = detector('vild_text', clip_ensemble={'image_encoder': {'model': 'unused'}})
     assert with_clip.describe()['image_side'] == 'CLIP on crops, temperature'
 
 
@@ -402,7 +398,7 @@ def test_suppression_does_not_depend_on_the_place_of_a_word(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small boxes far from the origin, thousands of classes: each class as if it were alone."""
-    monkeypatch.setattr('ovd.models.vild.bbox_head._MOST_MOVED', limit)
+    monkeypatch.setattr('ovd.models.vild.bbox_head._MAX_JOINT_BOXES', limit)
     torch.manual_seed(0)
     corners = torch.rand(2000, 2) * 1200
     side, shift = 4 + torch.rand(2000, 1) * 2, torch.rand(2000, 1) * 2

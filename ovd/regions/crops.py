@@ -1,6 +1,6 @@
-"""Crops of boxes for a CLIP image tower: one explicit, hashed policy, batched over the boxes of an image.
+"""Crops of boxes for a CLIP image encoder, under one explicit, hashed policy.
 
-Reading order: CropPolicy (what to cut), crop_windows (where), crop_regions (pixels), join_scales (features).
+Reading order: CropPolicy (rules), crop_regions (pixels), crop_windows (coordinates), join_scales (features).
 Source: ViLD, ICLR 2022, Sec. 3.2 (1x and 1.5x crops); dyabel/detpro for the ``center_crop`` parity mode.
 """
 
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from ..files import sha256_json
+from ..options import check_option
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CROP_VERSION = 1
@@ -30,20 +31,20 @@ _ROIS_PER_CALL = 1024
 
 @dataclass(frozen=True)
 class CropPolicy:
-    """How a box becomes square crops; two stores made under different policies must not be mixed.
+    """Rules that turn a box into square crops. Stores made with different policies cannot be mixed.
 
     Args:
         mode: ``warp`` stretches the window to the square; ``center_crop`` resizes its short side and keeps
-            the middle (CLIP's stock preprocessing, DetPro); ``pad_square`` fills the short side up;
+            the middle (CLIP's stock preprocessing, DetPro); ``pad_square`` pads the short side;
             ``square_context`` widens the window to a square around its centre, with real image content.
         scales: the box is enlarged around its centre by each factor; one crop per factor.
         resize: ``exact`` is the antialiased bicubic filter of Pillow, within 1 of 255 levels; ``fast`` is
             RoIAlign, an area average when shrinking and bilinear when enlarging: one call for all boxes,
-            meant for a GPU (on a CPU ``exact`` is quicker).
-        outside: pixels beyond the image are the tower's ``mean`` colour or ``black``; ``clamp`` moves the
-            window's sides (a square's position) into the image instead.
-        rounding: window sides to whole pixels: ``outward`` = floor, ceil; ``nearest``; ``detpro`` = outward
-            after growing by 0.001, which takes one more pixel where a side is a whole number.
+            meant for a GPU (on a CPU ``exact`` is faster).
+        outside: fill colour of pixels outside the image, the encoder's ``mean`` or ``black``; ``clamp`` moves
+            the sides of the window (of a square: its position) into the image instead.
+        rounding: of window coordinates to whole pixels: ``outward`` = floor, ceil; ``nearest``; ``detpro`` =
+            outward after growing by 0.001, which adds one pixel if a coordinate is whole.
     """
 
     mode: str = 'warp'
@@ -54,40 +55,39 @@ class CropPolicy:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f'crop policy: {name} is {getattr(self, name)!r}, expected one of {choices}')
+            check_option(f'crop policy: {name}', getattr(self, name), choices)
         object.__setattr__(self, 'scales', tuple(float(scale) for scale in self.scales))
         if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
             raise ValueError(f'crop policy: scales must be positive numbers, got {self.scales}')
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, with the version of the algorithm."""
+        """JSON values of the settings, and the version of the algorithm."""
         return {**dataclasses.asdict(self), 'scales': list(self.scales), 'version': CROP_VERSION}
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits that change with any setting and with the algorithm's version."""
+        """Hash of the settings and the version of the algorithm, 16 hexadecimal digits."""
         return sha256_json(self.to_dict())[:16]
 
 
 def crop_regions(
     image: Tensor, boxes: Tensor, size: int, policy: CropPolicy, mean: Sequence[float] = CLIP_MEAN
 ) -> Tensor:
-    """Cut every box at every scale.
+    """Crop every box at every scale.
 
     Args:
         image: uint8 [3, H, W], RGB.
-        boxes: [M, 4] xyxy, pixels of ``image``; clipped to the image first.
+        boxes: [M, 4] xyxy in pixels of ``image``; clipped to the image first.
         size: side of a crop in pixels.
-        policy: S scales and the rules.
-        mean: the tower's mean colour in 0..1, used where ``policy.outside`` is ``mean``.
+        policy: rules, with S scales.
+        mean: RGB in 0..1, the fill colour if ``policy.outside`` is ``mean``.
     Returns:
         uint8 [M * S, 3, size, size] on the image's device; box m at scale s is row ``m * S + s``.
     Raises:
-        ValueError: wrong image type or shape; a box that is not finite or has no area inside the image.
+        ValueError: the image is not uint8; a box is not finite or has no area inside the image.
     """
-    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
-        raise ValueError(f'expected a uint8 image [3, H, W], got {image.dtype} {tuple(image.shape)}')
+    if image.dtype != torch.uint8:  # a float image would give crops of wrong values without an error
+        raise ValueError(f'expected a uint8 image, got {image.dtype}')
     windows = crop_windows(boxes, (image.shape[1], image.shape[2]), policy)
     if not len(windows):
         return image.new_empty((0, 3, size, size))
@@ -103,12 +103,8 @@ def crop_regions(
 
 
 def crop_windows(boxes: Tensor, image_size: tuple[int, int], policy: CropPolicy) -> Tensor:
-    """Windows [M * S, 4] xyxy of whole pixels (float64, on the CPU) that ``policy`` cuts for ``boxes`` [M,
-    4].
-    """
+    """Windows [M * S, 4] of boxes [M, 4] under ``policy``: xyxy in whole pixels, float64, on the CPU."""
     height, width = image_size
-    if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise ValueError(f'expected boxes [M, 4], got {tuple(boxes.shape)}')
     limit = torch.tensor([width, height, width, height], dtype=torch.float64)
     given = boxes.detach().cpu().double()
     inside = torch.minimum(given.clamp(min=0), limit)
@@ -138,7 +134,7 @@ def crop_windows(boxes: Tensor, image_size: tuple[int, int], policy: CropPolicy)
 
 
 def join_scales(features: Tensor, num_scales: int) -> Tensor:
-    """Tower outputs [M * S, D] -> [M, D]: summed un-normalised in float32, then normalised once."""
+    """Encoder outputs [M * S, D] -> unit vectors [M, D]: sum over scales in float32, then normalise."""
     summed = features.float().reshape(-1, num_scales, features.shape[-1]).sum(1)
     return F.normalize(summed, dim=-1)
 
@@ -158,7 +154,7 @@ def _square_windows(windows: Tensor) -> Tensor:
 
 
 def _pad_image(image: Tensor, windows: Tensor, fill: list[int]) -> tuple[Tensor, int, int]:
-    """Enlarge the image once so that every window is a plain slice; also return the left and top margins."""
+    """Pad the image so that every window is a slice of it; also return the left and top padding."""
     height, width = image.shape[1:]
     left, top = (int((-windows[:, axis]).max().clamp(min=0)) for axis in (0, 1))
     right, bottom = (
@@ -174,8 +170,8 @@ def _pad_image(image: Tensor, windows: Tensor, fill: list[int]) -> tuple[Tensor,
 def _resize_bicubic(pixels: Tensor, height: int, width: int) -> Tensor:
     """Antialiased bicubic like Pillow's on uint8 [3, h, w]: rows first, rounded to uint8 between the passes.
 
-    torch's uint8 kernel (CPU only) is several times quicker than the float one but off by one level in 0.3 %
-    of the pixels; used in one of the two passes it keeps the result within one level, in both it does not.
+    torch's uint8 kernel (CPU only) is several times faster than the float one, but off by one level in 0.3 %
+    of the pixels. Used for one of the two passes, the result stays within one level of Pillow's.
     """
     rows = _resize_bicubic_float(pixels, pixels.shape[1], width)
     if rows.device.type != 'cpu':
@@ -184,7 +180,7 @@ def _resize_bicubic(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def _resize_bicubic_float(pixels: Tensor, height: int, width: int) -> Tensor:
-    """One pass in float32, rounded back to uint8."""
+    """Resize in float32; round to uint8."""
     resized = F.interpolate(pixels[None].float(), size=(height, width), mode='bicubic', antialias=True)[0]
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -216,7 +212,7 @@ _RESIZE = {'warp': _warp, 'square_context': _warp, 'center_crop': _center_crop, 
 
 
 def _crop_roi_align(image: Tensor, windows: Tensor, size: int, mode: str, fill: list[int]) -> Tensor:
-    """RoIAlign of all windows; ``center_crop`` and ``pad_square`` are other boxes of the same image."""
+    """RoIAlign of all windows, whose sides are adapted for ``center_crop`` and ``pad_square``."""
     sides = windows[:, 2:] - windows[:, :2]
     center = (windows[:, :2] + windows[:, 2:]) / 2
     rois = windows
@@ -238,7 +234,7 @@ def _crop_roi_align(image: Tensor, windows: Tensor, size: int, mode: str, fill: 
 
 
 def _fill_outside(crops: Tensor, rois: Tensor, windows: Tensor, fill: list[int]) -> None:
-    """Set the crop pixels whose centres lie beyond their window to the fill colour, in place."""
+    """Fill crop pixels whose centres lie outside their window, in place."""
     size = crops.shape[-1]
     steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     for axis, view in ((0, (-1, 1, 1, size)), (1, (-1, 1, size, 1))):

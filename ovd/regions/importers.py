@@ -1,8 +1,8 @@
-"""Region embeddings that others published, brought into a RegionStore; every file is read without running it.
+"""Import the region embeddings of other projects into a RegionStore; files are read weights-only.
 
-DetPro: one tensor [n, D] per image (``000000000139.pth``, loose or in a zip) whose rows follow a proposal
-pickle.
-OADP: one dict per image with ``embeddings`` [n, D], ``bboxes`` [n, 4] and ``objectness`` [n], all fp16.
+DetPro: a tensor [n, D] per image (``000000000139.pth`` in a folder or zip); row i belongs to row i of the
+proposal pickle.
+OADP: a dict per image with ``embeddings`` [n, D], ``bboxes`` [n, 4] and ``objectness`` [n], all fp16.
 """
 
 import io
@@ -27,7 +27,7 @@ OADP_CROPS = {'mode': 'oadp', 'scales': [1.0]}
 
 
 class TensorFiles:
-    """The ``.pth`` files of a folder or a zip, by image id (the digits of the file's name)."""
+    """The ``.pth`` files of a folder or zip, by image id (the digits of the file name)."""
 
     def __init__(self, source: str | os.PathLike[str]):
         self.source = Path(source)
@@ -54,11 +54,11 @@ class TensorFiles:
         return image_id in self._names
 
     def load(self, image_id: int) -> Any:
-        """What the file of an image holds, read weights-only.
+        """Read the file of an image, weights-only.
 
         Raises:
             KeyError: there is no such file.
-            ValueError: a damaged file, or one that holds more than tensors and plain values.
+            ValueError: the file is damaged, or contains objects other than tensors and plain values.
         """
         if image_id not in self._names:
             raise KeyError(f'{self.source} has no file {image_id:012d}.pth')
@@ -84,23 +84,21 @@ def import_detpro(
     clip_fingerprint: str,
     on_image: Callable[[], Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Join DetPro's embeddings with the proposals they were made from.
+    """Import DetPro's embeddings and the proposals they were computed from.
 
     Args:
         folder: the new store (an interrupted import is continued).
         embeddings: folder or zip of the tensors.
-        proposals: the pickle, read for these images.
-        image_ids: images of the data set, in its order.
-        clip_fingerprint: of the CLIP that made the embeddings (ViT-B/32 of OpenAI).
+        proposals: content of the pickle.
+        image_ids: images of the data set, in its order; at least one.
+        clip_fingerprint: of the CLIP that computed the embeddings (OpenAI's ViT-B/32).
         on_image: called after each image.
     Returns:
-        the store's manifest.
+        the manifest of the store.
     Raises:
         KeyError: an image has no file or no proposals.
-        ValueError: an image has as many embeddings as it has no proposals, or a file is not what it should
-            be.
+        ValueError: the numbers of embeddings and proposals of an image differ; a file of unknown content.
     """
-    _check_images(image_ids)
     files = TensorFiles(embeddings)
 
     def rows(image_id: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +107,7 @@ def import_detpro(
         if len(vectors) != len(boxes):
             raise ValueError(
                 f'image {image_id} has {len(vectors)} embeddings but {len(boxes)} proposals in '
-                f'{proposals.source}: they were made from another file, or for another order of the images'
+                f'{proposals.source}: that file belongs to other embeddings or another order of images'
             )
         return boxes, scores, vectors
 
@@ -125,18 +123,17 @@ def import_oadp(
     clip_fingerprint: str,
     on_image: Callable[[], Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Import OADP's files. Their boxes are fp16: in steps of 0.5 pixel above 512 and of 1 pixel above
-    1024.
+    """Import OADP's files; see :func:`import_detpro`.
+
+    Their boxes are fp16, that is, rounded to 0.5 pixel above 512 and to 1 pixel above 1024.
     """
-    _check_images(image_ids)
     files = TensorFiles(embeddings)
 
     def rows(image_id: int) -> tuple[Tensor, Tensor, Tensor]:
         content = files.load(image_id)
         keys = ('bboxes', 'objectness', 'embeddings')
-        if not isinstance(content, Mapping) or any(key not in content for key in keys):
-            found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-            raise ValueError(f'image {image_id}: expected a dict with {", ".join(keys)}, got {found}')
+        if not isinstance(content, Mapping) or not content.keys() >= set(keys):
+            raise ValueError(f'image {image_id}: expected a dict with {", ".join(keys)}, got {content!r:.80}')
         return (
             content['bboxes'].float(),
             content['objectness'].float(),
@@ -179,15 +176,8 @@ def _import(
     return writer.close()
 
 
-def _check_images(image_ids: Sequence[int]) -> None:
-    if not image_ids:
-        raise ValueError('the annotation file lists no images')
-
-
 def _matrix(value: Any, image_id: int) -> Tensor:
-    """float32 [n, D] of a stored tensor or array."""
-    tensor = torch.as_tensor(value) if not isinstance(value, (str, bytes, Mapping)) else None
-    if tensor is None or tensor.dim() != 2 or not tensor.is_floating_point():
-        shape = type(value).__name__ if tensor is None else f'{tensor.dtype} {list(tensor.shape)}'
-        raise ValueError(f'image {image_id}: expected embeddings [n, D], got {shape}')
-    return tensor.float()
+    """Convert a stored tensor or array to float32 [n, D]."""
+    if isinstance(value, (str, bytes, Mapping)) or torch.as_tensor(value).dim() != 2:
+        raise ValueError(f'image {image_id}: expected embeddings [n, D], got {value!r:.80}')
+    return torch.as_tensor(value).float()

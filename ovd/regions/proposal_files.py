@@ -1,8 +1,8 @@
-"""Proposal files: boxes of many images, by image id, without running anything a file contains.
+"""Read proposal files: boxes of many images, by image id, without unpickling.
 
-Read are COCO results (``.json``: image_id, bbox [x, y, w, h], score), ``.npz`` (``image_ids`` [I],
-``counts`` [I], ``boxes`` [R, 4] xyxy, ``scores`` [R]), a region store (its boxes), and DetPro's ``.pkl``: a
-list of arrays [n, 4 or 5] in the order of the images. All boxes are in original pixels.
+Formats: COCO results (``.json``: image_id, bbox [x, y, w, h], score), ``.npz`` (``image_ids`` [I], ``counts``
+[I], ``boxes`` [R, 4] xyxy, ``scores`` [R]), a region store (its boxes), and DetPro's ``.pkl``: a list of
+arrays [n, 4 or 5] in the order of the images. All boxes are in original pixels.
 """
 
 import io
@@ -24,8 +24,8 @@ from .store import RegionStore
 class ProposalTable:
     """Proposals of many images: boxes [R, 4] float32 xyxy in original pixels, scores [R] float32.
 
-    ``first_row`` and ``counts`` locate the rows of an image id. ``is_complete`` says that the format lists
-    every image, so an unknown id is an error and not an image without proposals.
+    ``first_row`` and ``counts`` locate the rows of an image id. If ``is_complete``, the file lists every
+    image, and an unknown id is an error; otherwise it is an image without proposals.
     """
 
     source: str
@@ -60,11 +60,11 @@ def read_proposals(path: str | os.PathLike[str], image_ids: Sequence[int]) -> Pr
 
     Args:
         path: the file, or the folder of a region store.
-        image_ids: images of the data set, in its order, which a ``.pkl`` refers to.
+        image_ids: images of the data set, in its order, which is that of a ``.pkl``.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unknown format or content, a box that is not finite, a pickle that holds more than
-            arrays, or no image in common with ``image_ids``.
+        ValueError: unknown format or content; a box that is not finite; a pickle with other objects than
+            arrays; no image in common with ``image_ids``.
     """
     source = Path(path)
     if not source.exists():
@@ -77,7 +77,7 @@ def read_proposals(path: str | os.PathLike[str], image_ids: Sequence[int]) -> Pr
         except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
             if str(source) in str(error):
                 raise
-            reason = f'no {error}' if isinstance(error, KeyError) else str(error).split('. ')[0]
+            reason = f'no {error}' if isinstance(error, KeyError) else str(error)
             raise ValueError(f'proposal file {source} cannot be read: {reason}') from error
     else:
         raise ValueError(
@@ -88,7 +88,7 @@ def read_proposals(path: str | os.PathLike[str], image_ids: Sequence[int]) -> Pr
 
 
 def _table(source: Path, parts: dict[int, np.ndarray], is_complete: bool) -> ProposalTable:
-    """Join arrays [n, 5] (xyxy, score) by image id."""
+    """Concatenate the arrays [n, 5] (xyxy, score) of the images."""
     counts = {image_id: len(part) for image_id, part in parts.items()}
     starts = np.concatenate([[0], np.cumsum(list(counts.values()), dtype=np.int64)]).tolist()
     joined = np.concatenate([np.zeros((0, 5), np.float32), *parts.values()])
@@ -104,12 +104,9 @@ def _table(source: Path, parts: dict[int, np.ndarray], is_complete: bool) -> Pro
 
 
 def _from_json(source: Path, image_ids: list[int]) -> ProposalTable:
-    try:
-        results = json.loads(source.read_bytes())
-    except ValueError as error:
-        raise ValueError(f'proposal file {source} is not JSON: {error}') from None
+    results = json.loads(source.read_bytes())
     if not isinstance(results, list):
-        raise ValueError(f'proposal file {source}: expected a list of results, got {type(results).__name__}')
+        raise ValueError(f'expected a list of results, got {type(results).__name__}')
     grouped: dict[int, list[list[float]]] = {}
     for item in results:
         x, y, width, height = item['bbox']
@@ -126,8 +123,8 @@ def _from_npz(source: Path, image_ids: list[int]) -> ProposalTable:
         scores = arrays['scores'] if 'scores' in arrays else np.ones(len(boxes))
     if len(ids) != len(counts) or sum(counts) != len(boxes) or len(scores) != len(boxes):
         raise ValueError(
-            f'proposal file {source}: {len(ids)} image_ids, {len(counts)} counts with the sum {sum(counts)}, '
-            f'{len(boxes)} boxes and {len(scores)} scores do not fit together'
+            f'{len(ids)} image_ids, {len(counts)} counts with the sum {sum(counts)}, {len(boxes)} boxes and '
+            f'{len(scores)} scores do not fit together'
         )
     joined = np.concatenate([boxes, np.asarray(scores, np.float32).reshape(-1, 1)], axis=1)
     parts = np.split(joined, np.cumsum(counts)[:-1]) if counts else []
@@ -138,17 +135,13 @@ def _from_pickle(source: Path, image_ids: list[int]) -> ProposalTable:
     content = read_array_pickle(io.BytesIO(source.read_bytes()), f'proposal file {source}')
     if not isinstance(content, list) or len(content) != len(image_ids):
         found = f'{len(content)} entries' if isinstance(content, list) else type(content).__name__
-        raise ValueError(
-            f'proposal file {source}: expected a list of {len(image_ids)} arrays, one for each image, '
-            f'got {found}'
-        )
+        raise ValueError(f'expected a list of {len(image_ids)} arrays, one per image, got {found}')
     parts = {}
     for image_id, array in zip(image_ids, content):
         rows = np.asarray(array)
         if rows.dtype.kind not in 'fiu' or rows.ndim != 2 or rows.shape[1] not in (4, 5):
             raise ValueError(
-                f'proposal file {source}: image {image_id} has {rows.dtype} {list(rows.shape)}, '
-                'expected numbers [n, 4] or [n, 5]'
+                f'image {image_id}: expected [n, 4] or [n, 5], got {rows.dtype} {list(rows.shape)}'
             )
         scores = rows[:, 4:] if rows.shape[1] == 5 else np.ones((len(rows), 1))
         parts[image_id] = np.concatenate([rows[:, :4], scores], axis=1).astype(np.float32)
@@ -159,7 +152,7 @@ def _from_store(source: Path) -> ProposalTable:
     store = RegionStore(source)
     parts = {}
     for image_id in store.image_ids.tolist():
-        rows = store.read(image_id)  # views, which hold their shard open: only the copy is kept
+        rows = store.read(image_id)  # views of the shard file; the copy lets it be closed
         parts[image_id] = np.concatenate([rows.boxes, rows.scores[:, None]], axis=1)
     table = _table(source / 'manifest.json', parts, is_complete=True)
     table.source = str(source)

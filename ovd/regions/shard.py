@@ -1,9 +1,9 @@
-"""One shard of a region store: a safetensors file that certifies itself.
+"""One shard of a region store: a safetensors file with checksums of its content.
 
-Tensors, for I images with R rows in all and width D: ``image_ids`` [I], ``first_row`` [I + 1] and ``crc32``
+Tensors, for I images with R rows in total and width D: ``image_ids`` [I], ``first_row`` [I + 1] and ``crc32``
 [I] (int64), ``boxes`` [R, 4] (float32), ``scores`` [R] (float32), ``embeddings`` [R, D] (float16, row-major:
-the rows of one image are one contiguous read). The metadata entry ``ovd_region_shard`` holds the shard's
-index, the hash of the store's settings, and the SHA-256 of the tensors.
+the rows of an image are contiguous). The metadata entry ``ovd_region_shard`` holds the index of the shard,
+the hash of the store's settings, and the SHA-256 of the tensors.
 """
 
 import hashlib
@@ -33,8 +33,9 @@ _MAX_HEADER = 1 << 20
 
 
 class RegionRows(NamedTuple):
-    """Rows of one image: boxes [M, 4] float32 xyxy in original pixels, scores [M] float32, embeddings [M, D]
-    float16.
+    """Rows of one image.
+
+    Boxes [M, 4] float32 xyxy in original pixels, scores [M] float32, embeddings [M, D] float16.
     """
 
     boxes: np.ndarray
@@ -44,7 +45,7 @@ class RegionRows(NamedTuple):
 
 @dataclass
 class Shard:
-    """An opened shard: read-only views of the mapped file, and what it says about itself."""
+    """An open shard: its metadata, and read-only views of the memory-mapped tensors."""
 
     path: Path
     index: int
@@ -55,20 +56,18 @@ class Shard:
     tensors: dict[str, np.ndarray]
 
     def rows(self, position: int) -> RegionRows:
-        """Rows of the image at ``position`` in this shard; views, nothing is copied."""
+        """Rows of the image at index ``position`` of this shard; views, not copies."""
         first, last = self.tensors['first_row'][position : position + 2]
         return RegionRows(*(self.tensors[name][first:last] for name in ('boxes', 'scores', 'embeddings')))
 
     def rows_are_intact(self, position: int) -> bool:
-        """Whether the image's rows still have the CRC-32 they were written with."""
+        """Whether the rows of the image match their CRC-32."""
         return rows_crc32(self.rows(position)) == int(self.tensors['crc32'][position])
 
     def check_content(self) -> None:
-        """Recompute the SHA-256 of all tensors; a ValueError names the shard when it differs."""
+        """Raise ValueError unless the tensors match the recorded SHA-256."""
         if _content_sha256(self.tensors) != self.content_sha256:
-            raise ValueError(
-                f'region shard {self.path} is damaged: its content does not have the recorded SHA-256'
-            )
+            raise ValueError(f'region shard {self.path} is damaged: its SHA-256 is not the recorded one')
 
 
 def shard_name(index: int) -> str:
@@ -87,7 +86,7 @@ def rows_crc32(rows: RegionRows) -> int:
 def encode_shard(
     index: int, settings_sha256: str, embed_dim: int, image_ids: list[int], rows: list[RegionRows]
 ) -> bytes:
-    """Bytes of a shard file; equal input gives equal bytes."""
+    """Encode a shard file; equal input gives equal bytes."""
     counts = [len(item.scores) for item in rows]
     tensors = {
         'image_ids': np.array(image_ids, dtype=np.int64),
@@ -102,29 +101,25 @@ def encode_shard(
 
 
 def open_shard(path: Path) -> Shard:
-    """Map a shard and check its structure (not yet its content).
+    """Map a shard and check its structure, but not its checksums.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, or not a region shard; the message names the file.
+        ValueError: the file is truncated, damaged or not a region shard.
     """
     if not path.is_file():
         raise FileNotFoundError(f'region shard {path} is missing')
     num_bytes = path.stat().st_size
     with path.open('rb') as file:
-        if num_bytes < 8:
-            raise ValueError(f'region shard {path} is truncated: it has {num_bytes} bytes')
         length = int.from_bytes(file.read(8), 'little')
-        if length > _MAX_HEADER:
-            raise ValueError(f'{path} is not a region shard, or its header is damaged')
-        header = file.read(length)
+        header = file.read(min(length, _MAX_HEADER))
         try:
             entries = json.loads(header)
             about = json.loads(entries.pop('__metadata__')[_KEY])
             index, settings, content = (about[k] for k in ('index', 'settings_sha256', 'content_sha256'))
             end = max(int(entry['data_offsets'][1]) for entry in entries.values())
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise ValueError(f'{path} is not a region shard, or its header is damaged') from None
+            raise ValueError(f'{path} is truncated, damaged or not a region shard') from None
         if num_bytes < 8 + length + end:
             raise ValueError(
                 f'region shard {path} is truncated: it has {num_bytes} bytes, expected {8 + length + end}'
@@ -167,7 +162,7 @@ def _map_tensors(path: Path, buffer: Any, entries: dict[str, Any], start: int) -
         if not consistent:
             raise ValueError
     except (ValueError, KeyError, TypeError, IndexError):
-        raise ValueError(f'region shard {path} is damaged: its tables contradict each other') from None
+        raise ValueError(f'region shard {path} is damaged: its tensors are inconsistent') from None
     return tensors
 
 
@@ -181,12 +176,12 @@ def _content_sha256(tensors: dict[str, np.ndarray]) -> str:
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
-    """The bytes of an array, without a copy where it is contiguous."""
+    """Bytes of an array; no copy if it is contiguous."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def publish(path: Path, content: bytes, rank: int) -> None:
-    """Write a file under a temporary name of this rank, flush it to disk, and rename it into place."""
+    """Write a file atomically: to a temporary name of this rank, flushed to disk, then renamed."""
     temporary = path.with_name(f'.{path.name}.rank{rank}.tmp')
     try:
         with temporary.open('wb') as file:
@@ -200,7 +195,7 @@ def publish(path: Path, content: bytes, rank: int) -> None:
 
 
 def unfinished_files(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Temporary files that killed writers left in ``folder``, with the rank of each."""
+    """Temporary files left in ``folder`` by killed writers, with their ranks."""
     for path in folder.glob('.*.rank*.tmp'):
         rank = path.name.removesuffix('.tmp').rsplit('.rank', 1)[1]
         if rank.isdigit():

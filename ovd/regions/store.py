@@ -1,10 +1,10 @@
 """RegionStore: CLIP embeddings of the proposals of many images, sharded, checksummed and memory-mapped.
 
-A folder holds ``header.json`` (settings), ``shard-*.safetensors`` (see region_shard.py) and, once every
-shard is there, ``index.safetensors`` and ``manifest.json``. Images are cut into shards in their given order,
-so the layout does not depend on the number of ranks; every shard has one writer and appears by an atomic
-rename, so a killed job leaves whole shards only and continues with the missing ones. Ranks never talk to
-each other: the last to finish writes the manifest.
+A folder holds ``header.json`` (settings), ``shard-*.safetensors`` (see shard.py) and, once all shards exist,
+``index.safetensors`` and ``manifest.json``. Shards are consecutive runs of images, so the layout does not
+depend on the number of ranks. Each shard is written by one rank and renamed atomically: a killed job leaves
+complete shards only and continues with the missing ones. Ranks do not communicate: the last one to finish
+writes the manifest.
 """
 
 import errno
@@ -31,32 +31,29 @@ _OPEN_SHARDS = 128
 
 
 def images_per_shard(max_regions: int) -> int:
-    """Default number of images in a shard: some 8 MB of 512-wide rows, the unit that a killed job repeats."""
+    """Default number of images per shard: about 8 MB of rows of width 512, the work a killed job repeats."""
     return max(1, _ROWS_PER_SHARD // max(1, max_regions))
 
 
 class RegionStoreWriter:
-    """Write the shards of one rank; several ranks (processes, machines) fill one folder side by side.
+    """Write the shards of one rank; several ranks (processes, machines) can write to one folder.
 
     Args:
-        folder: the store; created when absent, continued when it holds shards of the same settings.
+        folder: the store; created if absent, continued if it has shards of the same settings.
         header: JSON values. Required: clip_fingerprint (str), embed_dim D, max_regions M, crops (dict),
             proposals (dict). ``images_per_shard`` has a default. ``made_with`` is recorded but not compared;
             everything else must be equal to continue a store.
         rank, world_size: this writer makes the shards whose index is ``rank`` modulo ``world_size``.
     Raises:
-        ValueError: a header key is missing; the folder holds a store of other settings (they are named) or
-            is being written by another job.
+        KeyError: a header key is missing.
+        ValueError: the folder holds a store of other settings (they are named), or another job writes to it.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], header: dict[str, Any], rank: int = 0, world_size: int = 1
     ):
-        missing = [key for key in _REQUIRED if key not in header]
-        if missing:
-            raise ValueError(f'region store header lacks {missing}')
-        if not 0 <= rank < world_size:
-            raise ValueError(f'rank is {rank}, expected 0 <= rank < world_size = {world_size}')
+        if missing := set(_REQUIRED) - set(header):
+            raise KeyError(f'region store header without {sorted(missing)}')
         self.folder = Path(folder)
         self.header = {
             'format': _FORMAT,
@@ -65,7 +62,7 @@ class RegionStoreWriter:
         }
         self.rank, self.world_size = rank, world_size
         self._plan: list[list[int]] = []
-        self._place: dict[int, int] = {}
+        self._position: dict[int, int] = {}
         self._todo: list[int] = []
         self._rows: list[RegionRows] = []
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,21 +71,20 @@ class RegionStoreWriter:
         self._check_settings()
 
     def pending(self, image_ids: Sequence[int]) -> list[int]:
-        """Image ids this rank still has to ``add``, in that order.
+        """Image ids that this rank has to ``add``, in that order.
 
         Args:
-            image_ids: all images of the store, in their order. A store made for the first n of them is
-                extended.
+            image_ids: all images of the store, in order. A store of the first n of them is extended.
         Raises:
-            ValueError: repeated ids; the store was made for other or more images; a finished shard is
-                damaged or foreign (it is named).
+            ValueError: no or repeated ids; the store has other or more images; a finished shard is damaged or
+                belongs to another store (it is named).
         """
         ids = [int(image_id) for image_id in image_ids]
         if not ids or len(set(ids)) != len(ids):
-            raise ValueError('a region store needs at least one image, and every image id once')
+            raise ValueError('a region store needs at least one image, and image ids that occur once')
         self._check_plan(ids)
         size = int(self.header['images_per_shard'])
-        self._place = {image_id: place for place, image_id in enumerate(ids)}
+        self._position = {image_id: position for position, image_id in enumerate(ids)}
         self._plan = [ids[start : start + size] for start in range(0, len(ids), size)]
         self._todo = [index for index in self._own_shards() if not self._is_finished(index)]
         recorded = self._read_header()
@@ -104,29 +100,30 @@ class RegionStoreWriter:
         return [image_id for index in self._todo for image_id in self._plan[index]]
 
     def shard_of(self, image_id: int) -> int:
-        """Index of the shard that holds ``image_id``: work that depends on batches must not cross shards."""
-        return self._place[image_id] // int(self.header['images_per_shard'])
+        """Index of the shard of ``image_id``; batches must not cross shards, or their bits could differ."""
+        return self._position[image_id] // int(self.header['images_per_shard'])
 
     @property
     def num_finished(self) -> int:
-        """Shards of all ranks that are on disk."""
+        """Number of shards on disk, of all ranks."""
         return sum((self.folder / shard_name(index)).is_file() for index in range(len(self._plan)))
 
     @property
     def num_shards(self) -> int:
-        """Shards of the complete store."""
+        """Number of shards of the complete store."""
         return len(self._plan)
 
     def add(self, image_id: int, boxes: Any, scores: Any, embeddings: Any) -> None:
-        """Add the next pending image; the shard is written with its last image.
+        """Add the next pending image; a shard is written with its last image.
 
         Args:
             image_id: the next id of ``pending``.
-            boxes: [m, 4] xyxy in original pixels, m <= max_regions; scores: [m]; embeddings: [m, D]; arrays
-                or tensors.
+            boxes: [m, 4] xyxy in original pixels, m <= max_regions, array or tensor.
+            scores: [m].
+            embeddings: [m, D].
         Raises:
-            ValueError: another image, wrong shapes, values that are not finite; the message names the image.
-            OSError: the disk is full; the shards written before are safe.
+            ValueError: another image than the next one; wrong shapes; values that are not finite.
+            OSError: the disk is full; the shards written before are complete.
         """
         shard = self._todo[0] if self._todo else None
         expected = self._plan[shard][len(self._rows)] if shard is not None else None
@@ -145,11 +142,11 @@ class RegionStoreWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let another writer have the folder, also after an error."""
+        """Release the lock of the folder, also after an error."""
         self._unlock()
 
     def close(self) -> dict[str, Any] | None:
-        """Write index and manifest if the shards of every rank are there; return the manifest, or None."""
+        """Write index and manifest if all shards exist; return the manifest, or None."""
         try:
             shards = self._all_shards()
             return None if shards is None else self._write_manifest(shards)
@@ -181,11 +178,11 @@ class RegionStoreWriter:
         count = recorded['image_count']
         if count > len(ids):
             raise ValueError(
-                f'region store {self.folder} was started for {count} images, now {len(ids)} are asked for; '
+                f'region store {self.folder} has {count} images and cannot be continued with {len(ids)}; '
                 'choose another folder for a smaller store'
             )
         if sha256_json(ids[:count]) != recorded['image_ids_sha256']:
-            raise ValueError(f'region store {self.folder} was made for other images (or in another order)')
+            raise ValueError(f'region store {self.folder} has other images, or in another order')
 
     def _is_finished(self, index: int) -> bool:
         path = self.folder / shard_name(index)
@@ -195,14 +192,14 @@ class RegionStoreWriter:
             shard = open_shard(path)
             shard.check_content()
         except ValueError as error:
-            raise ValueError(f'{error}; delete it to have it made again') from None
+            raise ValueError(f'{error}; delete the file and run again') from None
         planned, found = self._plan[index], shard.tensors['image_ids'].tolist()
         if (
             shard.settings_sha256 != self._settings_sha256
             or shard.index != index
             or found != planned[: len(found)]
         ):
-            raise ValueError(f'region shard {path} belongs to another store; delete it to have it made again')
+            raise ValueError(f'region shard {path} belongs to another store; delete the file and run again')
         return found == planned
 
     def _check_rows(self, image_id: int, boxes: Any, scores: Any, embeddings: Any) -> RegionRows:
@@ -217,7 +214,7 @@ class RegionStoreWriter:
             )
         for name, array in zip(RegionRows._fields, rows):
             if not np.isfinite(array).all():
-                raise ValueError(f'image {image_id}: {name} are not all finite (in {array.dtype})')
+                raise ValueError(f'image {image_id}: {name} are not finite in {array.dtype}')
         return rows
 
     def _publish(self, name: str, content: bytes) -> None:
@@ -232,15 +229,13 @@ class RegionStoreWriter:
             ) from error
 
     def _remove_leftovers(self) -> None:
-        """Temporary files of a killed job: rank r of a larger world is cleaned by rank r modulo
-        world_size.
-        """
-        for path, owner in unfinished_files(self.folder):
-            if owner % self.world_size == self.rank:
+        """Delete temporary files of a killed job; those of rank r by rank r modulo world_size."""
+        for path, rank in unfinished_files(self.folder):
+            if rank % self.world_size == self.rank:
                 path.unlink(missing_ok=True)
 
     def _all_shards(self) -> 'list[_ShardSummary] | None':
-        """What each shard of every rank says of itself, or None while one is missing; none stays open."""
+        """Summaries of all shards of all ranks, or None while one is missing."""
         summaries = []
         for index, planned in enumerate(self._plan):
             path = self.folder / shard_name(index)
@@ -272,7 +267,7 @@ class RegionStoreWriter:
 
 
 class _ShardSummary(NamedTuple):
-    """What index and manifest keep of a shard."""
+    """Entries of a shard in index and manifest."""
 
     image_ids: np.ndarray
     counts: np.ndarray
@@ -280,7 +275,7 @@ class _ShardSummary(NamedTuple):
 
 
 def _summarize(shard: Shard) -> _ShardSummary:
-    """Copies alone: a mapped shard holds a file open, and a store may have thousands of shards."""
+    """Summarise a shard by copies: views would keep its file open, and there may be thousands."""
     return _ShardSummary(
         shard.tensors['image_ids'].copy(),
         np.diff(shard.tensors['first_row']),
@@ -296,17 +291,15 @@ def _summarize(shard: Shard) -> _ShardSummary:
 
 
 class RegionStore:
-    """Read a finished store. Rows are views of the mapped files: nothing is copied, every process shares the
-    page cache.
+    """Read a finished store. Rows are views of memory-mapped files, so that processes share the page cache.
 
-    Picklable and fork-safe: each DataLoader worker maps the shards it meets.
+    Picklable and fork-safe: each DataLoader worker maps the shards it reads.
 
     Args:
         folder: the store.
-        check_rows: compare an image's rows with their CRC-32 when they are read for the first time in this
-            process.
+        check_rows: verify the CRC-32 of an image's rows the first time this process reads them.
     Raises:
-        FileNotFoundError: no store there.
+        FileNotFoundError: no store in the folder.
         ValueError: the store is unfinished, or its manifest or index is damaged.
     """
 
@@ -319,75 +312,72 @@ class RegionStore:
                 made = sum(1 for _ in self.folder.glob('shard-*.safetensors'))
                 raise ValueError(
                     f'region store {self.folder} is unfinished ({made} shards so far): '
-                    'run the command that makes it again, it continues'
+                    'run tools/cache_clip_regions.py again to continue'
                 )
             raise FileNotFoundError(
-                f'no region store at {self.folder}: {path.name} is missing; '
-                'tools/cache_clip_regions.py makes one'
+                f'no region store at {self.folder}: {path.name} is missing; make it with '
+                'tools/cache_clip_regions.py'
             )
         self.manifest = _read_json(path)
         if self.manifest.get('format') != _FORMAT:
             raise ValueError(f'{path} has format {self.manifest.get("format")!r}, expected {_FORMAT!r}')
         self._image_ids, self._shard_of, self._counts = self._load_index()
-        self._place = {int(image_id): place for place, image_id in enumerate(self._image_ids)}
-        self._first_place = np.searchsorted(self._shard_of, np.arange(len(self.manifest['shards'])))
+        self._position = {int(image_id): position for position, image_id in enumerate(self._image_ids)}
+        self._first_position = np.searchsorted(self._shard_of, np.arange(len(self.manifest['shards'])))
         self._checked = bytearray(len(self._image_ids))
         self._open: OrderedDict[int, Shard] = OrderedDict()
 
     @property
     def header(self) -> dict[str, Any]:
-        """The settings the store was made with, and its counts."""
+        """Settings and counts of the store."""
         return {key: value for key, value in self.manifest.items() if key not in ('shards', 'index_sha256')}
 
     @property
     def image_ids(self) -> np.ndarray:
-        """Image ids in store order, int64 [N]."""
+        """Image ids in the order of the store, int64 [N]."""
         return self._image_ids
 
     @property
     def num_rows(self) -> int:
-        """Rows of all images."""
+        """Number of rows of all images."""
         return int(self.manifest['rows'])
 
     def __len__(self) -> int:
         return len(self._image_ids)
 
     def __contains__(self, image_id: object) -> bool:
-        return image_id in self._place
+        return image_id in self._position
 
     def count(self, image_id: int) -> int:
         """Number of rows of an image, without opening its shard."""
-        return int(self._counts[self._place_of(image_id)])
+        return int(self._counts[self._position_of(image_id)])
 
     def read(self, image_id: int) -> RegionRows:
         """Rows of one image: boxes [M, 4], scores [M], embeddings [M, D]; read-only views.
 
         Raises:
             KeyError: the image is not in the store.
-            ValueError: its shard is truncated, damaged or foreign; the message names shard and image.
+            ValueError: its shard is truncated, damaged or belongs to another store.
         """
-        place = self._place_of(image_id)
-        index = int(self._shard_of[place])
-        position = place - int(self._first_place[index])
+        position = self._position_of(image_id)
+        index = int(self._shard_of[position])
+        in_shard = position - int(self._first_position[index])
         shard = self._shard(index)
-        rows = shard.rows(position)
-        if self.check_rows and not self._checked[place]:
-            if int(shard.tensors['image_ids'][position]) != image_id or not shard.rows_are_intact(position):
+        rows = shard.rows(in_shard)
+        if self.check_rows and not self._checked[position]:
+            if int(shard.tensors['image_ids'][in_shard]) != image_id or not shard.rows_are_intact(in_shard):
                 raise ValueError(
-                    f'region shard {shard.path} is damaged: the rows of image {image_id} do not have '
-                    'the recorded CRC-32'
+                    f'region shard {shard.path} is damaged: image {image_id} has another CRC-32 than recorded'
                 )
-            self._checked[place] = 1
+            self._checked[position] = 1
         return rows
 
     def check(self, **expected: Any) -> None:
-        """Refuse a store that was not made with these header values; a ValueError lists every difference."""
+        """Raise a ValueError that lists every header value that differs from the expected one."""
         _compare_header(self.folder, self.header, expected, 'make the store again for this setting')
 
     def verify_shards(self, sample: float = 1.0, seed: int = 0) -> Iterator[tuple[str, str | None]]:
-        """Recompute the checksums of the shards (or of a random share of them): yield (name, problem or
-        None).
-        """
+        """Recompute the checksums of a random share of the shards: yield (name, problem or None)."""
         if not 0 < sample <= 1:
             raise ValueError(f'sample is {sample}, expected a share of the shards in (0, 1]')
         total = len(self.manifest['shards'])
@@ -403,10 +393,10 @@ class RegionStore:
         known = {entry['name'] for entry in self.manifest['shards']}
         for path in sorted(self.folder.glob('shard-*.safetensors')):
             if path.name not in known:
-                yield path.name, f'region shard {path} is not in the manifest: it belongs to another store'
+                yield path.name, f'region shard {path} belongs to another store: it is not in the manifest'
 
     def verify(self, sample: float = 1.0, seed: int = 0) -> int:
-        """Number of shards whose checksums were recomputed; a ValueError lists every bad shard."""
+        """Recompute checksums; return the number of shards. A ValueError lists every bad shard."""
         results = list(self.verify_shards(sample, seed))
         problems = [problem for _, problem in results if problem]
         if problems:
@@ -419,19 +409,19 @@ class RegionStore:
     def _load_index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         path = self.folder / 'index.safetensors'
         if not path.is_file():
-            raise FileNotFoundError(f'region store {self.folder} has lost its {path.name}')
+            raise FileNotFoundError(f'region store {self.folder}: {path.name} is missing')
         if sha256_file(path) != self.manifest['index_sha256']:
-            raise ValueError(f'{path} is damaged: it does not have the SHA-256 of the manifest')
+            raise ValueError(f'{path} is damaged: its SHA-256 is not that of the manifest')
         index = load_file(path)
         return index['image_ids'], index['shards'], index['counts']
 
-    def _place_of(self, image_id: int) -> int:
-        if image_id not in self._place:
+    def _position_of(self, image_id: int) -> int:
+        if image_id not in self._position:
             raise KeyError(
                 f'image {image_id} is not in the region store {self.folder} ({len(self)} images); '
-                'tools/cache_clip_regions.py without --limit makes it complete'
-            ) from None
-        return self._place[image_id]
+                'complete it with tools/cache_clip_regions.py without --limit'
+            )
+        return self._position[image_id]
 
     def _shard(self, index: int) -> Shard:
         if index in self._open:
@@ -453,7 +443,7 @@ class RegionStore:
                 if shard.settings_sha256 != settings or shard.index != index
                 else 'is damaged or was replaced'
             )
-            raise ValueError(f'region shard {shard.path} {reason}: it is not the file the manifest lists')
+            raise ValueError(f'region shard {shard.path} {reason}: it is not the file in the manifest')
         return shard
 
 
@@ -492,7 +482,7 @@ def _to_numpy(values: Any, dtype: str) -> np.ndarray:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """Hold the folder for this process where the platform can; a killed process releases it by itself."""
+    """Lock the folder for this process, if the platform can; the lock ends with the process."""
     try:
         import fcntl
     except ImportError:
@@ -502,7 +492,7 @@ def _lock_folder(folder: Path) -> int | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise ValueError(f'region store {folder} is being written by another job') from None
+        raise ValueError(f'another job is writing to region store {folder}') from None
     except OSError:
         os.close(handle)
         return None

@@ -402,10 +402,6 @@ def test_detpro_import_notices_what_does_not_fit(tmp_path: Path) -> None:
         import_detpro(tmp_path / 'store3', tmp_path / 'nowhere', table, IDS, 'abcd')
     with pytest.raises(ValueError):
         import_detpro(tmp_path / 'store4', tmp_path / 'proposals.pkl', table, IDS, 'abcd')
-    with pytest.raises(ValueError):
-        import_detpro(tmp_path / 'store5', folder, table, [], 'abcd')
-    with pytest.raises(ValueError):
-        import_oadp(tmp_path / 'store5', folder, [], 'abcd')
 
 
 def test_trapped_embedding_is_refused_and_not_run(tmp_path: Path) -> None:

@@ -198,11 +198,9 @@ def test_box_without_area_is_named(box: list[float]) -> None:
         crop_regions(picture(), boxes, 16, CropPolicy())
 
 
-def test_bad_images_and_boxes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r'uint8.*\[3.*W\].*torch.float32'):
+def test_float_images_are_refused() -> None:
+    with pytest.raises(ValueError, match='float32'):
         crop_regions(picture().float(), torch.zeros(0, 4), 16, CropPolicy())
-    with pytest.raises(ValueError, match=r'\[M.*4\].*\(2.*5\)'):
-        crop_regions(picture(), torch.zeros(2, 5), 16, CropPolicy())
 
 
 @pytest.mark.parametrize(

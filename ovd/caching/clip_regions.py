@@ -1,10 +1,9 @@
-"""Cache CLIP embeddings of region proposals: images + boxes -> crops -> image tower -> RegionStore.
+"""Cache CLIP embeddings of region proposals: images + boxes -> crops -> image encoder -> RegionStore.
 
-Every image is decoded once; proposals, crops and embeddings are made from that array. The crops of many
-images fill the tower's batches, but a batch never crosses a shard and its size is a multiple of 32: the bits
-of a shard depend on that shard alone, whatever was killed before and however many ranks share the work.
+Every image is decoded once. A batch may hold the crops of many images, but only of one shard, and its size is
+a multiple of 32: the bits of a shard do not depend on other shards, interruptions or the number of ranks.
 
-Reading order: RegionCaching (a config section, opened), cache_regions (the inner loop), read_cache_images.
+Reading order: RegionCaching (opens a config section), cache_regions (the inner loop), read_cache_images.
 """
 
 import difflib
@@ -41,8 +40,8 @@ _IMAGES_PER_WINDOW = 16
 ProposalSource = Callable[[Sequence[tuple[int, np.ndarray]]], list[tuple[Tensor, Tensor]]]
 
 
-class Tower(Protocol):
-    """What caching needs of an image encoder; ``ImageEncoder`` is one."""
+class RegionEncoder(Protocol):
+    """The part of ``ImageEncoder`` that caching uses."""
 
     image_size: int
     mean: tuple[float, ...]
@@ -50,15 +49,15 @@ class Tower(Protocol):
     fingerprint: str
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 RGB [N, 3, S, S] -> what ``encode`` takes."""
+        """uint8 RGB [N, 3, S, S] -> input of ``encode``."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """-> [N, D], not normalised."""
+        """Output of ``normalize`` -> embeddings [N, D], not of unit length."""
 
 
 @dataclass(frozen=True)
 class CacheImage:
-    """One image of the data set: its file and its (height, width) in the annotation file."""
+    """One image of the data set; ``size`` is (height, width) of the annotation file."""
 
     image_id: int
     path: Path
@@ -67,7 +66,7 @@ class CacheImage:
 
 @dataclass(frozen=True)
 class SizeEstimate:
-    """What a store will hold at most."""
+    """Upper bounds of the size of a store."""
 
     images: int
     rows: int
@@ -75,18 +74,18 @@ class SizeEstimate:
 
 
 class RegionCaching:
-    """A ``region_cache`` section of a config, checked and opened; then ``start`` and ``run``.
+    """Opens a ``region_cache`` section of a config; then call ``start`` and ``run``.
 
     Args:
         section: ``store`` (folder), ``dataset`` (``ann_file``, ``images``: folder; optional ``vocabulary``,
-            ``split``: only ground-truth boxes of base classes are read; ``exif``, ``path_parts``),
+            ``split``: only ground-truth boxes of base classes are used; ``exif``, ``path_parts``),
             ``image_encoder`` (arguments of ``ImageEncoder``), ``crops`` (``CropPolicy``), ``proposals``
             (``file``, or ``config`` and ``checkpoint``; ``ground_truth``, ``top``, ``nms``, ``min_side``),
             ``batch_size`` crops per forward, ``images_per_shard``.
-        device: of the tower, the crops and the proposal detector.
-        limit: only the first images; a later run without it extends the store.
+        device: of the encoder, the crops and the proposal detector.
+        limit: number of images, from the first on; a later run without it extends the store.
     Raises:
-        FileNotFoundError, ValueError: everything that is missing or unknown in the section, in one message.
+        FileNotFoundError, ValueError: missing or unknown keys and files of the section, all in one message.
     """
 
     def __init__(self, section: Mapping[str, Any], device: str = 'cpu', limit: int | None = None):
@@ -95,20 +94,16 @@ class RegionCaching:
         images, ground_truth = read_cache_images(
             dataset, with_boxes=bool(section['proposals'].get('ground_truth', False))
         )
-        if limit is not None and limit < 1:
-            raise ValueError(f'limit is {limit}, expected at least one image')
         self.images = images[:limit]
         self.exif = bool(dataset.get('exif', True))
         self.store = Path(section['store'])
         self.policy = CropPolicy(**section.get('crops') or {})
         self.batch_size = int(section.get('batch_size', 256))
-        if self.batch_size < 1:
-            raise ValueError(f'region_cache.batch_size is {self.batch_size}, expected at least 1')
         self.proposals = build_proposals(
             section['proposals'], [image.image_id for image in images], ground_truth, device
         )
         self.device = torch.device(device)
-        self.encoder: Tower = ImageEncoder(**{'channels_last': True, **section['image_encoder']}).to(
+        self.encoder: RegionEncoder = ImageEncoder(**{'channels_last': True, **section['image_encoder']}).to(
             self.device
         )
         self.header = region_header(
@@ -132,13 +127,13 @@ class RegionCaching:
         )
 
     def estimate(self) -> SizeEstimate:
-        """Upper bound of what the finished store holds."""
+        """Upper bounds of the size of the finished store."""
         rows = self.proposals.max_rows([image.image_id for image in self.images])
         per_row = 2 * self.encoder.embed_dim + 4 * 4 + 4
         return SizeEstimate(len(self.images), rows, rows * per_row + 48 * len(self.images))
 
     def start(self, rank: int = 0, world_size: int = 1) -> tuple[RegionStoreWriter, list[CacheImage]]:
-        """Open the store; return its writer and the images this rank still has to do."""
+        """Open the store; return its writer and the images that this rank has to process."""
         writer = RegionStoreWriter(self.store, self.header, rank, world_size)
         by_id = {image.image_id: image for image in self.images}
         return writer, [by_id[image_id] for image_id in writer.pending(list(by_id))]
@@ -150,7 +145,7 @@ class RegionCaching:
         on_image: Callable[[int], None] | None = None,
         workers: int = 0,
     ) -> dict[str, Any] | None:
-        """Do the pending images; see ``cache_regions``."""
+        """Process the pending images; see ``cache_regions``."""
         return cache_regions(
             pending,
             self.proposals,
@@ -166,14 +161,14 @@ class RegionCaching:
 
 
 def region_header(
-    encoder: Tower,
+    encoder: RegionEncoder,
     policy: CropPolicy,
     proposals: Proposals,
     images_per_shard: int | None = None,
     dtype: str = 'float32',
     made_with: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Header of a store: everything its rows depend on, and what made it."""
+    """Header of a store: everything its rows depend on, and ``made_with`` for information."""
     layout = {} if images_per_shard is None else {'images_per_shard': int(images_per_shard)}
     source = proposals.describe()
     return {
@@ -192,7 +187,7 @@ def region_header(
 def cache_regions(
     images: Sequence[CacheImage],
     proposals: ProposalSource,
-    encoder: Tower,
+    encoder: RegionEncoder,
     policy: CropPolicy,
     writer: RegionStoreWriter,
     batch_size: int = 256,
@@ -207,19 +202,19 @@ def cache_regions(
         images: the writer's pending images, in its order.
         proposals: list of (image id, uint8 [H, W, 3]) -> boxes [m, 4] in original pixels and scores [m] of
             each; see ``Proposals``.
-        encoder: CLIP image tower, on ``device``.
-        policy: how boxes are cropped.
-        writer: store to fill.
+        encoder: CLIP image encoder, on ``device``.
+        policy: rules of the crops.
+        writer: store to write to.
         batch_size: crops per forward; rounded up to a multiple of 32.
-        device: where crops are cut.
+        device: where images are cropped.
         exif: see ``read_image``.
-        workers: threads that decode images ahead; 0 decodes in line, which is best on a CPU.
+        workers: number of decoding threads; 0 decodes in the main thread, which is best on a CPU.
         on_image: called with the number of crops of each image, for a progress bar.
     Returns:
-        the manifest, or None while other ranks have shards to do.
+        the manifest, or None while other ranks have shards to write.
     Raises:
-        ValueError, FileNotFoundError: an image that cannot be used (it is named).
-        OSError: disk full; finished shards are kept and the next run continues.
+        ValueError, FileNotFoundError: an image is missing, damaged or of another size (it is named).
+        OSError: the disk is full; finished shards are kept, and the next run continues.
     """
     batch_size = -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     with writer:
@@ -236,30 +231,27 @@ def cache_regions(
 
 
 @torch.inference_mode()
-def encode_batch(encoder: Tower, crops: Tensor) -> Tensor:
-    """Tower outputs [N, D], float32, of uint8 crops [N, 3, S, S].
+def encode_batch(encoder: RegionEncoder, crops: Tensor) -> Tensor:
+    """Embeddings [N, D], float32, of uint8 crops [N, 3, S, S].
 
-    The batch is filled up with black to a multiple of 32: matrix products of other sizes end in kernels for
-    the remainder, and then the last bits of a row depend on the size of its batch and on the number of
-    threads.
+    The batch is padded with black crops to a multiple of 32: matrix products of other sizes use remainder
+    kernels, with which the last bits of a row depend on the batch size and the number of threads.
     """
-    missing = -len(crops) % _BATCH_MULTIPLE
-    filled = torch.cat([crops, crops.new_zeros((missing, *crops.shape[1:]))]) if missing else crops
-    return encoder.encode(encoder.normalize(filled))[: len(crops)].float()
+    padding = -len(crops) % _BATCH_MULTIPLE
+    padded = torch.cat([crops, crops.new_zeros((padding, *crops.shape[1:]))]) if padding else crops
+    return encoder.encode(encoder.normalize(padded))[: len(crops)].float()
 
 
 def _shard_crops(
     images: Iterator[tuple[CacheImage, np.ndarray]],
     proposals: ProposalSource,
-    encoder: Tower,
+    encoder: RegionEncoder,
     policy: CropPolicy,
     device: torch.device,
     regions: list[tuple[int, Tensor, Tensor]],
     on_image: Callable[[int], None] | None,
 ) -> Iterator[Tensor]:
-    """Yield the crops [m * S, 3, size, size] of each image; append (image id, boxes, scores) to
-    ``regions``.
-    """
+    """Yield the crops [m * S, 3, size, size] of each image; append its id, boxes, scores to ``regions``."""
     while window := list(itertools.islice(images, _IMAGES_PER_WINDOW)):
         found = proposals([(image.image_id, array) for image, array in window])
         for (image, array), (boxes, scores) in zip(window, found):
@@ -275,9 +267,7 @@ def _shard_crops(
 
 
 def _batches(parts: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Cut a stream of tensors [n, ...] into batches of ``batch_size`` and a last, shorter one (it may be
-    empty).
-    """
+    """Regroup tensors [n, ...] into batches of ``batch_size``; the last one is shorter and may be empty."""
     waiting: list[Tensor] = []
     held = 0
     for part in parts:
@@ -298,7 +288,7 @@ def _decode(image: CacheImage, exif: bool) -> np.ndarray:
         height, width = array.shape[:2]
         raise ValueError(
             f'image {image.image_id} ({image.path}) is {width} x {height} pixels, but annotated as '
-            f'{image.size[1]} x {image.size[0]}; if its EXIF orientation explains this, set '
+            f'{image.size[1]} x {image.size[0]}; if the difference is its EXIF orientation, set '
             f'dataset.exif={not exif}'
         )
     return array
@@ -307,17 +297,15 @@ def _decode(image: CacheImage, exif: bool) -> np.ndarray:
 def read_cache_images(
     dataset: Mapping[str, Any], with_boxes: bool = False
 ) -> tuple[list[CacheImage], dict[int, np.ndarray] | None]:
-    """Images of an annotation file in its order, and if wanted their ground-truth boxes.
+    """Images of an annotation file in its order, and optionally their ground-truth boxes.
 
     Args:
-        dataset: the ``dataset`` section. With a ``vocabulary``, only boxes of its base classes are read.
-        with_boxes: read ground-truth boxes (crowds are left out).
+        dataset: the ``dataset`` section. With a ``vocabulary``, only boxes of its base classes are used.
+        with_boxes: return ground-truth boxes, except crowds.
     Returns:
         images, and boxes [n, 4] float32 xyxy by image id, or None.
     """
     content = read_annotations(dataset['ann_file'])
-    if not content['images']:
-        raise ValueError(f'annotation file {dataset["ann_file"]} lists no images')
     folder = Path(dataset['images'])
     source, parts = str(dataset['ann_file']), dataset.get('path_parts')
     images = [

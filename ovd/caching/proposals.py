@@ -1,7 +1,6 @@
-"""Where the boxes of a region store come from: a file, a detector trained on base classes, ground truth.
+"""Sources of the boxes of a region store: a file, a detector trained on base classes, ground truth.
 
-Source: ViLD, ICLR 2022, Sec. 3.2: proposals of a network trained on base boxes alone; NMS 0.7, then the best
-M.
+Source: ViLD, ICLR 2022, Sec. 3.2: proposals of a network trained on base classes; NMS 0.7, then the best M.
 """
 
 import json
@@ -30,18 +29,18 @@ _ANNOTATION_LOADERS = ('LoadAnnotations', 'LoadRegionEmbeddings')
 
 
 class Proposals:
-    """Boxes and scores of one image after another: ground truth first, then the best proposals.
+    """Boxes and scores of images: ground truth first, then the best proposals.
 
     Args:
         table: proposals read from a file, or None.
-        detector: gives proposals where there is no table, or None.
-        ground_truth: boxes [n, 4] by image id; always kept; proposals that overlap them by more than ``nms``
-            drop out.
+        detector: computes proposals if there is no table, or None.
+        ground_truth: boxes [n, 4] by image id; always kept. Proposals that overlap them by more than ``nms``
+            are dropped.
         top: number of proposals kept per image.
         nms: IoU above which the lower-scored of two proposals is dropped; None keeps all.
         min_side: boxes with a shorter side inside the image, in original pixels, are dropped.
     Raises:
-        ValueError: no source, two sources, or a number out of range.
+        ValueError: no source, or two sources.
     """
 
     def __init__(
@@ -57,29 +56,24 @@ class Proposals:
             raise ValueError('proposals come from a file or from a config and checkpoint, not both')
         if table is None and detector is None and ground_truth is None:
             raise ValueError('proposals need a file, or a config and checkpoint, or ground_truth=True')
-        if top < 0 or (nms is not None and not 0 < nms <= 1) or min_side < 1:
-            raise ValueError(
-                f'proposals: expected top >= 0, nms in (0, 1] or None, min_side >= 1 pixel, '
-                f'got top={top}, nms={nms}, min_side={min_side}'
-            )
         self.table, self.detector, self.ground_truth = table, detector, ground_truth or {}
         self.top = top if table is not None or detector is not None else 0
         self.nms, self.min_side = nms, min_side
 
     @property
     def max_regions(self) -> int:
-        """Most rows an image can have."""
+        """Largest number of rows of an image."""
         return self.top + max((len(boxes) for boxes in self.ground_truth.values()), default=0)
 
     def max_rows(self, image_ids: Sequence[int]) -> int:
-        """Most rows these images can have together: exact but for the boxes that filters drop."""
+        """Largest total number of rows of these images, before NMS and ``min_side``."""
         total = sum(len(self.ground_truth.get(image_id, ())) for image_id in image_ids)
         if self.table is not None:
             return total + sum(min(self.top, self.table.count(image_id)) for image_id in image_ids)
         return total + (self.top * len(image_ids) if self.detector is not None else 0)
 
     def describe(self) -> dict[str, Any]:
-        """What the boxes depend on, for the header of a store."""
+        """Everything the boxes depend on, for the header of a store."""
         source: dict[str, Any] = {'source': 'ground truth'}
         if self.table is not None:
             source = {'source': 'file', 'sha256': self.table.sha256}
@@ -91,8 +85,7 @@ class Proposals:
         return {**source, 'top': self.top, 'nms': self.nms, 'min_side': self.min_side}
 
     def __call__(self, images: Sequence[tuple[int, np.ndarray]]) -> list[tuple[Tensor, Tensor]]:
-        """Boxes of some images: (image id, uint8 RGB [H, W, 3]) -> boxes [m, 4] float32 xyxy in its pixels,
-        and scores [m]; best first."""
+        """(Image id, uint8 RGB [H, W, 3]) -> boxes [m, 4] float32 xyxy in pixels, scores [m]; best first."""
         if self.detector is not None:
             found = self.detector([image for _, image in images])
         elif self.table is not None:
@@ -129,8 +122,7 @@ def select_proposals(
     nms_threshold: float | None,
     min_side: float,
 ) -> tuple[Tensor, Tensor]:
-    """Clip boxes to the image (height, width), drop small ones, suppress overlaps, keep the best ``top`` in
-    order.
+    """Clip boxes to the image (height, width), drop small ones, apply NMS, keep the best ``top``, sorted.
 
     Ties keep their order, so the result does not depend on the machine.
     """
@@ -150,15 +142,15 @@ def select_proposals(
 class DetectorProposals:
     """Class-agnostic boxes of a detector: an RPN's proposals, or any other detector's boxes.
 
-    Batch norms are merged into the convolutions, which are laid out channels-last: the same boxes up to
-    rounding, in two thirds of the time on a CPU.
+    For speed, batch norms are merged into the convolutions and weights are stored channels-last; this changes
+    the boxes by rounding only.
 
     Args:
         config: config of the detector (with its test pipeline), for example ``configs/rpn_shapes.py``.
         checkpoint: its weights.
         device: where it runs.
     Raises:
-        FileNotFoundError, ValueError: config or checkpoint missing, or not for each other.
+        FileNotFoundError, ValueError: config or checkpoint is missing, or they do not fit each other.
     """
 
     def __init__(
@@ -183,10 +175,9 @@ class DetectorProposals:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor]]:
-        """Boxes [n, 4] and scores [n], on the CPU, of RGB images uint8 [H, W, 3]; boxes in pixels of each
-        image.
+        """RGB images uint8 [H, W, 3] -> boxes [n, 4] in pixels of the image and scores [n], on the CPU.
 
-        Images of equal input size share a forward, so no image is padded to another's size.
+        Only images of equal input size are batched, so that none is padded to another's size.
         """
         found: list[tuple[Tensor, Tensor]] = [(torch.zeros(0, 4), torch.zeros(0))] * len(images)
         with DefaultScope.overwrite_default_scope(self._scope):
@@ -213,7 +204,7 @@ class DetectorProposals:
 
 
 def _array_pipeline(config: Config) -> Compose:
-    """The config's test pipeline for an image that is decoded already, without annotations."""
+    """The test pipeline of the config for decoded images, without annotations."""
     from mmdet.utils import get_test_pipeline_cfg
 
     steps = [
@@ -222,7 +213,7 @@ def _array_pipeline(config: Config) -> Compose:
         if step['type'].rpartition('.')[2] not in _ANNOTATION_LOADERS
     ]
     if not steps or not steps[0]['type'].rpartition('.')[2].startswith('LoadImage'):
-        raise ValueError('the test pipeline of a proposal detector must begin with loading the image')
+        raise ValueError('the test pipeline of a proposal detector must start with LoadImage')
     return Compose([{'type': 'mmdet.LoadImageFromNDArray'}, *steps[1:]])
 
 
@@ -232,20 +223,20 @@ def build_proposals(
     ground_truth: Mapping[int, np.ndarray] | None,
     device: str = 'cpu',
 ) -> Proposals:
-    """Open the source that a ``proposals`` section names.
+    """Open the source of a ``proposals`` section.
 
     Args:
         section: ``file`` or ``config`` and ``checkpoint``; ``top``, ``nms``, ``min_side``.
         image_ids: images of the data set, in its order.
-        ground_truth: boxes to put first, or None.
+        ground_truth: boxes that come first, or None.
         device: where a detector runs.
     """
     file, config, checkpoint = (section.get(key) for key in ('file', 'config', 'checkpoint'))
     if (config is None) != (checkpoint is None):
-        raise ValueError(f'proposals: config={config} and checkpoint={checkpoint} belong together')
+        raise ValueError(f'proposals need both config and checkpoint, got {config} and {checkpoint}')
     if checkpoint is not None and not Path(checkpoint).exists():
         raise FileNotFoundError(
-            f'proposals: checkpoint {checkpoint} does not exist; train the proposal network first: '
+            f'proposals: checkpoint {checkpoint} does not exist; train the network first: '
             f'python tools/train.py {config}'
         )
     rules = {key: section[key] for key in ('top', 'nms', 'min_side') if key in section}

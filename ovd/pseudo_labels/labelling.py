@@ -1,11 +1,10 @@
-"""Pseudo labels: a trained model finds the phrases of captions, and what it finds trains the next model.
+"""Pseudo labels: a trained model (teacher) labels the phrases of captions, to train the next model (student).
 
-Images are cut into parts in the order of their data set. A part depends on its own images only and appears by
-an atomic rename, so a killed job continues with the missing parts, with any number of processes, and ends in
-the same bytes. Ranks never talk to each other: the last to finish joins the parts.
+The images are split into parts, in the order of the data set. A part depends on its own images only and is
+renamed atomically: a killed job continues with the missing parts, on any number of processes, and ends in the
+same bytes. Ranks do not communicate: the last one to finish joins the parts.
 
-Reading order: PseudoLabelling (a config section, opened; start, run); which boxes of a model are kept is in
-``pseudo_boxes.py``.
+Reading order: PseudoLabelling (opens a config section; start, run). The boxes to keep: selection.py.
 """
 
 import itertools
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from ..caching.clip_regions import key_problems
 from ..config import load_config
-from ..datasets.captions.dataset import CaptionDataset, Tally
+from ..datasets.captions.dataset import CaptionDataset, SkipCounter
 from ..datasets.grounding.dataset import GroundingDataset
 from ..datasets.images import BrokenImageError
 from ..files import atomic_path, sha256_file, sha256_json, write_json
@@ -44,31 +43,29 @@ _TEACHER = ('config', 'checkpoint')
 
 
 class PseudoLabelling:
-    """A ``pseudo_labels`` section of a config, checked and opened; then ``start`` and ``run``.
+    """Opens a ``pseudo_labels`` section of a config; then call ``start`` and ``run``.
 
     Args:
         section: ``out``, the ODVG file to write; ``teacher`` (``config``, ``checkpoint``); ``captions``, a
             ``CaptionDataset``, whose noun phrases are found by ``nouns`` (arguments of ``NounExtractor``),
             in all captions of an image unless it has captions='first', or a ``GroundingDataset``, whose
-            boxes are kept and whose ignored phrases are asked for; the arguments of ``Selection``;
-            ``images_per_part``, the unit that a killed job repeats; ``broken_images``, 'refuse' or 'drop'
+            boxes are kept and whose ignored phrases are labelled; the arguments of ``Selection``;
+            ``images_per_part``, the work that a killed job repeats; ``broken_images``, 'refuse' or 'drop'
             (and count) images that cannot be read.
         device: of the teacher.
-        limit: only the first images.
+        limit: number of images, from the first on.
     Raises:
-        FileNotFoundError, ValueError: what is missing or unknown in the section.
+        FileNotFoundError, ValueError: missing or unknown keys and files of the section.
     """
 
     def __init__(self, section: Mapping[str, Any], device: str | None = None, limit: int | None = None):
         check_section(section)
-        if limit is not None and limit < 1:
-            raise ValueError(f'limit is {limit}, expected at least one image')
         self.out = Path(section['out'])
         self.parts = self.out.with_name(f'{self.out.name}.parts')
         self.selection = Selection(**{key: section[key] for key in _SELECTION if key in section})
         self.broken_images = section.get('broken_images', 'refuse')
         check_option('broken_images', self.broken_images, ('refuse', 'drop'))
-        self._dropped = Tally('images')
+        self._dropped = SkipCounter('images')
         self.dataset = DATASETS.build({**section['captions'], 'pipeline': [], 'test_mode': True})
         if not isinstance(self.dataset, CaptionDataset | GroundingDataset):
             raise ValueError(
@@ -119,27 +116,25 @@ class PseudoLabelling:
 
     @property
     def manifest_path(self) -> Path:
-        """Where the provenance of the labels is written, beside them."""
+        """File beside the labels that records how they were made."""
         return self.out.with_suffix('.manifest.json')
 
     @property
     def num_images(self) -> int:
-        """Images of all parts."""
+        """Number of images of all parts."""
         return sum(map(len, self.plan))
 
     @property
     def num_finished(self) -> int:
-        """Parts of all ranks that are on disk."""
+        """Number of parts on disk, of all ranks."""
         return sum(self._part(index).is_file() for index in range(len(self.plan)))
 
     def start(self, rank: int = 0, world_size: int = 1) -> list[int]:
-        """Parts that this rank still has to do; none if the labels are complete.
+        """Parts that this rank has to label; none if the labels are complete.
 
         Raises:
-            ValueError: labels of other settings are there (the settings are named), or no such rank.
+            ValueError: there are labels of other settings (which are named).
         """
-        if not 0 <= rank < world_size:
-            raise ValueError(f'rank is {rank}, expected 0 <= rank < world_size = {world_size}')
         if self._finished() is not None:
             return []
         header = self.parts / 'header.json'
@@ -155,20 +150,20 @@ class PseudoLabelling:
         on_image: Callable[[int], None] | None = None,
         workers: int = 0,
     ) -> dict[str, Any] | None:
-        """Label the pending parts; join all parts if they are there.
+        """Label the pending parts; join the parts once all exist.
 
         Args:
             pending: from ``start``.
-            on_image: called with the number of boxes of each image that have a score, for a progress bar.
-            workers: threads that load images ahead; 0 loads in line.
+            on_image: called with the number of pseudo boxes of each image, for a progress bar.
+            workers: number of loading threads; 0 loads in the main thread.
         Returns:
-            the manifest, or None while other ranks have parts to do.
+            the manifest, or None while other ranks have parts to label.
         Raises:
-            FileNotFoundError, BrokenImageError: an image that cannot be read, unless these are dropped;
+            FileNotFoundError, BrokenImageError: an image cannot be read, and broken images are not dropped;
                 finished parts are kept, and the next run continues.
         """
         for index in pending:
-            self.teacher.model.eval()  # forgets encoded captions: a part must not depend on earlier ones
+            self.teacher.model.eval()  # clears cached captions: a part must not depend on earlier ones
             lines: list[dict[str, Any]] = []
             images = [(self._path(rows), rows) for rows in self.plan[index]]
             tasks = map_ahead(lambda image: (*image, self._load(image[0])), images, workers)
@@ -182,7 +177,7 @@ class PseudoLabelling:
         return self._join()
 
     def _tasks(self, rows: Sequence[int]) -> list[CaptionTask]:
-        """The captions of an image."""
+        """Captions of an image, with the phrases to label."""
         infos = [self.dataset.get_data_info(row) for row in rows]
         if self.nouns is None:
             tasks = [grounding_task(info) for info in infos]
@@ -198,7 +193,7 @@ class PseudoLabelling:
         ]
 
     def _readable(self, text: str, phrases: Sequence[Ranges]) -> tuple[Ranges, ...]:
-        """Those of the phrases that the teacher can read, see ``GLIP.readable_phrases``."""
+        """The phrases that the teacher can encode, see ``GLIP.readable_phrases``."""
         return tuple(self.teacher.model.readable_phrases(text, phrases))
 
     def _path(self, rows: Sequence[int]) -> str:
@@ -206,18 +201,18 @@ class PseudoLabelling:
         return path
 
     def _filename(self, path: str) -> str:
-        """Path of an image below the image folder of its data set."""
+        """Path of an image relative to the image folder of its data set."""
         prefix = self.dataset.data_prefix
         folder = prefix.get('img_path') or prefix.get('img') or ''
         return Path(os.path.relpath(path, folder) if folder else path).as_posix()
 
     def _load(self, path: str) -> tuple[Tensor, DetDataSample] | None:
-        """What the teacher sees of an image; None for a broken one that is dropped."""
+        """Load the teacher's input; None for a broken image that is dropped."""
         try:
             return self.teacher.prepare(path)
         except (BrokenImageError, FileNotFoundError) as error:
             if self.broken_images == 'refuse':
-                hint = "pseudo_labels.broken_images='drop' leaves such images out"
+                hint = "pseudo_labels.broken_images='drop' skips such images"
                 raise type(error)(f'{error} ({hint})') from None
             self._dropped.add('broken', str(error))
             return None
@@ -235,7 +230,7 @@ class PseudoLabelling:
         return self.parts / f'part-{index:06d}.jsonl'
 
     def _finished(self) -> dict[str, Any] | None:
-        """The manifest of complete labels of these settings."""
+        """Manifest of complete labels with these settings, or None."""
         if not (self.out.is_file() and self.manifest_path.is_file()):
             return None
         manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding='utf-8'))
@@ -247,14 +242,16 @@ class PseudoLabelling:
         changed = [key for key in keys if recorded.get(key) != self.settings.get(key)]
         if changed:
             raise ValueError(
-                f'{where} was made with other settings ({", ".join(changed)}): choose another file or '
-                'delete it'
+                f'{where} was made with other settings ({", ".join(changed)}): delete it or choose another '
+                'file'
             )
 
     def _join(self) -> dict[str, Any] | None:
-        """Write labels and manifest if all parts are there."""
+        """Write labels and manifest once all parts exist."""
         if (manifest := self._finished()) is not None:
-            shutil.rmtree(self.parts, ignore_errors=True)  # where a job was killed before it did
+            shutil.rmtree(
+                self.parts, ignore_errors=True
+            )  # left over if a job was killed just before removing them
             return manifest
         if self.num_finished < len(self.plan):
             return None
@@ -269,7 +266,7 @@ class PseudoLabelling:
                         counts.update(_count(content))
                         if 'grounding' in content:
                             stream.write(line)
-        except FileNotFoundError:  # another rank joined them meanwhile
+        except FileNotFoundError:  # another rank has just joined them
             if (manifest := self._finished()) is None:
                 raise
             return manifest
@@ -304,14 +301,14 @@ def check_section(section: Any) -> None:
 
 
 def group_by_image(dataset: Any) -> list[list[int]]:
-    """Rows of a data set whose images are equal and follow each other."""
+    """Group consecutive rows of a data set that have the same image."""
     rows = range(len(dataset))
     groups = itertools.groupby(rows, key=lambda row: dataset.get_data_info(row)['img_path'])
     return [list(group) for _, group in groups]
 
 
 def _count(line: Mapping[str, Any]) -> Counter[str]:
-    """What a line of a part adds to the counts."""
+    """Counts of one line of a part."""
     if 'broken' in line:
         return Counter(broken_images=1)
     grounding = line['grounding']
@@ -328,5 +325,5 @@ def _count(line: Mapping[str, Any]) -> Counter[str]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON makes of a value; objects become their text."""
+    """Convert a value to JSON types; other objects become strings."""
     return json.loads(json.dumps(value, default=str))

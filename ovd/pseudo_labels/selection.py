@@ -1,4 +1,4 @@
-"""What a teacher's boxes become: the phrases of captions that it is asked for, and which boxes are kept.
+"""Which boxes of the teacher become pseudo labels of the phrases of a caption.
 
 Source: Li et al., "Grounded Language-Image Pre-training", CVPR 2022, Sec. 3.3: the whole caption is the
     prompt, boxes above 0.5 are kept; open-mmlab/mmdetection: the format of the lines (ODVG), with a score for
@@ -6,6 +6,7 @@ Source: Li et al., "Grounded Language-Image Pre-training", CVPR 2022, Sec. 3.3: 
 Reading order: CaptionTask, label_image, select.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ Ranges = list[list[int]]
 
 @dataclass(frozen=True)
 class CaptionTask:
-    """A caption with the phrases whose boxes are known, and those that the teacher is asked for.
+    """A caption: phrases with known boxes, and phrases to label.
 
     Attributes:
-        known: regions as ODVG writes them; with scores where another teacher found their boxes.
-        asked: character ranges of each phrase without boxes.
+        known: regions in ODVG's format; with scores if they come from another teacher.
+        asked: character ranges of each phrase to label.
     """
 
     text: str
@@ -37,13 +38,13 @@ class CaptionTask:
 
 @dataclass(frozen=True)
 class Selection:
-    """What becomes a label.
+    """Rules that decide which boxes are kept.
 
     Args:
-        score_thr: lowest score of a box.
-        max_boxes: the best so many of each phrase; None keeps all.
-        phrase_nms: overlap (IoU) from which a box gives way to a better one, or a true one, of a phrase with
-            other words; None lets phrases share boxes.
+        score_thr: lowest score, in 0..1.
+        max_boxes: largest number of boxes per phrase, best first; None keeps all.
+        phrase_nms: IoU, in 0..1, from which a box is suppressed by a better box, or a known one, of a phrase
+            with other words; None: no suppression between phrases.
     """
 
     score_thr: float = 0.5
@@ -51,21 +52,20 @@ class Selection:
     phrase_nms: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score_thr <= 1:
-            raise ValueError(f'pseudo_labels.score_thr is {self.score_thr}, expected 0 to 1')
-        if self.max_boxes is not None and self.max_boxes < 1:
-            raise ValueError(f'pseudo_labels.max_boxes is {self.max_boxes}, expected at least 1')
-        if self.phrase_nms is not None and not 0 < self.phrase_nms <= 1:
-            raise ValueError(f'pseudo_labels.phrase_nms is {self.phrase_nms}, expected 0 to 1')
+        limits = {'score_thr': (0, 1), 'max_boxes': (1, math.inf), 'phrase_nms': (1e-6, 1)}
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f'pseudo_labels.{name} is {value}, expected {low} to {high}')
 
 
 def grounding_task(info: Mapping[str, Any]) -> CaptionTask:
-    """A caption of a ``GroundingDataset``: its boxes are known, its ignored phrases are asked for."""
+    """Task of a ``GroundingDataset`` caption: its boxes are known, its ignored phrases are to be labelled."""
     known = []
     for label, ranges in info['tokens_positive'].items():
-        own = [entry for entry in info['instances'] if entry['bbox_label'] == label]
-        scores = [entry['score'] for entry in own if 'score' in entry]
-        known.append(_region(info['text'], ranges, [entry['bbox'] for entry in own], scores))
+        instances = [entry for entry in info['instances'] if entry['bbox_label'] == label]
+        scores = [entry['score'] for entry in instances if 'score' in entry]
+        known.append(_region(info['text'], ranges, [entry['bbox'] for entry in instances], scores))
     asked = tuple([list(span)] for span in info.get('tokens_ignored') or ())
     return CaptionTask(info['text'], tuple(known), asked)
 
@@ -78,10 +78,10 @@ def label_image(
     tasks: Sequence[CaptionTask],
     selection: Selection,
 ) -> list[dict[str, Any]]:
-    """Captions of one image with boxes, as ODVG's ``grounding``; captions without any box are left out.
+    """Label the captions of one image: ODVG's ``grounding`` entries; captions without boxes are skipped.
 
     Args:
-        model: a detector in eval mode that answers captions, see ``GLIP``.
+        model: a detector in eval mode that accepts captions, see ``GLIP``.
         inputs: the preprocessed image [1, 3, H, W]; sample: its data sample.
     """
     questions = []
@@ -98,9 +98,9 @@ def label_image(
             found = next(answers).pred_instances
             chosen = select(task, found.bboxes.cpu(), found.scores.cpu(), found.labels.cpu(), selection)
             for label, ranges in enumerate(task.asked):
-                own = [(box, score) for place, box, score in chosen if place == label]
-                if own:
-                    boxes, scores = zip(*own)
+                kept = [(box, score) for index, box, score in chosen if index == label]
+                if kept:
+                    boxes, scores = zip(*kept)
                     regions.append(_region(task.text, ranges, list(boxes), list(scores)))
                 else:
                     left += ranges
@@ -113,10 +113,12 @@ def label_image(
 def select(
     task: CaptionTask, boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection
 ) -> list[tuple[int, list[float], float]]:
-    """(phrase, box, score) of what becomes a label, the best first.
+    """Choose pseudo labels: (index of the phrase, box, score), best first.
 
     Args:
-        boxes: [N, 4] xyxy in the original image; scores: [N]; labels: [N], places in ``task.asked``.
+        boxes: [N, 4] xyxy in the original image.
+        scores: [N].
+        labels: [N], indices into ``task.asked``.
     """
     words = [_words(task.text, ranges) for ranges in task.asked]
     kept = [
@@ -141,7 +143,7 @@ def select(
 
 
 def _words(text: str, ranges: Ranges) -> str:
-    """A phrase without regard to capital letters."""
+    """The words of a phrase, case-folded."""
     return ' '.join(text[start:end] for start, end in ranges).casefold()
 
 

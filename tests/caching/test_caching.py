@@ -110,8 +110,6 @@ def test_limit_then_the_rest_gives_the_same_bytes(reference: Any, tmp_path: Path
     assert contents(tmp_path / 'store') == reference[1]
     with pytest.raises(ValueError, match=r'13.*5'):
         cache(section, limit=5)
-    with pytest.raises(ValueError, match=r'limit.*0'):
-        cache(section, limit=0)
 
 
 class NoisyTower:
@@ -263,8 +261,7 @@ def test_two_processes_of_torchrun_give_the_same_bytes(reference: Any, tmp_path:
         ({'dataset': {'ann_file': 'x.json'}}, "region_cache.dataset lacks 'images'"),
         ({'image_encoder': {}}, "region_cache.image_encoder lacks 'model'"),
         ({'proposals': {'top': 5}}, 'proposals need a file'),
-        ({'proposals': {'config': 'x.py'}}, 'config=x.py and checkpoint=None belong together'),
-        ({'batch_size': 0}, 'batch_size is 0'),
+        ({'proposals': {'config': 'x.py'}}, 'x.py and None'),
     ],
 )
 def test_bad_sections_are_refused(tmp_path: Path, changes: dict[str, Any], match: str) -> None:

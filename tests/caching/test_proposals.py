@@ -196,9 +196,6 @@ def test_ground_truth_comes_first_and_suppresses() -> None:
     [
         ({}, 'proposals need a file'),
         ({'table': 1, 'detector': 1}, 'not both'),
-        ({'detector': 1, 'top': -1}, 'top=-1'),
-        ({'detector': 1, 'nms': 1.5}, 'nms=1.5'),
-        ({'detector': 1, 'min_side': 0}, 'min_side=0'),
     ],
 )
 def test_bad_rules_are_refused(options: dict[str, Any], match: str) -> None:

@@ -86,7 +86,7 @@ class CaptionDataset(BaseDataset):
         check_option('missing_images', missing_images, ('refuse', 'drop', 'unchecked'))
         check_option('empty_captions', empty_captions, ('refuse', 'drop'))
         check_option('broken_images', broken_images, ('refuse', 'replace'))
-        self._replaced = Tally('images')
+        self._replaced = SkipCounter('images')
         super().__init__(ann_file, *args, test_mode=test_mode, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -177,7 +177,7 @@ def _item(pairs: list[Pair]) -> dict[str, Any]:
     return {'img_path': pairs[0].image, 'img_id': pairs[0].image_id, 'captions': captions}
 
 
-class Tally:
+class SkipCounter:
     """Counts what is passed over while loading, and logs it at the 1st, 10th, 100th ... time.
 
     Each loading process counts for itself.

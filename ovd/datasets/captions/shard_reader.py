@@ -21,7 +21,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from ..images import BrokenImageError, decode_image
-from .dataset import Tally
+from .dataset import SkipCounter
 
 IMAGE_KEYS = ('jpg', 'jpeg', 'png', 'webp')
 TEXT_KEYS = ('txt', 'text')
@@ -56,7 +56,7 @@ class ShardReader:
     def __init__(self, broken: str = 'skip', caption_field: str = 'caption') -> None:
         self.broken = broken
         self.caption_field = caption_field
-        self.tally = Tally('parts of shards')
+        self.tally = SkipCounter('parts of shards')
         self._in_a_row = 0
 
     def read(self, part: Part) -> Iterator[RawPair]:

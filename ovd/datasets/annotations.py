@@ -1,19 +1,19 @@
-"""Annotation files: read and checked once, for data sets and metrics alike.
+"""Read and check annotation files, for data sets and metrics.
 
-Everything is brought to the COCO layout, a dict of ``images``, ``annotations`` and ``categories``: COCO, LVIS
-and Objects365 files are in it already; a PASCAL VOC image set (``ImageSets/Main/test.txt``) is converted from
-its XML files, so that the rest of the code knows one format.
+The result has the COCO layout, a dict of ``images``, ``annotations`` and ``categories``. COCO, LVIS and
+Objects365 files use it; a PASCAL VOC image set (``ImageSets/Main/test.txt``) is converted from its XML files.
 """
 
 import json
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..options import check_option
 from ..text.vocabulary import Vocabulary
 
 Annotations = dict[str, list[dict[str, Any]]]
@@ -33,16 +33,17 @@ def read_annotations(path: str | os.PathLike[str]) -> Annotations:
     Returns:
         ``images`` (id, height, width, file_name or coco_url, ...), ``annotations`` (id, image_id,
         category_id, bbox [x, y, w, h] in pixels, ...) and ``categories`` (id, name, ...) by rising id.
-        Ids are unique and every reference resolves.
+        Ids are unique, and image and category ids of annotations exist.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file, a repeated id, or an annotation of an unknown image or category.
+        ValueError: another format, a repeated id, or an annotation of an unknown image or category.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f'annotation file {file} does not exist')
     content = read_voc(file) if file.suffix == '.txt' else _read_json(file)
-    _check_references(content, file)
+    if problem := next(_problems(content), None):
+        raise ValueError(f'{file}: {problem}')
     content['categories'].sort(key=lambda category: category['id'])
     return content
 
@@ -53,41 +54,31 @@ def _read_json(file: Path) -> Annotations:
             content = json.load(stream)
     except ValueError as error:
         raise ValueError(f'annotation file {file} is not valid JSON: {error}') from None
-    if not isinstance(content, dict) or not isinstance(content.get('images'), list):
-        raise ValueError(f"annotation file {file} is not in COCO's layout: it has no list of images")
-    if not isinstance(content.get('categories'), list):
-        raise ValueError(f"annotation file {file} is not in COCO's layout: it has no list of categories")
+    for key in ('images', 'categories'):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f"annotation file {file} is not in COCO's layout: it has no list of {key}")
     content.setdefault('annotations', [])  # test sets have none
     return content
 
 
-def _check_references(content: Annotations, file: Path) -> None:
-    """Ids are unique, names are unique, and annotations refer to images and categories that exist."""
+def _problems(content: Annotations) -> Iterator[str]:
+    """Missing keys, repeated ids and names, and annotations of unknown images or categories."""
     known = {}
     for kind, keys in _REQUIRED.items():
-        for position, item in enumerate(content[kind]):
-            if absent := [key for key in keys if key not in item]:
-                raise ValueError(f'{file}: number {position} of the {kind} has no {absent[0]!r}')
+        for index, item in enumerate(content[kind]):
+            yield from (f'{kind}[{index}] has no {key!r}' for key in keys if key not in item)
             if not isinstance(item['id'], int):
-                raise ValueError(f'{file}: {kind} must have whole numbers as ids, got {item["id"]!r}')
+                yield f'{kind}[{index}] has the id {item["id"]!r}, expected an integer'
         known[kind] = {item['id'] for item in content[kind]}
         if len(known[kind]) < len(content[kind]):
-            repeated = _first_repeated([item['id'] for item in content[kind]])
-            raise ValueError(f'{file}: id {repeated} occurs more than once among the {kind}')
+            yield f'id {_first_repeated([item["id"] for item in content[kind]])} is repeated in {kind}'
     names = [category['name'] for category in content['categories']]
     if len(set(names)) < len(names):
-        raise ValueError(f'{file}: category name {_first_repeated(names)!r} occurs more than once')
+        yield f'category name {_first_repeated(names)!r} is repeated'
     for annotation in content['annotations']:
-        if annotation['image_id'] not in known['images']:
-            raise ValueError(
-                f'{file}: annotation {annotation["id"]} belongs to image {annotation["image_id"]}, '
-                'which is not in the file'
-            )
-        if annotation['category_id'] not in known['categories']:
-            raise ValueError(
-                f'{file}: annotation {annotation["id"]} has the unknown category id '
-                f'{annotation["category_id"]}'
-            )
+        for key, kind in (('image_id', 'images'), ('category_id', 'categories')):
+            if annotation[key] not in known[kind]:
+                yield f'annotation {annotation["id"]} has the {key} {annotation[key]}, which is not in {kind}'
 
 
 def _first_repeated(items: Sequence[Any]) -> Any:
@@ -97,12 +88,12 @@ def _first_repeated(items: Sequence[Any]) -> Any:
 def file_name_of(
     image: Mapping[str, Any], path_parts: int | None, source: str, path_key: str | None = None
 ) -> str:
-    """Path of an image below its folder: ``file_name``, or the last two parts of LVIS's ``coco_url``.
+    """Path of an image relative to its folder: ``file_name``, or the last two parts of LVIS's ``coco_url``.
 
     Args:
-        path_parts: keep only the last so many parts.
-        source: the annotation file, for messages.
-        path_key: 'file_name' or 'coco_url'; by default the first of them that is there.
+        path_parts: number of parts of the path to keep, counted from the end; None keeps all.
+        source: name of the annotation file in messages.
+        path_key: 'file_name' or 'coco_url'; by default the first that the image has.
     """
     keys = ('file_name', 'coco_url') if path_key is None else (path_key,)
     key = next((key for key in keys if image.get(key) is not None), None)
@@ -115,9 +106,9 @@ def file_name_of(
 def read_voc(image_set: Path) -> Annotations:
     """Convert a VOC image set ``<year>/ImageSets/Main/<name>.txt`` and its XML files to the COCO layout.
 
-    A VOC box names its first and last pixel, counted from 1; it becomes [xmin - 1, ymin - 1, width, height]
-    with the last pixel inside. Image ids are 1, 2, ... in the order of the list; ``difficult`` is kept;
-    ``file_name`` is ``<id>.jpg``. Categories are the 20 of VOC, or the sorted names of another data set.
+    A VOC box gives its first and last pixel, counted from 1; it becomes [xmin - 1, ymin - 1, width, height],
+    the last pixel included. Image ids are 1, 2, ... in the order of the list; ``difficult`` is kept;
+    ``file_name`` is ``<id>.jpg``. Categories are the 20 of VOC, or the sorted names if the files have others.
 
     Source: the VOC development kit, Sec. "annotations" (first pixel is 1); detectron2 converts the same way.
     """
@@ -152,9 +143,7 @@ def read_voc(image_set: Path) -> Annotations:
 
 
 def _read_voc_xml(file: Path) -> tuple[dict[str, int], list[tuple[str, bool, list[float]]]]:
-    """Size of the image and (name, difficult, box) of its objects."""
-    if not file.is_file():
-        raise FileNotFoundError(f'VOC annotation {file} does not exist')
+    """Height and width of the image, and (name, difficult, box) of its objects."""
     try:
         root = ElementTree.parse(file).getroot()
         size = {key: int(_text(root, f'size/{key}')) for key in ('height', 'width')}
@@ -171,17 +160,16 @@ def _read_voc_xml(file: Path) -> tuple[dict[str, int], list[tuple[str, bool, lis
 def _text(element: ElementTree.Element, path: str) -> str:
     text = element.findtext(path)
     if text is None:
-        raise ValueError(f'it has no {path}')
+        raise ValueError(f'{path} is missing')
     return text.strip()
 
 
 def match_categories(vocabulary: Vocabulary, categories: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     """Find the label of each category of a file: its index in the vocabulary.
 
-    Names are compared exactly, then by letters and digits alone (``dining table`` is ``diningtable`` and
-    ``Dining_Table``), then with known misspellings of public data sets corrected, then through the
-    vocabulary's synonyms. A step only serves categories and classes that the steps before left over, and
-    ignores a key that is not unique.
+    Names are compared exactly, then by letters and digits only (``dining table`` equals ``diningtable`` and
+    ``Dining_Table``), then after correcting known misspellings of public data sets, then with the synonyms of
+    the vocabulary. Each step matches only what the steps before left unmatched, and skips ambiguous names.
 
     Returns:
         label of each matched category id; categories outside the vocabulary are absent.
@@ -207,14 +195,14 @@ def _squash(name: str) -> str:
 
 
 def _read_corrections() -> dict[str, str]:
-    """Squashed wrong name -> squashed right name."""
+    """Wrong name -> right name, letters and digits only."""
     lines = (SPLITS / 'name_corrections.txt').read_text(encoding='utf-8').splitlines()
     pairs = (line.split('=') for line in lines if not line.startswith('#'))
     return {_squash(wrong): _squash(right) for wrong, right in pairs}
 
 
 def _unique(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Keys that stand for one value only."""
+    """Keys with exactly one value."""
     values: dict[str, set[int]] = {}
     for key, value in pairs:
         values.setdefault(key, set()).add(value)
@@ -223,7 +211,7 @@ def _unique(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class ClassSplit:
-    """Which labels are base (with boxes in training), which novel; the rest is in the vocabulary only."""
+    """Labels of base classes (with boxes in training) and novel classes; other classes are in neither."""
 
     name: str
     base: tuple[int, ...]
@@ -237,18 +225,17 @@ class ClassSplit:
         categories: Sequence[Mapping[str, Any]],
         labels: Mapping[int, int],
     ) -> 'ClassSplit':
-        """Decide base and novel classes.
+        """Determine base and novel classes.
 
         Args:
-            split: ``None``: the vocabulary's novel names, or where it has none, rare LVIS categories;
+            split: ``None``: the novel names of the vocabulary, or if it has none, rare LVIS categories;
                 ``'frequency'``: LVIS categories of frequency ``r`` are novel; ``'none'``: all are base;
-                ``'coco48_17'``: the names of that split, others are neither; or dict(base=..., novel=...) of
-                names.
+                ``'coco48_17'``: that split, other classes are neither; or names as dict(base=..., novel=...).
             vocabulary: K classes.
             categories: those of the annotation file.
             labels: label of each matched category id.
         Raises:
-            ValueError: an unknown split, or one whose names the vocabulary lacks.
+            ValueError: an unknown split, or one with names outside the vocabulary.
         """
         rare = tuple(
             sorted(
@@ -262,9 +249,7 @@ class ClassSplit:
             return cls._complement('vocabulary', novel, vocabulary)
         if split is None or split == 'frequency':
             if not any('frequency' in category for category in categories):
-                raise ValueError(
-                    "split 'frequency' needs LVIS categories, the annotation file gives no frequency"
-                )
+                raise ValueError("split 'frequency' needs the `frequency` of LVIS categories")
             return cls._complement('frequency', rare, vocabulary)
         if split == 'none':
             return cls._complement('none', (), vocabulary)
@@ -280,15 +265,11 @@ class ClassSplit:
     def _from_names(
         cls, name: str, groups: Mapping[str, Sequence[str]], vocabulary: Vocabulary
     ) -> 'ClassSplit':
-        if set(groups) != {'base', 'novel'}:
-            raise ValueError(f'a split names its base and novel classes, got the keys {sorted(groups)}')
-        absent = [word for group in groups.values() for word in group if word not in vocabulary.names]
+        absent = [word for key in ('base', 'novel') for word in groups[key] if word not in vocabulary.names]
         if absent:
-            raise ValueError(f'split {name!r} names classes outside the vocabulary: {", ".join(absent)}')
+            raise ValueError(f'split {name!r} has classes outside the vocabulary: {", ".join(absent)}')
         if shared := set(groups['base']) & set(groups['novel']):
-            raise ValueError(
-                f'split {name!r} has classes that are base and novel: {", ".join(sorted(shared))}'
-            )
+            raise ValueError(f'split {name!r}: base and novel classes share {", ".join(sorted(shared))}')
         base, novel = (
             tuple(sorted(vocabulary.index(word) for word in groups[key])) for key in ('base', 'novel')
         )
@@ -296,16 +277,13 @@ class ClassSplit:
 
 
 def _read_split(name: str) -> dict[str, list[str]]:
-    """Names of a split kept in ``splits/<name>_{base,novel}.txt``, one a line."""
+    """Read ``splits/<name>_{base,novel}.txt``, one class name per line."""
     known = sorted(file.name.removesuffix('_base.txt') for file in SPLITS.glob('*_base.txt'))
-    if name not in known:
-        raise ValueError(
-            f"unknown split {name!r}; known are 'none', 'frequency' and {', '.join(map(repr, known))}"
-        )
+    check_option('split', name, ('none', 'frequency', *known))
     return {key: (SPLITS / f'{name}_{key}.txt').read_text().splitlines() for key in ('base', 'novel')}
 
 
 def shorten(names: Sequence[str], limit: int = 10) -> str:
-    """Names for a message: the first ``limit``, and how many there are."""
+    """The first ``limit`` names, comma-separated, and the total number, for messages."""
     more = f', ... ({len(names)} in all)' if len(names) > limit else ''
     return ', '.join(map(repr, names[:limit])) + more

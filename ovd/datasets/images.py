@@ -1,8 +1,7 @@
-"""Image files to arrays: every common kind of file works, and every broken one is named in one line.
+"""Read image files of any common format; errors name the file in one line.
 
-The frame of an image is the one a viewer shows: EXIF orientation is applied, as mmcv does by default.
-Boxes of an annotation file are in that frame if the annotated width and height say so, which ``LoadImage``
-checks.
+EXIF orientation is applied, as image viewers and mmcv do. Annotated boxes belong to the rotated image if the
+annotated width and height do, which ``LoadImage`` checks.
 """
 
 import io
@@ -22,30 +21,30 @@ _SIXTEEN_BIT_MAX = 65535
 
 
 class BrokenImageError(ValueError):
-    """An image that is there but cannot be read."""
+    """An image file that exists but cannot be decoded."""
 
 
 def read_image(path: str | os.PathLike[str], exif: bool = True) -> np.ndarray:
     """Read an image file as 8-bit RGB.
 
-    Grey, palette, CMYK, 16-bit (the high byte is kept) and transparent images (alpha is dropped, as by OpenCV
-    and by CLIP's own preprocessing) all come out alike; of an animation, the first frame.
+    Grey, palette, CMYK, 16-bit (the high byte is used) and transparent images (alpha is dropped, as by OpenCV
+    and CLIP's own preprocessing) are converted; of an animation, the first frame is read.
 
     Args:
         path: any format Pillow reads.
-        exif: turn the pixels as the EXIF orientation says; ``False`` returns them as stored.
+        exif: rotate the pixels by the EXIF orientation; ``False`` returns them as stored.
     Returns:
         uint8 [H, W, 3], RGB, contiguous.
     Raises:
         FileNotFoundError: no such file.
-        BrokenImageError: an empty, truncated, undecodable or non-image file; the message names it.
+        BrokenImageError: the file is empty, truncated or not an image.
     """
     with open_image(path) as image:
         return to_rgb(ImageOps.exif_transpose(image) if exif else image)
 
 
 def decode_image(data: bytes, name: str, exif: bool = True) -> np.ndarray:
-    """As :func:`read_image`, for the bytes of a file; ``name`` is what messages call it."""
+    """Decode the bytes of a file, see :func:`read_image`; ``name`` is used in messages."""
     if not data:
         raise BrokenImageError(f'image {name} is empty (0 bytes)')
     with _decoded(io.BytesIO(data), f'image {name}') as image:
@@ -54,20 +53,18 @@ def decode_image(data: bytes, name: str, exif: bool = True) -> np.ndarray:
 
 @contextmanager
 def open_image(path: str | os.PathLike[str], what: str = 'image') -> Iterator[Image.Image]:
-    """Yield the decoded image of a file; whatever goes wrong names the file in one line.
+    """Yield the decoded image of a file.
 
     Args:
         path: any format Pillow reads.
-        what: the file's role, for messages.
+        what: role of the file in messages.
     Raises:
         FileNotFoundError: no such file.
-        BrokenImageError: an empty, truncated, undecodable or non-image file, or an error of the block.
+        BrokenImageError: the file is empty, truncated or not an image, or the block fails.
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(
-            f'{what} {file} does not exist' if not file.exists() else f'{what} {file} is not a file'
-        )
+        raise FileNotFoundError(f'{what} {file} does not exist')
     if file.stat().st_size == 0:
         raise BrokenImageError(f'{what} {file} is empty (0 bytes)')
     with file.open('rb') as stream, _decoded(stream, f'{what} {file}') as image:
@@ -81,13 +78,13 @@ def _decoded(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
             image.load()
             yield image
     except Image.UnidentifiedImageError:
-        raise BrokenImageError(f'{name} is damaged or of no known image format') from None
+        raise BrokenImageError(f'{name} is damaged or of an unknown image format') from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise BrokenImageError(f'{name} cannot be decoded: {" ".join(str(error).split())}') from error
 
 
 def find_missing(paths: Iterable[str]) -> list[str]:
-    """Those of the paths that are no entry of their folder; each folder is listed once."""
+    """Paths that do not exist; lists each folder once instead of asking for each file."""
     listings: dict[str, set[str]] = {}
     missing = []
     for path in paths:
@@ -100,25 +97,25 @@ def find_missing(paths: Iterable[str]) -> list[str]:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, 3] of a decoded image of any mode.
+    """Convert a decoded image of any mode to uint8 [H, W, 3].
 
     Raises:
         ValueError: floating-point pixels, or values beyond 16 bits.
     """
-    if image.mode.startswith('I'):  # 16 bits, which older Pillow widens to 32
+    if image.mode.startswith('I'):  # 16 bits; older versions of Pillow use 32
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > _SIXTEEN_BIT_MAX):
             raise ValueError(f'values {values.min()} to {values.max()} exceed 16 bits')
         grey = (values.astype(np.uint32) >> 8).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
     if image.mode == 'F':
-        raise ValueError('floating-point pixels have no agreed range; convert it to 8 or 16 bits')
+        raise ValueError('floating-point pixels have no defined range; convert the image to 8 or 16 bits')
     return np.array(image.convert('RGB'))
 
 
 @TRANSFORMS.register_module()
 class LoadImage(BaseTransform):
-    """Load ``results['img_path']`` by :func:`read_image`; takes the place of mmcv's ``LoadImageFromFile``.
+    """Load ``results['img_path']`` with :func:`read_image`; replaces mmcv's ``LoadImageFromFile``.
 
     Adds ``img`` (uint8 or float32 [H, W, 3], BGR as the hosts expect), ``img_shape`` and ``ori_shape`` (H, W)
     in pixels.
@@ -126,8 +123,8 @@ class LoadImage(BaseTransform):
     Args:
         to_float32: convert the pixels.
         exif: see :func:`read_image`.
-        check_size: refuse an image whose size is not the annotated ``results['height']`` and
-            ``results['width']``: its boxes would be in another frame.
+        check_size: raise if the size differs from the annotated ``results['height']`` and
+            ``results['width']``, because boxes would not match the pixels.
     """
 
     def __init__(self, to_float32: bool = False, exif: bool = True, check_size: bool = True) -> None:
@@ -151,7 +148,7 @@ class LoadImage(BaseTransform):
 
 
 def _check_size(path: str, found: tuple[int, ...], results: Mapping[str, Any], exif: bool) -> None:
-    """Raise where the annotation gives another (height, width) than ``found``."""
+    """Raise if the annotated size differs from ``found`` (height, width)."""
     if results.get('height') is None or results.get('width') is None:
         return
     annotated = (results['height'], results['width'])
@@ -161,5 +158,5 @@ def _check_size(path: str, found: tuple[int, ...], results: Mapping[str, Any], e
         f'image {path} is {found[1]} x {found[0]} pixels, but annotated as {annotated[1]} x {annotated[0]}'
     )
     if annotated == read_image(path, not exif).shape[:2]:
-        message += f'; its EXIF orientation explains the difference: load it with exif={not exif}'
+        message += f'; the difference is its EXIF orientation: load it with exif={not exif}'
     raise ValueError(message)

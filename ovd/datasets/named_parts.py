@@ -1,4 +1,4 @@
-"""Test sets side by side, each with its own words and its own score."""
+"""Several test sets in one run, each with its own classes and scores."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ from .sample_traits import SampleTraits
 
 @DATASETS.register_module()
 class NamedParts(SampleTraits, ConcatDataset):
-    """Data sets that one run evaluates, each for itself: ``ovd.NamedPartsMetric`` scores them.
+    """Concatenate named test sets; ``ovd.NamedPartsMetric`` evaluates each of them separately.
 
     Every sample has the name of its data set as metainfo ``part``. ``metainfo`` has ``parts`` (name ->
-    metainfo of that data set) and ``missing_parts`` (name -> file that is not there).
+    metainfo of that data set) and ``missing_parts`` (name -> missing file).
 
     Args:
-        parts: name -> config of a data set, without a pipeline.
+        parts: name -> config of a data set with ``ann_file``, without a pipeline; at least one.
         pipeline: of all parts.
-        common: arguments of every part; a part's own go first.
+        common: default arguments of all parts.
         missing: 'refuse' parts whose annotation file does not exist, or 'drop' them, and name them in log and
             report.
     Raises:
-        FileNotFoundError: annotation files do not exist, all of them are listed; with 'drop', none exists.
+        FileNotFoundError: lists the annotation files that do not exist; with 'drop', only if none exists.
     """
 
     provides_class_names = True  # each part says what is asked for
@@ -39,12 +39,8 @@ class NamedParts(SampleTraits, ConcatDataset):
         missing: str = 'refuse',
     ) -> None:
         check_option('missing', missing, ('refuse', 'drop'))
-        if not parts:
-            raise ValueError('NamedParts needs at least one part')
         given = {'test_mode': True, 'pipeline': pipeline, **(common or {})}
         configs = {name: {**given, **part} for name, part in parts.items()}
-        if bare := [name for name, part in configs.items() if not part.get('ann_file')]:
-            raise ValueError(f'part {bare[0]!r} has no ann_file')
         files = {
             name: os.path.join(part.get('data_root') or '', part['ann_file'])
             for name, part in configs.items()
@@ -63,15 +59,15 @@ class NamedParts(SampleTraits, ConcatDataset):
         }
 
     def __getitem__(self, idx: int) -> Any:
-        part, place = self._get_ori_dataset_idx(idx)
-        data = self.datasets[part][place]
+        part, index = self._get_ori_dataset_idx(idx)
+        data = self.datasets[part][index]
         data['data_samples'].set_metainfo({'part': self.names[part]})
         return data
 
 
-_HINT = " (missing='drop' evaluates the others)"
+_HINT = " (missing='drop' evaluates the others only)"
 
 
 def _listed(absent: Mapping[str, str], count: int) -> str:
     files = ', '.join(f'{name} ({file})' for name, file in absent.items())
-    return f'{len(absent)} of {count} data sets are not on disk: {files}'
+    return f'{len(absent)} of {count} data sets are missing: {files}'

@@ -93,7 +93,7 @@ def test_exif_orientation_is_applied(
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=re.escape(f'image {tmp_path / "no.jpg"} does not exist')):
+    with pytest.raises(FileNotFoundError, match=r'no\.jpg'):
         read_image(tmp_path / 'no.jpg')
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path)

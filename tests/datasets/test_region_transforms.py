@@ -133,13 +133,6 @@ def test_padding_comes_later(tmp_path: Path) -> None:
         load({**image_of_a_box((0, 0, 1, 1)), 'pad_shape': (64, 96, 3)})
 
 
-def test_bad_options_name_the_value(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'num_regions.*0'):
-        LoadRegionEmbeddings('x', num_regions=0)
-    with pytest.raises(ValueError, match=r'\[0, 1\], got 2'):
-        LoadRegionEmbeddings('x', min_visible=2)
-
-
 def test_travels_to_workers_and_packs(tmp_path: Path) -> None:
     load = LoadRegionEmbeddings(write_store(tmp_path / 'store', [[0, 0, 10, 10]]), num_regions=2)
     assert isinstance(load.reader, RegionStore)

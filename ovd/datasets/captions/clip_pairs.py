@@ -1,4 +1,4 @@
-"""Image-text data: OV-Shapes pictures with captions, and ground-truth regions to classify with a CLIP."""
+"""Training data of CLIP: OV-Shapes pictures with captions, and ground-truth regions to classify."""
 
 import json
 import os
@@ -24,17 +24,17 @@ from ..images import read_image
 
 @DATASETS.register_module()
 class ShapePairs(Dataset):
-    """Square pictures of OV-Shapes with captions, drawn once and kept on disk.
+    """Square pictures of OV-Shapes with captions, drawn once and cached on disk.
 
-    Half of the pictures are crops of scenes around an object, the others show one shape, two shapes and their
-    relation, or an empty ground. An item has ``inputs``, uint8 [3, size, size], and ``captions``, the same
-    content told in three styles: nouns; colours and nouns; textures, colours and nouns.
+    Half of the pictures are crops of scenes around an object; the others show one shape, two shapes and their
+    relation, or only background. A sample has ``inputs``, uint8 [3, size, size], and ``captions``, in three
+    styles: nouns; colours and nouns; textures, colours and nouns.
 
     Args:
-        count: number of pictures; about 2 seconds of drawing per 1000.
+        count: number of pictures.
         seed: of the drawing.
         size: side of a picture in pixels.
-        cache_dir: where the pictures are kept, under a name made of everything they depend on.
+        cache_dir: folder of the cached pictures; file names depend on all arguments.
     """
 
     def __init__(
@@ -44,8 +44,6 @@ class ShapePairs(Dataset):
         size: int = 64,
         cache_dir: str | os.PathLike[str] = 'data/shapes/pairs',
     ) -> None:
-        if count < 2:
-            raise ValueError(f'ShapePairs needs a count of at least 2, got {count}')
         self.count, self.seed, self.size = count, seed, size
         self.nouns = Vocabulary.parse('shapes').names
         key = sha256_json([VERSION, self.nouns, count, seed, size])[:12]
@@ -76,7 +74,7 @@ class ShapePairs(Dataset):
                 break
             crops += draw_pair_crops(self.nouns, self.seed, index, self.size)
         crops = crops[: self.count // 2]
-        # Portraits are numbered after all scenes a set of this size could need: no stream is used twice.
+        # Indices after those of all possible scenes, so that no random stream is used twice.
         portraits = [
             draw_portrait(self.nouns, self.seed, self.count + index, self.size)
             for index in range(self.count - len(crops))
@@ -89,25 +87,24 @@ class ShapePairs(Dataset):
 
 
 def caption_styles(pair: Pair) -> list[str]:
-    """A noun phrase without its article for each style, e.g. ['star', 'red star', 'striped red star']."""
+    """A noun phrase without article per style, e.g. ['star', 'red star', 'striped red star']."""
     if not pair.shapes:
         return ['empty background'] * 3
     styles = []
-    for said in (slice(0, 1), slice(0, 2), slice(0, 3)):
-        first, *others = (describe(*shape[said]) for shape in pair.shapes)
+    for attributes in (slice(0, 1), slice(0, 2), slice(0, 3)):
+        first, *others = (describe(*shape[attributes]) for shape in pair.shapes)
         styles.append(' '.join([first] + [f'{pair.relation} {with_article(other)}' for other in others]))
     return styles
 
 
 @DATASETS.register_module()
 class AnnotatedRegions(Dataset):
-    """Ground-truth boxes of a detection data set, cropped as for region features; one item per image.
+    """Crops of the ground-truth boxes of a detection data set; one sample per image with boxes.
 
-    An item has ``inputs``, uint8 [M, S, 3, size, size] for M boxes at S scales, and ``labels`` [M]. Images
-    without boxes are left out.
+    A sample has ``inputs``, uint8 [M, S, 3, size, size] for M boxes at S scales, and ``labels`` [M].
 
     Args:
-        dataset: config of an ``OpenVocabularyDataset``; its vocabulary gives the labels.
+        dataset: config of an ``OpenVocabularyDataset``; labels index its vocabulary.
         size: side of a crop in pixels.
         crops: arguments of ``CropPolicy``.
     """

@@ -1,6 +1,6 @@
 """Images with captions: a COCO captions file, a table, JSON lines or a folder.
 
-Reading order: CaptionDataset, then the readers, which give one :class:`Pair` after another.
+Reading order: CaptionDataset, then the readers, which yield :class:`CaptionPair` objects.
 """
 
 import csv
@@ -22,42 +22,41 @@ from ...registry import DATASETS
 from ..images import BrokenImageError, find_missing
 
 
-class Pair(NamedTuple):
-    """An image and one of its captions, as a file has them.
+class CaptionPair(NamedTuple):
+    """An image and one of its captions, as read from a file.
 
     Attributes:
-        image: path below the image folder.
-        caption: a text, if the file is sound; None where the image has no caption at all.
-        place: 'line 7', 'annotation 3 of image 12' ..., for messages.
+        image: path relative to the image folder.
+        caption: any value of the file, normally a string; None if the image has no caption.
+        where: 'line 7', 'annotation 3 of image 12' ..., for messages.
         image_id: of a COCO file.
     """
 
     image: str
     caption: Any
-    place: str
+    where: str
     image_id: int | str | None = None
 
 
 @DATASETS.register_module()
 class CaptionDataset(BaseDataset):
-    """Image-caption pairs; the pipeline gets ``img_path``, ``img_id``, ``caption``, and all ``captions``.
+    """Image-caption pairs; samples have ``img_path``, ``img_id``, ``caption``, and all ``captions``.
 
-    Lines or annotations of one image belong together. ``metainfo`` has ``ann_file`` and ``pairs``.
+    The captions of one image are grouped. ``metainfo`` has ``ann_file`` and ``pairs`` (their number).
 
     Args:
         ann_file: a COCO captions file (``.json``), a table with a header (``.csv``, ``.tsv``), JSON lines
-            (``.jsonl``: an object with image and caption, or a list of captions, a line), or '' for a folder
-            whose images lie beside texts of the same name (``.txt``, a caption a line), subfolders included.
-        data_prefix: ``img_path``, the folder that the paths of the file start from, or the folder itself.
+            (``.jsonl``: per line an object with image and caption, or a list of captions), or '' for a folder
+            of images with text files of the same name (``.txt``, one caption per line), subfolders included.
+        data_prefix: ``img_path``, the image folder.
         image_field, caption_field: names in a table or in JSON lines; numbers are columns, from 0, of a table
             without a header.
-        captions: 'draw' one of an image's captions each time it is loaded, take the 'first', or make an item
-            of each ('all'); by default drawn in training and the first in test mode. ``captions`` are those
-            of the image in any case.
+        captions: 'draw' one of an image's captions each time it is loaded, take the 'first', or make a sample
+            of each ('all'); by default 'draw' in training and 'first' in test mode.
         missing_images: 'refuse' or 'drop' images that are not on disk, or leave it 'unchecked'.
-        empty_captions: 'refuse' or 'drop' captions that are blank or no text, and images without a caption.
-        broken_images: 'refuse' (the run ends) or 'replace' an image that cannot be read by another one, drawn
-            at random, and log how many; in test mode always refused.
+        empty_captions: 'refuse' or 'drop' captions that are blank or not strings, and images without one.
+        broken_images: 'refuse' (the run ends), or 'replace' an image that cannot be decoded by a random other
+            one and log their number; always 'refuse' in test mode.
         kwargs: see ``mmengine.dataset.BaseDataset``.
     """
 
@@ -96,7 +95,7 @@ class CaptionDataset(BaseDataset):
         if not pairs:
             raise ValueError(f'{source}: no image with a caption is left')
         self._metainfo.update(ann_file=source, pairs=len(pairs))
-        groups: dict[str, list[Pair]] = {}
+        groups: dict[str, list[CaptionPair]] = {}
         for pair in pairs:
             groups.setdefault(pair.image, []).append(pair)
         if self.captions == 'all':
@@ -105,7 +104,7 @@ class CaptionDataset(BaseDataset):
         return [_item(group) for group in groups.values()]
 
     def prepare_data(self, idx: int) -> Any:
-        """Choose a caption and run the pipeline; None, which draws another item, for a broken image."""
+        """Choose a caption and run the pipeline; None, so that mmengine draws another sample, if broken."""
         info = self.get_data_info(idx)
         texts = info['captions']
         draws = self.captions == 'draw' and len(texts) > 1
@@ -119,39 +118,36 @@ class CaptionDataset(BaseDataset):
             self._replaced.add('broken', str(error))
             return None
 
-    def _read(self) -> Iterator[Pair]:
-        """All pairs, the paths joined with the image folder."""
+    def _read(self) -> Iterator[CaptionPair]:
+        """All pairs; paths include the image folder."""
         folder = self.data_prefix.get('img_path', '')
         if not self.ann_file:
             return read_folder(folder)
-        if not os.path.isfile(self.ann_file):
-            raise FileNotFoundError(f'caption file {self.ann_file} does not exist')
         suffix = Path(self.ann_file).suffix.lower()
+        check_option(f'format of caption file {self.ann_file}', suffix, ('.json', '.jsonl', '.csv', '.tsv'))
         fields = (self.image_field, self.caption_field)
         if suffix == '.json':
             pairs = read_coco_captions(self.ann_file)
         elif suffix == '.jsonl':
             pairs = read_json_lines(self.ann_file, *fields)
-        elif suffix in ('.csv', '.tsv'):
-            pairs = read_table(self.ann_file, *fields, delimiter=',' if suffix == '.csv' else '\t')
         else:
-            raise ValueError(f'caption file {self.ann_file}: expected .json, .jsonl, .csv or .tsv')
+            pairs = read_table(self.ann_file, *fields, delimiter=',' if suffix == '.csv' else '\t')
         return (pair._replace(image=os.path.join(folder, pair.image)) for pair in pairs)
 
-    def _without_empty_captions(self, source: str, pairs: list[Pair]) -> list[Pair]:
+    def _without_empty_captions(self, source: str, pairs: list[CaptionPair]) -> list[CaptionPair]:
         kept = [pair for pair in pairs if isinstance(pair.caption, str) and pair.caption.strip()]
         if len(kept) < len(pairs):
             if self.empty_captions == 'refuse':
                 bad = next(p for p in pairs if not (isinstance(p.caption, str) and p.caption.strip()))
                 what = 'has no caption' if bad.caption is None else f'has the caption {bad.caption!r}'
                 raise ValueError(
-                    f'{source}: {bad.place} ({bad.image}) {what}; {len(pairs) - len(kept)} of {len(pairs)} '
-                    "are empty or no text (empty_captions='drop' leaves them out)"
+                    f'{source}: {bad.where} ({bad.image}) {what}; {len(pairs) - len(kept)} of {len(pairs)} '
+                    "captions are empty or not strings (empty_captions='drop' skips them)"
                 )
-            self._log(source, len(pairs) - len(kept), 'captions that are empty or no text')
+            self._log(source, len(pairs) - len(kept), 'captions that are empty or not strings')
         return kept
 
-    def _without_missing_images(self, source: str, pairs: list[Pair]) -> list[Pair]:
+    def _without_missing_images(self, source: str, pairs: list[CaptionPair]) -> list[CaptionPair]:
         if self.missing_images == 'unchecked':
             return pairs
         missing = set(find_missing(dict.fromkeys(pair.image for pair in pairs)))
@@ -159,8 +155,8 @@ class CaptionDataset(BaseDataset):
             first = next(pair for pair in pairs if pair.image in missing)
             total = len({pair.image for pair in pairs})
             raise FileNotFoundError(
-                f'{source}: {first.place}: image {first.image} does not exist; {len(missing)} of {total} are '
-                "missing (missing_images='drop' leaves them out)"
+                f'{source}: {first.where}: image {first.image} does not exist; {len(missing)} of {total} are '
+                "missing (missing_images='drop' skips them)"
             )
         if missing:
             self._log(source, len(missing), 'images that do not exist')
@@ -168,22 +164,20 @@ class CaptionDataset(BaseDataset):
 
     @staticmethod
     def _log(source: str, count: int, what: str) -> None:
-        MMLogger.get_current_instance().warning(f'{source}: left out {count} {what}')
+        MMLogger.get_current_instance().warning(f'{source}: skipped {count} {what}')
 
 
-def _item(pairs: list[Pair]) -> dict[str, Any]:
-    """What the data set keeps of an image, whose pairs these are."""
+def _item(pairs: list[CaptionPair]) -> dict[str, Any]:
+    """Entry of the data list for the pairs of one image."""
     captions = [pair.caption for pair in pairs]
     return {'img_path': pairs[0].image, 'img_id': pairs[0].image_id, 'captions': captions}
 
 
 class SkipCounter:
-    """Counts what is passed over while loading, and logs it at the 1st, 10th, 100th ... time.
-
-    Each loading process counts for itself.
+    """Counts skipped samples, and logs a warning at the 1st, 10th, 100th ... one; per loading process.
 
     Args:
-        what: is passed over, in the plural.
+        what: name of the skipped things in messages, in the plural.
     """
 
     def __init__(self, what: str) -> None:
@@ -191,23 +185,23 @@ class SkipCounter:
         self.counts: Counter[str] = Counter()
 
     def add(self, kind: str, message: str) -> None:
-        """Count one of a kind; ``message`` is one line about it."""
+        """Count one of a kind; ``message`` describes it in one line."""
         self.counts[kind] += 1
         total = sum(self.counts.values())
         if total == 10 ** (len(str(total)) - 1):
             MMLogger.get_current_instance().warning(
-                f'{self.what} passed over by this loader so far: {self}; the last: {message}'
+                f'{self.what} skipped by this loader so far: {self}; the last: {message}'
             )
 
     def __str__(self) -> str:
         return ', '.join(f'{count} {kind}' for kind, count in self.counts.items())
 
 
-def read_coco_captions(path: str) -> Iterator[Pair]:
-    """Pairs of a COCO captions file in the order of its images; paths are its ``file_name`` fields.
+def read_coco_captions(path: str) -> Iterator[CaptionPair]:
+    """Pairs of a COCO captions file in the order of its images.
 
     Raises:
-        ValueError: not such a file, a repeated id, or a caption of an unknown image.
+        ValueError: another format, a repeated id, or a caption of an unknown image.
     """
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8-sig'))
@@ -218,38 +212,40 @@ def read_coco_captions(path: str) -> Iterator[Pair]:
     )
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise ValueError(f"caption file {path} is not in COCO's layout: it needs images and annotations")
-    by_image: dict[int | str, list[Pair]] = {}
+    by_image: dict[int | str, list[CaptionPair]] = {}
     names: dict[int | str, str] = {}
     for image in images:
         image_id, name = (image.get(key) if isinstance(image, dict) else None for key in ('id', 'file_name'))
         if not isinstance(image_id, int | str) or image_id in names or not isinstance(name, str):
-            raise ValueError(f'caption file {path}: image {image} needs an id of its own and a file_name')
+            raise ValueError(f'caption file {path}: image {image} needs a unique id and a file_name')
         names[image_id] = name
         by_image[image_id] = []
     for annotation in annotations:
         image_id = annotation.get('image_id') if isinstance(annotation, dict) else None
         if not isinstance(image_id, int | str) or image_id not in names:
-            raise ValueError(f'caption file {path}: annotation {annotation} is of an unknown image')
-        place = f'annotation {annotation.get("id")} of image {image_id}'
-        # A field that is there but null is as bad as a blank one, and unlike an image without annotations.
-        by_image[image_id].append(Pair(names[image_id], annotation.get('caption') or '', place, image_id))
+            raise ValueError(f'caption file {path}: annotation {annotation} belongs to an unknown image')
+        where = f'annotation {annotation.get("id")} of image {image_id}'
+        # A caption of null counts as blank, unlike an image without annotations.
+        by_image[image_id].append(
+            CaptionPair(names[image_id], annotation.get('caption') or '', where, image_id)
+        )
     if annotations and not any('caption' in annotation for annotation in annotations):
         raise ValueError(
             f'caption file {path} has no captions; its annotations have {", ".join(sorted(annotations[0]))}'
         )
     for image_id, pairs in by_image.items():
-        yield from pairs or [Pair(names[image_id], None, f'image {image_id}', image_id)]
+        yield from pairs or [CaptionPair(names[image_id], None, f'image {image_id}', image_id)]
 
 
 def read_table(
     path: str, image_field: str | int, caption_field: str | int, delimiter: str = ','
-) -> Iterator[Pair]:
+) -> Iterator[CaptionPair]:
     """Pairs of a CSV or TSV file.
 
     Args:
-        image_field, caption_field: names of its header, or numbers of its columns if it has none.
+        image_field, caption_field: column names, or column numbers if the table has no header.
     Raises:
-        ValueError: no such column; the message lists those there are.
+        ValueError: no such column.
     """
     with _text(path), open(path, encoding='utf-8-sig', newline='') as file:
         rows = csv.reader(file, delimiter=delimiter)
@@ -264,17 +260,19 @@ def read_table(
         for row in rows:
             if not row:
                 continue
-            place = f'line {rows.line_num}'
+            where = f'line {rows.line_num}'
             if len(row) <= image_column:
-                raise ValueError(f'caption file {path}: {place} has no column {image_column}: {row}')
-            yield Pair(row[image_column], row[caption_column] if len(row) > caption_column else None, place)
+                raise ValueError(f'caption file {path}: {where} has no column {image_column}: {row}')
+            yield CaptionPair(
+                row[image_column], row[caption_column] if len(row) > caption_column else None, where
+            )
 
 
-def read_json_lines(path: str, image_field: str | int, caption_field: str | int) -> Iterator[Pair]:
-    """Pairs of a file of JSON objects, one a line; a list of captions makes several.
+def read_json_lines(path: str, image_field: str | int, caption_field: str | int) -> Iterator[CaptionPair]:
+    """Pairs of a file with one JSON object per line; a list of captions gives several pairs.
 
     Raises:
-        ValueError: a line that is no object with an image, by number.
+        ValueError: a line is not a JSON object with an image.
     """
     with _text(path), open(path, encoding='utf-8-sig') as file:
         for number, line in enumerate(file, 1):
@@ -287,41 +285,39 @@ def read_json_lines(path: str, image_field: str | int, caption_field: str | int)
             image = row.get(image_field) if isinstance(row, dict) else None
             if not isinstance(image, str):
                 raise ValueError(
-                    f'caption file {path}: line {number} has no path of an image in {image_field!r}: '
+                    f'caption file {path}: line {number} has no image path in {image_field!r}: '
                     f'{line.strip():.100}'
                 )
             texts = row.get(caption_field)
             for text in texts if isinstance(texts, list) and texts else [texts]:
-                yield Pair(image, text, f'line {number}')
+                yield CaptionPair(image, text, f'line {number}')
 
 
-def read_folder(folder: str) -> Iterator[Pair]:
-    """Pairs of a folder: each image, subfolders included, with the lines of the text file beside it.
+def read_folder(folder: str) -> Iterator[CaptionPair]:
+    """Pairs of a folder with subfolders: images, and the lines of text files of the same name.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
     """
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f'folder of images and captions {folder} does not exist')
     paths: Iterable[Path] = sorted(Path(folder).rglob('*'))
     images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
-        raise FileNotFoundError(f'folder {folder} has no image in it')
+        raise FileNotFoundError(f'folder {folder} does not exist or has no images')
     for image in images:
         text = image.with_suffix('.txt')
         with _text(text):
             lines = text.read_text(encoding='utf-8-sig').splitlines() if text.is_file() else []
         captions: list[str | None] = [line for line in lines if line.strip()]
         for caption in captions or ['' if text.is_file() else None]:
-            yield Pair(str(image), caption, f'image {image.name}')
+            yield CaptionPair(str(image), caption, f'image {image.name}')
 
 
 @contextmanager
 def _text(path: str | Path) -> Iterator[None]:
-    """Name the file whose text cannot be read."""
+    """Name the file in errors about its text."""
     try:
         yield
     except UnicodeDecodeError as error:
         raise ValueError(f'caption file {path} is not UTF-8: {error.reason}') from None
-    except csv.Error as error:  # such as a quotation mark that is never closed
-        raise ValueError(f'caption file {path} is no table: {error}') from None
+    except csv.Error as error:  # such as a quotation mark that is not closed
+        raise ValueError(f'caption file {path} is not a valid table: {error}') from None

@@ -1,7 +1,7 @@
-"""Tar shards in webdataset's layout: what is in them, and everything that may be wrong with one.
+"""Read tar shards in webdataset's layout, and detect damaged ones.
 
-webdataset opens shards and groups members into samples; members are read here, because a damaged or cut-off
-shard must be told from one that ends, and a message must name shard and member.
+webdataset opens shards and groups members into samples. Members are read here, to distinguish a truncated
+shard from a complete one, and to name shard and member in messages.
 """
 
 import glob
@@ -25,12 +25,12 @@ from .dataset import SkipCounter
 
 IMAGE_KEYS = ('jpg', 'jpeg', 'png', 'webp')
 TEXT_KEYS = ('txt', 'text')
-TOO_MANY = 1000  # unusable samples or shards in a row: then it is not the data that is wrong
+MAX_CONSECUTIVE_PROBLEMS = 1000  # more are probably not damaged data, but a wrong setting
 _REMOTE = re.compile(r'[a-z][a-z0-9+.-]*:', re.IGNORECASE)
 
 
 class Part(NamedTuple):
-    """Every ``step``-th sample of a shard, from ``first`` on."""
+    """Every ``step``-th sample of a shard, starting at index ``first``."""
 
     shard: str
     first: int = 0
@@ -46,21 +46,21 @@ class RawPair(NamedTuple):
 
 
 class ShardReader:
-    """Reads pairs out of shards; counts what is unusable, or raises.
+    """Reads pairs from shards; skips and counts unusable ones, or raises.
 
     Args:
         broken: 'skip' or 'refuse', see ``CaptionShards``.
-        caption_field: of a json member.
+        caption_field: key of the caption in json members.
     """
 
     def __init__(self, broken: str = 'skip', caption_field: str = 'caption') -> None:
         self.broken = broken
         self.caption_field = caption_field
-        self.tally = SkipCounter('parts of shards')
-        self._in_a_row = 0
+        self.skipped = SkipCounter('parts of shards')
+        self._consecutive_problems = 0
 
     def read(self, part: Part) -> Iterator[RawPair]:
-        """The usable pairs of a part, in the order of the shard."""
+        """Usable pairs of a part, in the order of the shard."""
         samples = group_by_keys(self._members(part.shard), handler=partial(self._repeated, part.shard))
         for index, sample in enumerate(samples):
             if index % part.step == part.first:
@@ -69,28 +69,28 @@ class ShardReader:
                     yield pair
 
     def decode(self, pair: RawPair) -> np.ndarray | None:
-        """uint8 [H, W, 3] RGB of a pair; None for a broken image."""
+        """Decode the image of a pair: uint8 [H, W, 3] RGB; None if it is broken."""
         try:
             image = decode_image(pair.image, pair.name)
         except BrokenImageError as error:
             self.problem('broken images', str(error))
             return None
-        self._in_a_row = 0
+        self._consecutive_problems = 0
         return image
 
     def problem(self, kind: str, message: str) -> None:
-        """Count something unusable; raise ValueError where that is wanted, or where there is nothing else."""
+        """Count a problem; raise ValueError if ``broken`` is 'refuse' or there are too many in a row."""
         if self.broken == 'refuse':
             raise ValueError(message)
-        self.tally.add(kind, message)
-        self._in_a_row += 1
-        if self._in_a_row >= TOO_MANY:
+        self.skipped.add(kind, message)
+        self._consecutive_problems += 1
+        if self._consecutive_problems >= MAX_CONSECUTIVE_PROBLEMS:
             raise ValueError(
-                f'{TOO_MANY} times in a row there was nothing usable ({self.tally}), last {message}'
+                f'{MAX_CONSECUTIVE_PROBLEMS} unusable samples in a row ({self.skipped}), last {message}'
             )
 
     def _members(self, shard: str) -> Iterator[dict[str, Any]]:
-        """Files of a shard for ``group_by_keys``; its end, if it is cut off, is a problem and no more."""
+        """Members of a shard, in the form of ``group_by_keys``; reading stops where the shard is damaged."""
         name = ''
         try:
             with gopen(shard, 'rb') as stream:
@@ -99,24 +99,28 @@ class ShardReader:
                         name = member.name
                         key, suffix = base_plus_ext(name)
                         file = archive.extractfile(member) if self._is_wanted(key, suffix) else None
-                        archive.members = []  # type: ignore[attr-defined]  # or it keeps them all
+                        archive.members = []  # type: ignore[attr-defined]  # or it stores all headers
                         if file is not None:
                             yield {'fname': name, 'data': file.read(), '__url__': shard}
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             self.problem('broken shards', f'shard {shard}, {f"member {name}" if name else "start"}: {error}')
             key, _ = base_plus_ext(name)
             if key is not None and 'end of data' in str(error):
-                yield {'fname': f'{key}.__bad__', 'data': True, '__url__': shard}  # drops its sample
+                yield {
+                    'fname': f'{key}.__bad__',
+                    'data': True,
+                    '__url__': shard,
+                }  # drops its sample
 
     @staticmethod
     def _is_wanted(key: str | None, suffix: str | None) -> bool:
-        """Members of other kinds, and webdataset's notes on itself, are passed over unread."""
+        """Whether a member is an image or caption; others, such as webdataset's metadata, are not read."""
         if key is None or suffix is None or os.path.basename(key).startswith('__'):
             return False
         return suffix.lower() in (*IMAGE_KEYS, *TEXT_KEYS, 'json')
 
     def _repeated(self, shard: str, error: Exception) -> bool:
-        """What ``group_by_keys`` does about a member whose name its sample has already: it is left out."""
+        """Error handler of ``group_by_keys``: skip a member whose name is repeated within its sample."""
         message, duplicate, _ = str(error.args[0]).partition(' in tar file')
         if not duplicate:
             raise error
@@ -131,7 +135,7 @@ class ShardReader:
             return None
         try:
             caption = self._caption(sample)
-        except ValueError as error:  # no UTF-8, or no JSON
+        except ValueError as error:  # not UTF-8, or not JSON
             self.problem('unreadable captions', f'caption of sample {name}: {error}')
             return None
         if caption is None:
@@ -152,7 +156,7 @@ class ShardReader:
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """Headers of members, of which a bad one is an error and not the end of the archive."""
+    """Member headers; tarfile takes a damaged one for the end of the archive, this class raises."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> '_StrictInfo':
@@ -162,15 +166,15 @@ class _StrictInfo(tarfile.TarInfo):
             raise
         except tarfile.HeaderError as error:
             what = {'empty header': 'no end mark'}.get(str(error), str(error))
-            raise tarfile.ReadError(f'damaged or cut off ({what})') from None
+            raise tarfile.ReadError(f'damaged or truncated ({what})') from None
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[str]:
-    """Names of shards: braces as in webdataset, and '*', '?' and '[' for files on disk.
+    """Expand shard patterns: braces as in webdataset; '*', '?' and '[' for files on disk.
 
     Raises:
-        FileNotFoundError: a pattern with '*' that matches nothing.
-        ValueError: no pattern; a shard that is named twice.
+        FileNotFoundError: a pattern with '*' matches nothing.
+        ValueError: no pattern, or a repeated shard.
     """
     shards: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -183,13 +187,13 @@ def expand_shards(patterns: str | Sequence[str]) -> list[str]:
                 raise FileNotFoundError(f'no shard matches {name}')
             shards += found
     if not shards:
-        raise ValueError('expected at least one pattern of shards')
+        raise ValueError('no shards given')
     repeated = next((shard for shard, count in Counter(shards).items() if count > 1), None)
     if repeated is not None:
-        raise ValueError(f'shard {repeated} is named twice')
+        raise ValueError(f'shard {repeated} is repeated')
     return shards
 
 
 def is_remote(shard: str) -> bool:
-    """Whether webdataset would open it by something else than a path."""
+    """Whether webdataset opens the shard as a URL or pipe instead of a local path."""
     return _REMOTE.match(shard) is not None

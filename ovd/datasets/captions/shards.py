@@ -1,4 +1,4 @@
-"""A stream of image-caption pairs out of tar shards in webdataset's layout, which ``shard_reader`` reads."""
+"""Stream image-caption pairs from tar shards in webdataset's layout."""
 
 import itertools
 import os
@@ -19,46 +19,46 @@ from ...randomness import kept_generators, seed_generators
 from ...registry import DATASETS
 from .shard_reader import Part, RawPair, ShardReader, expand_shards, is_remote
 
-_EMPTY_PASSES = 100  # in a row, after which a loader gives up
+_MAX_EMPTY_PASSES = 100  # consecutive passes without a sample, after which a loader raises
 _ENDLESS = 1 << 62
 
 
 @DATASETS.register_module()
 class CaptionShards(IterableDataset):
-    """Streams the pairs of tar shards, each once in a pass, pass after pass.
+    """Streams the pairs of tar shards, each once per pass, for an endless number of passes.
 
-    A sample is the members of one name: an image (jpg, jpeg, png, webp) and a caption (txt, text, or a field
-    of json). It goes through the pipeline with ``img`` (uint8 [H, W, 3], BGR), ``img_path``
-    ('shard.tar#name'), ``caption``, ``img_shape`` and ``ori_shape``; no ``LoadImage`` is needed.
+    The members of a sample share their name: an image (jpg, jpeg, png, webp) and a caption (txt, text, or a
+    field of json). The pipeline gets ``img`` (uint8 [H, W, 3], BGR), ``img_path`` ('shard.tar#name'),
+    ``caption``, ``img_shape`` and ``ori_shape``; no ``LoadImage`` is needed.
 
-    A pass deals the shards, in an order of its own, to all loaders of all processes; where there are more
-    loaders than shards, they share the samples of a shard. So within a pass no loader gives a sample twice or
-    one that another gave. A sample's augmentation depends on the seed, the pass and its name alone; the order
-    of the stream depends on the number of loaders, too.
+    In each pass, the shards are shuffled and distributed over all loaders (worker processes of all ranks);
+    if there are more loaders than shards, they share the samples of a shard. Within a pass every sample is
+    therefore loaded once. The augmentation of a sample depends only on the seed, the pass and its name; the
+    order of the stream depends on the number of loaders, too.
 
-    The data loader takes ``sampler=None``. Use ``IterBasedTrainLoop``, or ``epoch_length`` with
-    ``EpochBasedTrainLoop``. ``ovd.RepeatableHook``, which every run of ``tools/train.py`` has, hands over the
-    seed, the epoch, and what a resumed run has seen.
+    Use ``sampler=None`` in the data loader, with ``IterBasedTrainLoop``, or with ``epoch_length`` and
+    ``EpochBasedTrainLoop``. ``ovd.RepeatableHook``, which every run of ``tools/train.py`` has, sets the seed,
+    the epoch, and the number of samples that a resumed run skips.
 
     Args:
-        shards: patterns of tar files, one or several: webdataset's braces ('data/cc3m/{00000..00331}.tar'),
-            or '*' for files on disk. A URL or pipe that webdataset knows is opened only when named here.
+        shards: one or several patterns of tar files: webdataset's braces ('data/cc3m/{00000..00331}.tar'), or
+            '*' for files on disk. A URL or pipe that webdataset supports is opened only if named here.
         pipeline: transforms, from augmentation to packing.
-        broken: 'skip' what cannot be used (a shard or member that is absent, damaged or cut off, an image
-            that cannot be decoded, a blank caption, a sample without image or caption) and log how much, or
-            'refuse' it: the run ends with shard and member.
-        shuffle_buffer: samples that each loader keeps, still encoded, to draw from; 0 keeps their order, and
-            that of the shards.
-        caption_field: of a json member, where there is no text member.
-        epoch_length: samples of an epoch over all processes, best a multiple of processes x workers x batch
-            size; None streams on without end.
-        exact_resume: a resumed run reads past the samples seen, without decoding them, and goes on where an
-            undisturbed run would be; a broken image among them counts as seen, so that as many samples come
-            again. False starts at once with an order of its own.
-        seed: of the order; ``ovd.RepeatableHook`` sets the run's.
+        broken: 'skip' unusable data (a shard or member that is missing, damaged or truncated, an image that
+            cannot be decoded, a blank caption, a sample without image or caption) and log how much, or
+            'refuse' it: the run ends with an error that names shard and member.
+        shuffle_buffer: number of encoded samples in the shuffle buffer of each loader; 0 keeps the order of
+            samples and shards.
+        caption_field: key of the caption in json members, for samples without a text member.
+        epoch_length: samples per epoch of all processes, ideally a multiple of processes x workers x batch
+            size; None: endless.
+        exact_resume: a resumed run reads the samples seen before, without decoding them, and continues like
+            an uninterrupted run; a broken image counts as seen, so that one sample is repeated for each.
+            False starts at once, in another order.
+        seed: of the order; set by ``ovd.RepeatableHook`` to that of the run.
     Raises:
         FileNotFoundError: shards on disk that do not exist: any with 'refuse', else all of them.
-        ValueError: no shards; what ``broken`` refuses; nothing usable in a thousand attempts.
+        ValueError: no shards; unusable data with 'refuse'; no usable sample in a thousand attempts.
     """
 
     def __init__(
@@ -73,8 +73,6 @@ class CaptionShards(IterableDataset):
         seed: int = 0,
     ) -> None:
         check_option('broken', broken, ('skip', 'refuse'))
-        if epoch_length is not None and epoch_length < 1:
-            raise ValueError(f'epoch_length must be positive, got {epoch_length}')
         self.rank, self.world_size = get_dist_info()
         self.reader = ShardReader(broken, caption_field)
         self.shards = self._present(expand_shards(shards))
@@ -86,21 +84,21 @@ class CaptionShards(IterableDataset):
         self.metainfo = {'ann_file': shards if isinstance(shards, str) else list(shards)}
         self._epoch = 0
         self._iterations = 0  # since set_epoch
-        self._seen = 0  # samples of this process that the next iteration skips
+        self._seen = 0  # samples of this process that the next iterator skips
         self._batch_size = 1  # of these
 
     def __len__(self) -> int:
-        """Samples of an epoch in this process; of an endless stream, more than anyone will see."""
+        """Samples per epoch of this process; a huge number if the stream is endless."""
         if self.epoch_length is None:
-            return _ENDLESS  # loops and loggers ask for it
+            return _ENDLESS  # loops and loggers require a length
         return _share(self.epoch_length, self.rank, self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Start the next iteration with this epoch's order; further ones count up by themselves."""
+        """Set the epoch of the next iterator; further iterators increase it by one each."""
         self._epoch, self._iterations, self._seen = epoch, 0, 0
 
     def skip(self, num_samples: int, batch_size: int) -> None:
-        """Let the next iteration begin after this process's first ``num_samples``, which came in batches."""
+        """Let the next iterator skip the first ``num_samples`` of this process, which came in batches."""
         if self.epoch_length is not None:
             epochs, num_samples = divmod(num_samples, len(self))
             self._epoch += epochs
@@ -110,7 +108,7 @@ class CaptionShards(IterableDataset):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         seen = self._seen if self._iterations == 0 else 0
-        # The data loader takes batches from its workers in turn, always from the first one on.
+        # The data loader takes batches from its workers in turn, starting with the first.
         batches = seen // self._batch_size
         number = (number + batches) % workers
         skipped = self._batch_size * _share(batches, number, workers)
@@ -124,7 +122,7 @@ class CaptionShards(IterableDataset):
         return itertools.islice(samples, _share(len(self), number, workers) - skipped)
 
     def _samples(self, key: tuple[int, int], loader: int, loaders: int, skipped: int) -> Iterator[Any]:
-        """What the pipeline makes of the stream of one loader, without the first ``skipped``."""
+        """Pipeline outputs of one loader, without the first ``skipped``."""
         empty_passes = 0
         for number in itertools.count():
             is_empty = True
@@ -139,19 +137,19 @@ class CaptionShards(IterableDataset):
                     is_empty = False
                     yield sample
             empty_passes = empty_passes + 1 if is_empty else 0
-            if empty_passes == _EMPTY_PASSES:
-                raise ValueError(f'{self.metainfo["ann_file"]}: no usable sample ({self.reader.tally})')
+            if empty_passes == _MAX_EMPTY_PASSES:
+                raise ValueError(f'{self.metainfo["ann_file"]}: no usable sample ({self.reader.skipped})')
 
     def _pass(self, key: tuple[int, int], number: int, loader: int, loaders: int) -> Iterator[RawPair]:
-        """One loader's pairs of pass ``number``, shuffled."""
-        # One part at least for each loader.
+        """Pairs of one loader in pass ``number``, shuffled."""
+        # At least one part for each loader.
         step = -(-loaders // len(self.shards))
         parts = [Part(shard, first, step) for shard in self.shards for first in range(step)]
         if self.shuffle_buffer:
             random.Random(f'{self.seed} {key} {number}').shuffle(parts)
-        # All passes are dealt as one sequence, so that in the long run every loader gets as much.
-        mine = parts[(loader - number * len(parts)) % loaders :: loaders]
-        pairs: Iterator[RawPair] = itertools.chain.from_iterable(map(self.reader.read, mine))
+        # Passes are distributed as one sequence, so that on average all loaders get equally many parts.
+        assigned = parts[(loader - number * len(parts)) % loaders :: loaders]
+        pairs: Iterator[RawPair] = itertools.chain.from_iterable(map(self.reader.read, assigned))
         if not self.shuffle_buffer:
             return pairs
         rng = random.Random(f'{self.seed} {key} {number} {loader}')
@@ -159,7 +157,7 @@ class CaptionShards(IterableDataset):
         return iter(shuffled(pairs))
 
     def _prepared(self, pair: RawPair, image: np.ndarray, key: tuple[int, ...]) -> Any:
-        """What the pipeline makes of a pair; None if it will not have it."""
+        """Pipeline output of a pair; None if the pipeline rejects it."""
         results = {
             'img': np.ascontiguousarray(image[..., ::-1]),
             'img_path': pair.name,
@@ -174,7 +172,7 @@ class CaptionShards(IterableDataset):
             return self.pipeline(results)
 
     def _present(self, shards: list[str]) -> list[str]:
-        """Without shards on disk that do not exist, which are logged or refused."""
+        """Drop local shards that do not exist, with a warning, or refuse them."""
         missing = [shard for shard in shards if not is_remote(shard) and not os.path.isfile(shard)]
         if not missing:
             return shards
@@ -186,5 +184,5 @@ class CaptionShards(IterableDataset):
 
 
 def _share(total: int, index: int, count: int) -> int:
-    """How many of ``total`` things number ``index`` gets when they are dealt to ``count`` in turn."""
+    """Number of items that loader ``index`` gets if ``total`` items go to ``count`` loaders in turn."""
     return (total - index + count - 1) // count

@@ -1,6 +1,6 @@
-"""What a caption pair goes through on its way to a model: pixels, then tokens, then one sample.
+"""Transforms of image-caption pairs: augmentation, tokenised prompts, packing.
 
-The random draws come from the global generators, which ``ovd.RepeatableHook`` and ``ovd.CaptionShards`` seed
+Random numbers come from the global generators, which ``ovd.RepeatableHook`` and ``ovd.CaptionShards`` seed
 for each sample. Reading order: TimmAugment, CaptionPrompts, PackCaptions.
 """
 
@@ -33,22 +33,22 @@ _TOKENIZER_CACHE = 1 << 20
 class TimmAugment(BaseTransform):
     """timm's training augmentation: random resized crop, flip, RandAugment and random erasing.
 
-    ``img``, uint8 [H, W, 3] BGR, becomes uint8 [size, size, 3] BGR, and ``img_shape`` follows. Erased pixels
-    are noise that is standard normal after normalisation, cut to 0..255.
+    ``img``, uint8 [H, W, 3] BGR, becomes uint8 [size, size, 3] BGR; ``img_shape`` is updated. Erased pixels
+    are noise that is standard normal after normalisation, clipped to 0..255.
 
     Args:
         size: side of the result in pixels.
-        scale: share of the area that a crop keeps, from and to.
-        ratio: width by height of a crop, from and to.
-        flip_prob: of a horizontal flip.
-        auto_augment: timm's name of a policy, or None.
+        scale: range of the crop's share of the area.
+        ratio: range of the crop's aspect ratio, width / height.
+        flip_prob: probability of a horizontal flip.
+        auto_augment: name of one of timm's policies, or None.
         interpolation: 'bilinear', 'bicubic' or 'random' (one of these).
-        erase_prob: of erasing a rectangle.
-        mean, std: RGB statistics, 0..255, of the model's preprocessing; corners that a policy uncovers are
-            filled with the mean.
+        erase_prob: probability of erasing a rectangle.
+        mean, std: RGB statistics, 0..255, of the model's preprocessing; the mean fills pixels from outside
+            the image.
 
-    Source: the released GroupViT recipe, which is timm's ``create_transform`` with these values. There, too,
-        the configured colour jitter takes no part, because timm leaves it out beside RandAugment.
+    Source: the released GroupViT recipe, timm's ``create_transform`` with these values. As there, the
+        configured colour jitter has no effect, because timm skips it if RandAugment is used.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TimmAugment(BaseTransform):
         return results
 
     def _erased(self, image: Tensor) -> Tensor:
-        """uint8 RGB [3, size, size] -> the same with a rectangle of noise, or as it was."""
+        """Replace a random rectangle of uint8 RGB [3, size, size] by noise, with ``erase_prob``."""
         noise = self.erase(torch.full(image.shape, torch.nan))
         values = (noise * self.std + self.mean).round().clamp(0, 255)
         return torch.where(noise.isnan(), image, values.nan_to_num().to(torch.uint8))
@@ -99,22 +99,23 @@ class CaptionPrompts(BaseTransform):
     """Draw noun prompts from ``caption`` and tokenise both.
 
     Adds ``token_ids``, int64 [1 + K, L], the caption first, with K = count and L = context_length;
-    ``noun_mask``, bool [K], False where a caption with fewer nouns stands in for a prompt; and ``noun_ids``,
-    int64 [K], equal for equal nouns (classes of the vocabulary, or words in whatever case), -1 for fillers.
+    ``noun_mask``, bool [K], False for padding (the caption itself, if it has fewer than K nouns); and
+    ``noun_ids``, int64 [K], equal for equal nouns (classes of the vocabulary, or case-folded words), -1 for
+    padding.
 
-    Up to K nouns are drawn without replacement, each put into a template of its own. A text of more than L
-    tokens is cut and its end token kept.
+    Up to K nouns are drawn without replacement, each with a random template. A text of more than L tokens is
+    truncated, except for its end token.
 
     Args:
         count: K.
         templates: see ``ovd.text.templates.get_templates``.
-        nouns: arguments of ``NounExtractor``; not needed when count is 0.
-        nouns_of: 'caption', the one that is trained on, or 'all_captions' of the image.
+        nouns: arguments of ``NounExtractor``; unused if count is 0.
+        nouns_of: 'caption', or 'all_captions' of the image.
         repeats: whether a noun that occurs twice can be drawn twice.
-        context_length: L, start and end token included.
+        context_length: L, including start and end token.
 
-    Source: Xu et al., CVPR 2022, Sec. 3.3; filling up with the caption and the mixture of nouns and verbs as
-        in the released code.
+    Source: Xu et al., CVPR 2022, Sec. 3.3; padding with the caption and the mixture of nouns and verbs as in
+        the released code.
     """
 
     def __init__(
@@ -126,10 +127,6 @@ class CaptionPrompts(BaseTransform):
         repeats: bool = True,
         context_length: int = 77,
     ) -> None:
-        if count < 0:
-            raise ValueError(f'count of noun prompts must not be negative, got {count}')
-        if context_length < 3:
-            raise ValueError(f'context_length must be at least 3, got {context_length}')
         check_option('nouns_of', nouns_of, ('caption', 'all_captions'))
         self.count = count
         self.nouns_of = nouns_of
@@ -138,38 +135,38 @@ class CaptionPrompts(BaseTransform):
         self.templates = [PromptSet('custom', (text,), prompts.spelling) for text in prompts.templates]
         self.extractor = NounExtractor(**(nouns or {})) if count else None
         self.tokenizer = SimpleTokenizer(context_length=context_length)
-        self._said_truncation = False
+        self._truncation_logged = False
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         caption = results['caption']
         nouns = self._draw_nouns([caption] if self.nouns_of == 'caption' else results['captions'])
         drawn = np.random.randint(len(self.templates), size=len(nouns))  # noqa: NPY002
         prompts = [expand(text, self.templates[index])[0] for (text, _), index in zip(nouns, drawn)]
-        fillers = self.count - len(nouns)
-        results['token_ids'] = self.tokenize([caption, *prompts, *[caption] * fillers])
-        results['noun_mask'] = torch.tensor([True] * len(nouns) + [False] * fillers, dtype=torch.bool)
+        padding = self.count - len(nouns)
+        results['token_ids'] = self.tokenize([caption, *prompts, *[caption] * padding])
+        results['noun_mask'] = torch.tensor([True] * len(nouns) + [False] * padding, dtype=torch.bool)
         ids = [noun_id(key) for _, key in nouns]
-        results['noun_ids'] = torch.tensor(ids + [-1] * fillers, dtype=torch.int64)
+        results['noun_ids'] = torch.tensor(ids + [-1] * padding, dtype=torch.int64)
         return results
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """T texts -> token_ids int64 [T, L]."""
-        if len(self.tokenizer.cache) > _TOKENIZER_CACHE:  # it keeps every word it ever saw
+        """Tokenise T texts: int64 [T, L]."""
+        if len(self.tokenizer.cache) > _TOKENIZER_CACHE:  # it would grow without limit
             self.tokenizer.cache = {word: word for word in ('<start_of_text>', '<end_of_text>')}
         token_ids: Tensor = self.tokenizer(texts)
-        if not self._said_truncation:
+        if not self._truncation_logged:
             full = token_ids[:, -1].nonzero().flatten().tolist()
             long = [texts[i] for i in full if len(self.tokenizer.encode(texts[i])) + 2 > token_ids.shape[1]]
             if long:
-                self._said_truncation = True
+                self._truncation_logged = True
                 MMLogger.get_current_instance().warning(
-                    f'a caption is longer than {token_ids.shape[1]} tokens and is cut, its end token kept '
-                    f'(said once): {long[0]!r:.80}'
+                    f'truncated a caption of more than {token_ids.shape[1]} tokens (logged once): '
+                    f'{long[0]!r:.80}'
                 )
         return token_ids
 
     def _draw_nouns(self, captions: Sequence[str]) -> list[tuple[str, str]]:
-        """(text, what equal nouns have in common) of up to K nouns."""
+        """Draw up to K nouns: (text, key), where equal nouns have equal keys."""
         if self.extractor is None:
             return []
         nouns = [noun for caption in captions for noun in self.extractor.extract(caption)]
@@ -180,16 +177,16 @@ class CaptionPrompts(BaseTransform):
 
 
 def noun_id(noun: str) -> int:
-    """A number for a noun, the same in every process; below 2^56."""
+    """Hash of a noun, equal in all processes; below 2^56."""
     return int.from_bytes(hashlib.blake2b(noun.encode(), digest_size=7).digest(), 'big')
 
 
 @TRANSFORMS.register_module()
 class PackCaptions(BaseTransform):
-    """Make the sample that ``ovd.GroupViT`` trains on.
+    """Pack a training sample of ``ovd.GroupViT``; needs :class:`CaptionPrompts` before it.
 
-    Gives ``inputs``, uint8 [3, H, W] BGR, and ``data_samples``, a ``SegDataSample`` with ``token_ids``,
-    ``noun_mask`` and ``noun_ids`` of :class:`CaptionPrompts`, and as metainfo what ``meta_keys`` names.
+    Returns ``inputs``, uint8 [3, H, W] BGR, and ``data_samples``, a ``SegDataSample`` with ``token_ids``,
+    ``noun_mask`` and ``noun_ids``, and the ``meta_keys`` as metainfo.
     """
 
     def __init__(
@@ -198,8 +195,6 @@ class PackCaptions(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        if 'token_ids' not in results:
-            raise ValueError('PackCaptions needs token_ids: put ovd.CaptionPrompts before it')
         sample = SegDataSample(metainfo={key: results[key] for key in self.meta_keys if key in results})
         for key in ('token_ids', 'noun_mask', 'noun_ids'):
             sample.set_field(results[key], key)

@@ -1,4 +1,4 @@
-"""Detection data for open vocabularies: labels index a vocabulary of base and novel classes."""
+"""Detection data sets whose labels index a vocabulary of base and novel classes."""
 
 import math
 import os
@@ -27,27 +27,26 @@ from ..images import find_missing
 class OpenVocabularyDataset(CocoDataset):
     """Boxes and masks of a COCO-style file (COCO, LVIS, Objects365, OV-Shapes) or a VOC image set.
 
-    Instance labels are indices of the vocabulary; annotations of categories outside the vocabulary, or in
-    neither half of the split, are left out. ``metainfo`` has ``classes``, ``base_classes``,
-    ``novel_classes``, ``category_ids`` (one per class, ``None`` where the file has no such category),
-    ``split``, ``ann_file`` and ``vocabulary_hash``.
+    Instance labels are indices of the vocabulary; annotations of categories outside the vocabulary or the
+    split are skipped. ``metainfo`` has ``classes``, ``base_classes``, ``novel_classes``, ``category_ids``
+    (one per class, ``None`` if the file has no such category), ``split``, ``ann_file``, ``vocabulary_hash``.
 
     Args:
         vocabulary: anything :meth:`Vocabulary.parse` takes; by default ``metainfo['classes']`` or else the
-            names of the file's categories by rising id.
+            category names of the file in the order of their ids.
         split: base and novel classes, see :meth:`ClassSplit.resolve`.
         novel_boxes: ``'refuse'`` (an error: leakage), ``'drop'`` or ``'keep'`` boxes of novel classes; by
             default kept in test mode and refused in training.
         degenerate_boxes: ``'refuse'`` or ``'drop'`` boxes without positive width and height, outside their
-            image or not finite. The official COCO and LVIS files hold a few, so their configs drop them.
-            Boxes under one pixel wide or high are always left out, as by mmdet.
+            image or not finite. The official COCO and LVIS files have a few, so their configs drop them.
+            Boxes under one pixel wide or high are always skipped, as by mmdet.
         missing_images: ``'refuse'`` or ``'drop'`` images that are not on disk, or leave it ``'unchecked'``.
-        path_parts: keep only the last so many parts of ``file_name``. LVIS has only ``coco_url``, of which
-            two are kept (``val2017/000000000139.jpg``).
-        path_key: ``'file_name'`` or ``'coco_url'``, where the path of an image is read; by default the first
-            that is there.
-        filter_cfg: ``min_size`` (pixels) and ``filter_empty_gt`` (leave out images without a box of the
-            split) as in mmdet, but also in test mode: the way to the 4,836 images of OV-COCO.
+        path_parts: number of parts of ``file_name`` to keep, counted from the end. LVIS has only
+            ``coco_url``, of which two are kept (``val2017/000000000139.jpg``).
+        path_key: ``'file_name'`` or ``'coco_url'``, the key of the path of an image; by default the first
+            that exists.
+        filter_cfg: ``min_size`` (pixels) and ``filter_empty_gt`` (skip images without a box of the split) as
+            in mmdet, but also in test mode: needed for the 4,836 images of OV-COCO.
         kwargs: see ``mmengine.dataset.BaseDataset``.
 
     Source of the split rules: Zareian et al., CVPR 2021 (COCO 48/17); Gu et al., ICLR 2022, Sec. 4 (LVIS).
@@ -85,7 +84,7 @@ class OpenVocabularyDataset(CocoDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         content = read_annotations(self.ann_file)
         self._resolve_classes(content)
-        self._left_out: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
         by_image: dict[int, list[dict[str, Any]]] = {image['id']: [] for image in content['images']}
         for annotation in content['annotations']:
             by_image[annotation['image_id']].append(annotation)
@@ -93,13 +92,13 @@ class OpenVocabularyDataset(CocoDataset):
         data_list = [
             self.parse_data_info({**image, 'annotations': by_image[image['id']]}) for image in images
         ]
-        if self._left_out:
-            counts = ', '.join(f'{count} {what}' for what, count in self._left_out.items())
-            MMLogger.get_current_instance().info(f'{self.ann_file}: left out {counts}')
+        if self._skipped:
+            counts = ', '.join(f'{count} {what}' for what, count in self._skipped.items())
+            MMLogger.get_current_instance().info(f'{self.ann_file}: skipped {counts}')
         return data_list
 
     def _resolve_classes(self, content: Annotations) -> None:
-        """Fix vocabulary, labels and split, and publish them in ``metainfo``."""
+        """Resolve vocabulary, labels and split, and store them in ``metainfo``."""
         categories = content['categories']
         if self.vocabulary is None:
             names = self._metainfo.get('classes')
@@ -122,7 +121,7 @@ class OpenVocabularyDataset(CocoDataset):
         )
 
     def _check_unmatched(self, vocabulary: Vocabulary, categories: list[str]) -> None:
-        """A word without boxes is likely a typo in training; at test time it merely competes."""
+        """Refuse classes without a category: typos in training, but valid distractors at test time."""
         matched = set(self.cat2label.values())
         absent = [
             name
@@ -137,7 +136,7 @@ class OpenVocabularyDataset(CocoDataset):
             )
 
     def _present_images(self, images: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Images with their ``img_path``, as ``missing_images`` says."""
+        """Images with ``img_path``; missing ones are treated according to ``missing_images``."""
         folder = self.data_prefix.get('img', '')
         named = [{**image, 'img_path': os.path.join(folder, self._file_name(image))} for image in images]
         if self.missing_images == 'unchecked':
@@ -148,18 +147,17 @@ class OpenVocabularyDataset(CocoDataset):
             first = next(image for image in named if image['img_path'] in missing)
             raise FileNotFoundError(
                 f'{self.ann_file}: image {first["id"]} ({first["img_path"]}) does not exist; '
-                f"{len(named) - len(present)} of {len(images)} are missing (missing_images='drop' leaves "
-                'them out)'
+                f"{len(named) - len(present)} of {len(images)} are missing (missing_images='drop' skips them)"
             )
         if missing:
-            self._left_out['missing images'] = len(named) - len(present)
+            self._skipped['missing images'] = len(named) - len(present)
         return present
 
     def _file_name(self, image: Mapping[str, Any]) -> str:
         return file_name_of(image, self.path_parts, self.ann_file, self.path_key)
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
-        """One image with its annotations to mmdet's layout; boxes [x1, y1, x2, y2] in original pixels."""
+        """Convert an image and its annotations to mmdet's layout; boxes xyxy in original pixels."""
         seg_folder = self.data_prefix.get('seg')
         stem = os.path.splitext(self._file_name(raw_data_info))[0]
         info = {
@@ -182,7 +180,7 @@ class OpenVocabularyDataset(CocoDataset):
         return info
 
     def _parse_instance(self, annotation: dict[str, Any], info: dict[str, Any]) -> dict[str, Any] | None:
-        """One annotation to an instance, or ``None`` where it is to be left out."""
+        """Convert an annotation to an instance; ``None`` if it is skipped."""
         label = self.cat2label.get(annotation['category_id'])
         if label is None or annotation.get('ignore', False) or not self._accepts_class(label, annotation):
             return None
@@ -191,13 +189,13 @@ class OpenVocabularyDataset(CocoDataset):
             if self.degenerate_boxes == 'refuse':
                 raise ValueError(
                     f'{self.ann_file}: annotation {annotation["id"]} of image {info["img_id"]}: box {box} '
-                    f"{problem} (degenerate_boxes='drop' leaves such boxes out)"
+                    f"{problem} (degenerate_boxes='drop' skips such boxes)"
                 )
-            self._left_out['degenerate boxes'] += 1
+            self._skipped['degenerate boxes'] += 1
             return None
         x, y, width, height = box
         if width < 1 or height < 1 or annotation.get('area', 1) <= 0:
-            self._left_out['boxes under one pixel'] += 1
+            self._skipped['boxes under one pixel'] += 1
             return None
         instance = {
             'bbox': [x, y, x + width, y + height],
@@ -209,7 +207,7 @@ class OpenVocabularyDataset(CocoDataset):
         return instance
 
     def _accepts_class(self, label: int, annotation: dict[str, Any]) -> bool:
-        """Whether boxes of this class take part; raise on leakage."""
+        """Whether boxes of this class are used; raise on leakage."""
         if label in self._novel_labels:
             if self.novel_boxes == 'refuse':
                 raise ValueError(
@@ -218,7 +216,7 @@ class OpenVocabularyDataset(CocoDataset):
                     f"{annotation['image_id']}); use a file of base boxes or novel_boxes='drop'"
                 )
             if self.novel_boxes == 'drop':
-                self._left_out['boxes of novel classes'] += 1
+                self._skipped['boxes of novel classes'] += 1
                 return False
             return True
         return label in self._base_labels
@@ -239,7 +237,7 @@ class OpenVocabularyDataset(CocoDataset):
 
 
 def _box_problem(box: Any, width: int, height: int) -> str | None:
-    """What is wrong with [x, y, w, h] in an image of this size, if anything."""
+    """Describe what is wrong with [x, y, w, h] in an image of this size; None if nothing."""
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(math.isfinite, box)):
         return 'is not four finite numbers'
     x, y, w, h = box

@@ -1,4 +1,4 @@
-"""Folders of detection data that bring their own classes, such as the 13 or 35 of ODinW."""
+"""Detection data sets whose categories are the queried classes, such as the 13 or 35 of ODinW."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,23 +12,23 @@ from .base_novel import OpenVocabularyDataset
 
 @DATASETS.register_module()
 class OwnClassesDataset(SampleTraits, OpenVocabularyDataset):
-    """A COCO-style file whose own categories are what every image is asked for.
+    """A COCO-style file; every image is queried with all categories of the file.
 
-    Samples have the metainfo ``text``, the class names, and, where there are prompts, ``wordings``: class
-    name -> ``prefix``, ``name`` and ``suffix``, how a sentence says it.
+    Samples have the metainfo ``text``, the class names, and, if there are prompts, ``wordings``: class name
+    -> ``prefix``, ``name`` and ``suffix`` in the prompt.
 
     Args:
-        prompts: by a category's name or id, its wording, such as dict(suffix=' of a person') or
-            dict(name='flat mushroom'), see ``word_name``; None leaves the category out, as a "background" or
-            parent class of the file must be.
+        prompts: category name or id -> wording, such as dict(suffix=' of a person') or
+            dict(name='flat mushroom'), see ``word_name``; None skips the category, as is needed for a
+            "background" or parent class of the file.
         kwargs: see ``OpenVocabularyDataset``.
     Raises:
-        ValueError: a prompt of no category, or one that is no wording; a category without a name.
+        ValueError: a prompt of an unknown category, or one that is not a wording; a category without a name.
 
     Source of the wordings: Li et al., CVPR 2022, Appendix E.
     """
 
-    provides_class_names = True  # the file says what is asked for
+    provides_class_names = True
 
     def __init__(
         self, *args: Any, prompts: Mapping[str | int, Mapping[str, str] | None] | None = None, **kwargs: Any
@@ -44,9 +44,6 @@ class OwnClassesDataset(SampleTraits, OpenVocabularyDataset):
             raise ValueError(
                 f'{self.ann_file} has no category for the prompt of {unknown[0]!r}; it has {shorten(names)}'
             )
-        for key, prompt in self.prompts.items():
-            if prompt is not None and not isinstance(prompt, Mapping):
-                raise ValueError(f'the prompt of {key!r} must be a wording or None, got {prompt!r}')
         prompts = {by_key[key]: prompt for key, prompt in self.prompts.items()}
         left_out = {category for category, prompt in prompts.items() if prompt is None}
         content['categories'] = [item for item in content['categories'] if item['id'] not in left_out]
@@ -57,7 +54,7 @@ class OwnClassesDataset(SampleTraits, OpenVocabularyDataset):
             if not item['name'].strip():
                 raise ValueError(
                     f'{self.ann_file}: category {item["id"]} has a blank name; '
-                    f'leave it out by prompts={{{item["id"]}: None}}'
+                    f'skip it with prompts={{{item["id"]}: None}}'
                 )
         super()._resolve_classes(content)
         self.wordings = {
@@ -67,10 +64,10 @@ class OwnClassesDataset(SampleTraits, OpenVocabularyDataset):
         }
         check_wordings(self.wordings, self._metainfo['classes'])
         for name in self._metainfo['classes']:
-            word_name(name, self.wordings.get(name))  # refuses what no sentence can say
+            word_name(name, self.wordings.get(name))  # raises if nothing is left of a name
 
     def prepare_data(self, idx: int) -> Any:
-        """A sample with its question."""
+        """Run the pipeline; add the class names to the sample."""
         data = super().prepare_data(idx)
         question: dict[str, Any] = {'text': list(self._metainfo['classes'])}
         if self.wordings:

@@ -1,4 +1,4 @@
-"""Pipeline steps that bring cached CLIP embeddings of image regions to the detector."""
+"""Pipeline steps that add cached CLIP embeddings of image regions to the samples."""
 
 import threading
 from collections.abc import Sequence
@@ -16,26 +16,25 @@ from ...registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LoadRegionEmbeddings(BaseTransform):
-    """Load an image's cached regions and move their boxes to where the augmented image shows them.
+    """Load the cached regions of an image and transform their boxes like the augmented image.
 
-    Put it after the last flip, resize or crop and before padding and packing: it follows flips, resizes and
-    crops through the matrix they record. An embedding never changes; a region whose box ends up too small or
-    mostly outside is left out. Adds ``region_bboxes`` [R, 4] float32, xyxy in the input frame;
-    ``region_embeddings`` [R, D] as stored; ``region_valid`` [R] bool, False for the rows that fill up to
-    ``num_regions``.
+    Put it after the last flip, resize or crop, whose recorded matrix it applies, and before padding and
+    packing. Embeddings do not change; regions whose transformed box is too small or mostly outside are
+    dropped. Adds ``region_bboxes`` [R, 4] float32, xyxy in the input frame; ``region_embeddings`` [R, D] as
+    stored; ``region_valid`` [R] bool, False for padding up to ``num_regions``.
 
-    Do not combine with mosaic, mixup or copy-paste: pasted pixels are not in the embeddings.
+    Do not combine with mosaic, mixup or copy-paste: the embeddings do not include pasted pixels.
 
     Args:
         store: folder of a ``RegionStore``, keyed by image id.
-        num_regions: R; that many regions are drawn without replacement from the visible ones. None keeps all.
-        score_power: draw in proportion to objectness to this power; 0 draws uniformly.
-        min_side: shortest allowed side, in input pixels, of what is visible of a box.
-        min_visible: smallest allowed share of a box's area that is visible.
+        num_regions: R, number of regions sampled without replacement from the visible ones; None keeps all.
+        score_power: sample in proportion to objectness to this power; 0 samples uniformly.
+        min_side: smallest side, in input pixels, of the visible part of a box.
+        min_visible: smallest visible share of the area of a box, in 0..1.
         border: boxes are clipped to [0, W - border]; the TensorFlow code uses 1.
-        drop_hidden: False keeps regions as long as one coordinate is positive, however little is visible, as
-            the TensorFlow code does; ``min_side`` and ``min_visible`` are then not used.
-        allow_missing: an image that is not in the store has no regions, instead of raising KeyError.
+        drop_hidden: False keeps all regions with a positive coordinate, as the TensorFlow code does;
+            ``min_side`` and ``min_visible`` are then unused.
+        allow_missing: treat an image that is not in the store as one without regions; by default KeyError.
     """
 
     def __init__(
@@ -49,10 +48,6 @@ class LoadRegionEmbeddings(BaseTransform):
         drop_hidden: bool = True,
         allow_missing: bool = False,
     ) -> None:
-        if num_regions is not None and num_regions < 1:
-            raise ValueError(f'num_regions must be at least 1 or None, got {num_regions}')
-        if not 0 <= min_visible <= 1:
-            raise ValueError(f'min_visible is a share of the box area in [0, 1], got {min_visible}')
         self.store = store
         self.num_regions = num_regions
         self.score_power = score_power
@@ -81,7 +76,7 @@ class LoadRegionEmbeddings(BaseTransform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         if 'pad_shape' in results:
             raise ValueError(
-                'LoadRegionEmbeddings must come before Pad: it clips boxes to the image, not its margin'
+                'LoadRegionEmbeddings must come before Pad: it clips boxes to the image without padding'
             )
         boxes, scores, embeddings = self._read(results['img_id'])
         homography = results.get('homography_matrix')
@@ -93,10 +88,10 @@ class LoadRegionEmbeddings(BaseTransform):
         else:
             kept = visible.max(axis=1, initial=0) > 0
         rows = self._draw(np.flatnonzero(kept), scores)
-        missing = 0 if self.num_regions is None else self.num_regions - len(rows)
-        results['region_bboxes'] = np.pad(visible[rows].astype(np.float32), ((0, missing), (0, 0)))
-        results['region_embeddings'] = np.pad(embeddings[rows], ((0, missing), (0, 0)))
-        results['region_valid'] = np.arange(len(rows) + missing) < len(rows)
+        padding = 0 if self.num_regions is None else self.num_regions - len(rows)
+        results['region_bboxes'] = np.pad(visible[rows].astype(np.float32), ((0, padding), (0, 0)))
+        results['region_embeddings'] = np.pad(embeddings[rows], ((0, padding), (0, 0)))
+        results['region_valid'] = np.arange(len(rows) + padding) < len(rows)
         results['region_source'] = self.reader.header.get('clip_fingerprint')
         return results
 
@@ -111,13 +106,15 @@ class LoadRegionEmbeddings(BaseTransform):
         return rows.boxes, rows.scores, rows.embeddings
 
     def _draw(self, candidates: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Rows of at most ``num_regions`` regions."""
+        """Sample at most ``num_regions`` of the candidate rows."""
         if self.num_regions is None or len(candidates) <= self.num_regions:
             return candidates
         draw = np.random.random(len(candidates))  # noqa: NPY002  (the loader seeds this generator)
         if self.score_power:
             weights = np.clip(scores[candidates].astype(np.float64), 1e-6, None) ** self.score_power
-            draw = -np.log1p(-draw) / weights  # first arrivals of exponential clocks of these rates
+            draw = (
+                -np.log1p(-draw) / weights
+            )  # weighted sampling: the smallest exponential variables of these rates
         return np.sort(candidates[np.argsort(draw)[: self.num_regions]])
 
     def __repr__(self) -> str:
@@ -127,10 +124,9 @@ class LoadRegionEmbeddings(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackDetInputs(MMDetPackDetInputs):
-    """mmdet's packing, plus ``data_sample.region_instances`` when regions were loaded.
+    """mmdet's packing; adds ``data_sample.region_instances`` if regions were loaded.
 
-    The ground truth gets a random number, ``draw_seed`` in its metainfo, from which ``RepeatableSampler``
-    draws.
+    Also sets a random ``draw_seed`` in the metainfo of the ground truth, the seed of ``RepeatableSampler``.
 
     Args:
         meta_keys: as in mmdet.
@@ -165,7 +161,7 @@ class PackDetInputs(MMDetPackDetInputs):
 
 
 def move_boxes(boxes: np.ndarray, homography: np.ndarray) -> np.ndarray:
-    """Boxes [N, 4] xyxy after a 3x3 transform of the image: the box around the moved corners; float64."""
+    """Boxes [N, 4] xyxy around the corners of the given boxes after a 3x3 homography; float64."""
     x1, y1, x2, y2 = boxes.astype(np.float64).reshape(-1, 4).T
     ones = np.ones_like(x1)
     corners = np.array([[x1, y1, ones], [x2, y1, ones], [x1, y2, ones], [x2, y2, ones]])  # [4, 3, N]
@@ -175,12 +171,12 @@ def move_boxes(boxes: np.ndarray, homography: np.ndarray) -> np.ndarray:
 
 
 def clip_boxes(boxes: np.ndarray, height: int, width: int, border: float = 0.0) -> np.ndarray:
-    """Boxes [N, 4] xyxy inside [0, width - border] x [0, height - border]."""
+    """Clip boxes [N, 4] xyxy to [0, width - border] x [0, height - border]."""
     return boxes.clip(0, np.array([width, height, width, height]) - border)
 
 
 def is_visible(boxes: np.ndarray, clipped: np.ndarray, min_side: float, min_visible: float) -> np.ndarray:
-    """[N] bool: the clipped box has sides of at least ``min_side`` and this share of the whole box's area."""
+    """[N] bool: the clipped box has sides >= ``min_side`` and at least ``min_visible`` of the area."""
     sides, whole = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
     return (sides.min(axis=1, initial=np.inf) >= min_side) & (
         sides.prod(axis=1) >= min_visible * whole.prod(axis=1)

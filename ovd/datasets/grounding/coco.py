@@ -77,14 +77,14 @@ class CocoGroundingDataset(GroundingDataset):
         images = {image['id']: image for image in content['images']}
         for pair in read_coco_captions(path):
             if pair.image_id not in images:
-                raise ValueError(f'{path}: {pair.place}: {file} has no such image')
+                raise ValueError(f'{path}: {pair.where}: {file} has no such image')
             if isinstance(pair.caption, str) and pair.caption.strip():
                 image = images[pair.image_id]
                 grounding = self._words.ground(
                     ' '.join(pair.caption.split()), boxes.get(pair.image_id, {}), self.unnamed == 'append'
                 )
                 yield (
-                    f'{path}: {pair.place}',
+                    f'{path}: {pair.where}',
                     {
                         'filename': file_name_of(image, self.path_parts, str(file)),
                         'height': image['height'],

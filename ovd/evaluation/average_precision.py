@@ -1,8 +1,7 @@
-"""Average precision per class of boxes or masks, by the rules of COCO and of LVIS.
+"""Average precision per class of boxes or masks, with the rules of COCO or LVIS.
 
-The matching is faster-coco-eval's, which is checked against pycocotools and the LVIS API in the tests.
-Classes are scored a few at a time on the images that concern them, so that memory stays flat for large
-vocabularies.
+faster-coco-eval does the matching; tests compare it with pycocotools and the LVIS API. Classes are scored a
+few at a time, on the images that have objects or detections of them, to limit memory for large vocabularies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +20,9 @@ _CLASSES_PER_PASS = 64
 
 @dataclass(frozen=True)
 class Detections:
-    """N detections of a whole data set as columns.
+    """N detections of a data set as columns.
 
-    ``boxes`` [N, 4] are xywh in original pixels; ``masks`` are N run-length codes or ``None``.
+    ``boxes`` [N, 4] are xywh in original pixels; ``masks`` are N run-length encodings or ``None``.
     """
 
     image_ids: np.ndarray
@@ -36,7 +35,7 @@ class Detections:
         return len(self.scores)
 
     def select(self, rows: np.ndarray) -> 'Detections':
-        """The given rows, a mask or an index array, in the order given."""
+        """Select rows by a boolean mask or an index array."""
         masks = None
         if self.masks is not None:
             indices = np.flatnonzero(rows) if rows.dtype == bool else rows
@@ -46,7 +45,7 @@ class Detections:
         )
 
     def best_per(self, column: np.ndarray, count: int) -> 'Detections':
-        """The ``count`` highest scores for each value of ``column`` [N]; of equal ones, the first."""
+        """The ``count`` highest scores for each value of ``column`` [N]; ties in their order."""
         order = np.lexsort((np.arange(len(self)), -self.scores, column))
         groups = column[order]
         starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]]) if len(self) else np.zeros(0, int)
@@ -57,7 +56,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Precision and recall of C classes; nan where a class has no ground truth.
+    """Precision and recall of C classes; nan for classes without ground truth.
 
     ``precision`` [T, R, C, A] at T IoU thresholds, R = 101 recall points and A areas; ``recall`` [T, C, A].
     """
@@ -83,17 +82,18 @@ def score_detections(
     max_detections: int = 100,
     federated: bool = False,
 ) -> ClassScores:
-    """Match detections with the ground truth and integrate.
+    """Match detections with the ground truth; compute precision and recall.
 
     Args:
-        ground_truth: a COCO or LVIS file, with just the images to evaluate; see ``read_annotations``.
-        detections: of those images.
+        ground_truth: content of a COCO or LVIS file, with only the images to evaluate; see
+            ``read_annotations``.
+        detections: of these images.
         category_ids: the C classes to score, in the order of the result.
         iou_type: ``'bbox'`` or ``'segm'``.
-        max_detections: per image and class, COCO's rule. LVIS limits an image as a whole before; see
+        max_detections: per image and class, COCO's rule. LVIS limits the detections of an image before; see
             ``Detections.best_per``.
         federated: LVIS's rule: detections count only on images where their class is known to be present or
-            absent, and false ones not where it is labelled in part.
+            absent, and false positives not where the class is labelled incompletely.
 
     Source: Lin et al., ECCV 2014; Gupta et al., CVPR 2019, Sec. 3.
     """
@@ -113,8 +113,8 @@ def score_detections(
         if not objects:
             continue
         found = detections.select(np.isin(detections.category_ids, ids))
-        concerned = {annotation['image_id'] for annotation in objects} | set(found.image_ids.tolist())
-        images = [image for image in ground_truth['images'] if image['id'] in concerned]
+        relevant = {annotation['image_id'] for annotation in objects} | set(found.image_ids.tolist())
+        images = [image for image in ground_truth['images'] if image['id'] in relevant]
         part = {'images': images, 'annotations': objects, 'categories': [categories[each] for each in ids]}
         values = _evaluate(part, found, ids, iou_type, max_detections, federated)
         precision[:, :, columns], recall[:, columns] = values
@@ -126,7 +126,7 @@ def score_detections(
 def _is_checked(
     ground_truth: Mapping[str, Sequence[Mapping[str, Any]]], detections: Detections
 ) -> np.ndarray:
-    """Whether LVIS knows if the class of a detection is in its image [N]."""
+    """Whether the class of a detection is annotated as present or absent in its image, bool [N]."""
     known = {(item['image_id'], item['category_id']) for item in ground_truth['annotations']}
     for image in ground_truth['images']:
         known.update((image['id'], category) for category in image.get('neg_category_ids', ()))
@@ -142,8 +142,8 @@ def _evaluate(
     max_detections: int,
     federated: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision [T, R, c, A] and recall [T, c, A] of rising category ids; -1 without ground truth."""
-    # Ids are given anew: the matching takes the id 0 for "unmatched".
+    """Precision [T, R, c, A] and recall [T, c, A] of sorted category ids; -1 without ground truth."""
+    # New ids from 1 on: the matching uses the id 0 for "unmatched".
     objects = [
         {'iscrowd': 0, **item, 'id': number} for number, item in enumerate(part['annotations'], start=1)
     ]
@@ -163,7 +163,7 @@ def _evaluate(
 
 
 def _to_annotations(detections: Detections, iou_type: str) -> list[dict[str, Any]]:
-    """Rows as the evaluator wants them; the area is that of the mask where masks are compared."""
+    """Detections as COCO annotations; the area is that of the mask for ``iou_type='segm'``."""
     rows = zip(
         detections.image_ids.tolist(),
         detections.category_ids.tolist(),

@@ -11,11 +11,11 @@ from .reporting_metric import ReportingMetric
 
 @METRICS.register_module()
 class ZeroShotAccuracy(ReportingMetric):
-    """Share of regions whose best-scoring class is the right one.
+    """Share of regions whose best-scoring class is correct.
 
-    Metrics: ``accuracy``, ``accuracy_base``, ``accuracy_novel`` over the mean of all views of a region,
-    ``accuracy_one_view`` of its first view alone, and ``accuracy_worst_class``; fractions in 0..1, nan where
-    there is no region. The report has ``metrics``, ``per_class`` and ``protocol``.
+    Metrics: ``accuracy``, ``accuracy_base``, ``accuracy_novel`` with the mean of all views of a region,
+    ``accuracy_one_view`` with its first view only, and ``accuracy_worst_class``; in 0..1, nan if there is no
+    region. The report has ``metrics``, ``per_class`` and ``protocol``.
 
     Args:
         kwargs: see ``ReportingMetric``.
@@ -24,7 +24,7 @@ class ZeroShotAccuracy(ReportingMetric):
     default_prefix = 'zero_shot'
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep one list per image: (label, predicted class, predicted class of the first view) by region."""
+        """Store per image a list of (label, predicted class, prediction of the first view) of its regions."""
         for sample in data_samples:
             columns = sample['labels'], sample['scores'].argmax(1), sample['view_scores'].argmax(1)
             self.results.append(list(zip(*(column.tolist() for column in columns))))

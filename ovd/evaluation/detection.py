@@ -1,4 +1,4 @@
-"""Detection metrics with base and novel classes, and the protocol they were measured under."""
+"""Detection metrics over base and novel classes, with a protocol of the evaluation."""
 
 import math
 import os
@@ -15,6 +15,7 @@ from pycocotools import mask as mask_utils
 
 from ..datasets.annotations import match_categories, read_annotations
 from ..files import sha256_file
+from ..options import check_option
 from ..registry import METRICS
 from ..text.vocabulary import Vocabulary
 from .average_precision import AREAS, IOU_THRESHOLDS, ClassScores, Detections, score_detections
@@ -24,7 +25,7 @@ _MAX_CLASSES_ON_CONSOLE = 100
 
 
 class AnnotationMetric(ReportingMetric):
-    """Base of metrics that compare predictions with an annotation file, over the images they were given.
+    """Base of metrics that compare predictions with an annotation file, on the predicted images.
 
     The report has ``metrics``, ``per_class`` and ``protocol``.
 
@@ -43,12 +44,12 @@ class AnnotationMetric(ReportingMetric):
         super().check_dataset(dataset_meta)
         file = self.ann_file or dataset_meta.get('ann_file')
         if file is None:
-            raise ValueError(f'{type(self).__name__} needs an ann_file, its data set does not name one')
+            raise ValueError(f'{type(self).__name__} needs an ann_file: the data set has none')
         if not Path(file).is_file():
             raise FileNotFoundError(f'annotation file {file} of {type(self).__name__} does not exist')
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the predictions of a batch; boxes are xyxy in original pixels."""
+        """Store the predictions of a batch; boxes are xyxy in original pixels."""
         for sample in data_samples:
             self.results.append(_to_prediction(sample, with_masks=self.with_masks))
 
@@ -59,11 +60,11 @@ class AnnotationMetric(ReportingMetric):
         content = read_annotations(self._ann_file)
         self._images_in_file = len(content['images'])
         if unknown := predictions.keys() - {image['id'] for image in content['images']}:
-            raise ValueError(f'predictions of image {min(unknown)}, which {self._ann_file} does not have')
+            raise ValueError(f'predictions of image {min(unknown)}, which is not in {self._ann_file}')
         for kind, key in (('images', 'id'), ('annotations', 'image_id')):
             content[kind] = [item for item in content[kind] if item[key] in predictions]
         meta = self.dataset_meta
-        if self._ann_file != meta.get('ann_file'):  # category ids of another file
+        if self._ann_file != meta.get('ann_file'):  # they belong to the file of the data set
             meta = {key: value for key, value in meta.items() if key != 'category_ids'}
         self._classes = _Classes(meta, content['categories'])
         detections = self._classes.gather(predictions.values(), self.with_masks)
@@ -74,16 +75,16 @@ class AnnotationMetric(ReportingMetric):
     def score(
         self, content: dict[str, Any], detections: Detections
     ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Any]]:
-        """Metrics, rows per class and protocol entries of the metric at hand.
+        """Compute metrics, rows per class, and protocol entries.
 
         Args:
             content: annotation file with the predicted images only.
-            detections: all of them; the category id of a class that the file lacks is -1.
+            detections: all detections; the category id is -1 for a class that is not in the file.
         """
         raise NotImplementedError
 
     def _describe(self, predictions: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-        """The part of the protocol that all metrics share."""
+        """Protocol entries that all metrics share."""
         assert self.dataset_meta is not None
         scores = np.concatenate([[], *(each['scores'] for each in predictions.values())])
         counts = [len(each['scores']) for each in predictions.values()]
@@ -104,13 +105,13 @@ class AnnotationMetric(ReportingMetric):
 
 
 def mean_of_present(values: np.ndarray) -> float:
-    """Mean over the classes that have a value, nan if none has."""
+    """Mean of the values that are not nan; nan if there are none."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else math.nan
 
 
 class _Classes:
-    """The classes of a data set, their groups and their categories in an annotation file."""
+    """Classes of a data set, their groups, and their category ids in an annotation file."""
 
     def __init__(self, meta: Mapping[str, Any], categories: Sequence[Mapping[str, Any]]) -> None:
         self.names = list(meta['classes'])
@@ -126,11 +127,11 @@ class _Classes:
         if not base and not novel:
             base = list(range(len(self.names)))
         self.groups = {'base': sorted(base), 'novel': sorted(novel)}
-        # Labels that metrics are about: base or novel, and in the file.
+        # Labels that are averaged: base or novel, and in the file.
         self.scored = [label for label in sorted(base + novel) if self.category_ids[label] is not None]
 
     def gather(self, predictions: Any, with_masks: bool) -> Detections:
-        """Predictions of all images as one table."""
+        """Concatenate the predictions of all images."""
         ids = np.array([-1 if category is None else category for category in self.category_ids])
         items = list(predictions)
         empty = {'labels': np.zeros(0, int), 'scores': np.zeros(0), 'boxes': np.zeros((0, 4))}
@@ -150,7 +151,7 @@ class _Classes:
         )
 
     def rows(self, content: Mapping[str, Any], detections: Detections) -> list[dict[str, Any]]:
-        """The class table before it has scores; crowds are not counted."""
+        """Class table without scores; crowds are not counted."""
         group = {label: name for name, labels in self.groups.items() for label in labels}
         objects = Counter(item['category_id'] for item in content['annotations'] if not item.get('iscrowd'))
         found = Counter(detections.category_ids.tolist())
@@ -166,7 +167,7 @@ class _Classes:
 
 
 def _to_prediction(sample: Mapping[str, Any], with_masks: bool) -> dict[str, Any]:
-    """Columns of one image's predictions as numpy arrays, masks as run-length codes."""
+    """Predictions of one image as numpy arrays, masks as run-length encodings."""
     instances, image_id = sample['pred_instances'], sample['img_id']
     result = {
         'image_id': image_id,
@@ -175,7 +176,7 @@ def _to_prediction(sample: Mapping[str, Any], with_masks: bool) -> dict[str, Any
         'labels': torch.as_tensor(instances['labels']).detach().cpu().numpy(),
     }
     if not np.isfinite(result['scores']).all() or not np.isfinite(result['boxes']).all():
-        raise ValueError(f'predictions of image {image_id} hold scores or boxes that are not finite')
+        raise ValueError(f'predictions of image {image_id}: scores or boxes are not finite')
     if with_masks:
         if 'masks' not in instances:
             raise ValueError("metric 'segm' needs masks, but the model predicts only boxes")
@@ -184,7 +185,7 @@ def _to_prediction(sample: Mapping[str, Any], with_masks: bool) -> dict[str, Any
 
 
 def _encode_masks(masks: Any) -> list[Any]:
-    """[N, H, W] masks, or N run-length codes, to run-length codes."""
+    """Convert masks [N, H, W] to N run-length encodings; pass encodings through."""
     if isinstance(masks, list):
         return masks
     array = torch.as_tensor(masks).detach().cpu().numpy().astype(np.uint8)
@@ -197,9 +198,9 @@ def _encode_masks(masks: Any) -> list[Any]:
 class DetectionMetric(AnnotationMetric):
     """COCO's AP and AP50 over all, base and novel classes, for boxes and masks.
 
-    Keys are ``bbox/AP``, ``bbox/AP50_base``, ``bbox/AP50_novel``, ``segm/AP`` and so on, as fractions of one;
-    a group's value is the mean over its classes with ground truth, nan without any. Classes of neither group
-    compete but are not averaged (COCO 48/17 in 80 slots).
+    Keys are ``bbox/AP``, ``bbox/AP50_base``, ``bbox/AP50_novel``, ``segm/AP`` and so on, in 0..1: means over
+    the classes of a group with ground truth, nan if there are none. Classes of neither group are distractors
+    and not averaged (COCO 48/17 with 80 classes).
 
     Args:
         metric: ``'bbox'``, ``'segm'`` or both.
@@ -216,8 +217,7 @@ class DetectionMetric(AnnotationMetric):
         super().__init__(**kwargs)
         self.iou_types = [metric] if isinstance(metric, str) else list(metric)
         for iou_type in self.iou_types:
-            if iou_type not in ('bbox', 'segm'):
-                raise ValueError(f"metric must be 'bbox' or 'segm', got {iou_type!r}")
+            check_option('metric', iou_type, ('bbox', 'segm'))
         self.max_detections = max_detections
         self.with_masks = 'segm' in self.iou_types
 
@@ -226,11 +226,9 @@ class DetectionMetric(AnnotationMetric):
     ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Any]]:
         classes = self._classes
         if self.with_masks:
-            for item in content['annotations']:
-                if not item.get('segmentation'):
-                    raise ValueError(
-                        f"metric 'segm': annotation {item['id']} of {self._ann_file} has no mask"
-                    )
+            without = (item['id'] for item in content['annotations'] if not item.get('segmentation'))
+            if (annotation := next(without, None)) is not None:
+                raise ValueError(f"metric 'segm': annotation {annotation} of {self._ann_file} has no mask")
         category_ids = [classes.category_ids[label] for label in classes.scored]
         rows = classes.rows(content, detections)
         metrics: dict[str, float] = {}
@@ -255,7 +253,7 @@ class DetectionMetric(AnnotationMetric):
         return score_detections(content, detections, category_ids, iou_type, self.max_detections)
 
     def summarize(self, scores: ClassScores, content: Mapping[str, Any]) -> dict[str, float]:
-        """Means over classes, by name of the metric."""
+        """Means over classes, by metric name."""
         result = {
             'AP': mean_of_present(scores.average_precision()),
             'AP50': mean_of_present(scores.average_precision(0.5)),
@@ -323,7 +321,7 @@ class LVISMetric(DetectionMetric):
         self, content: dict[str, Any], detections: Detections, category_ids: Sequence[Any], iou_type: str
     ) -> ClassScores:
         if not all('frequency' in category for category in content['categories']):
-            raise ValueError(f'{self._ann_file} is not an LVIS file: its categories have no frequency')
+            raise ValueError(f'{self._ann_file} is not an LVIS file: its categories have no `frequency`')
         column = detections.category_ids if self.fixed_ap else detections.image_ids
         best = detections.best_per(column, self.max_detections)
         return score_detections(content, best, category_ids, iou_type, self.max_detections, federated=True)

@@ -1,4 +1,4 @@
-"""One score per data set, and their mean."""
+"""A metric per data set, and the mean over data sets."""
 
 import copy
 import statistics
@@ -13,14 +13,14 @@ from .reporting_metric import ReportingMetric, or_none
 
 @METRICS.register_module()
 class NamedPartsMetric(ReportingMetric):
-    """The same metric for every part of ``ovd.NamedParts``, and the mean and median over parts.
+    """One metric per part of ``ovd.NamedParts``, and the unweighted mean and median over parts.
 
-    Keys are ``<part>/<key>`` and ``mean/<key>``, ``median/<key>``: plain, over parts with a value. Where data
-    sets are missing the last two are named for what they are, ``mean_of_11/<key>``. The report has
-    ``metrics``, ``per_part`` (metrics and protocol of each) and ``protocol``.
+    Keys are ``<part>/<key>``, ``mean/<key>`` and ``median/<key>``, over parts with a value. If data sets are
+    missing, the last two tell the number of parts: ``mean_of_11/<key>``. The report has ``metrics``,
+    ``per_part`` (metrics and protocol of each) and ``protocol``.
 
     Args:
-        metric: config of a ``ReportingMetric``; each part gets its own.
+        metric: config of a ``ReportingMetric``; one is built for each part.
         kwargs: see ``ReportingMetric``.
     """
 
@@ -30,16 +30,16 @@ class NamedPartsMetric(ReportingMetric):
         self._metrics: dict[str, ReportingMetric] = {}
 
     def check_dataset(self, dataset_meta: dict[str, Any]) -> None:
-        """Every part must suit the metric."""
+        """Build the metric of each part, which checks its metainfo."""
         if 'parts' not in dataset_meta:
-            raise ValueError('NamedPartsMetric needs a data set of parts: ovd.NamedParts')
+            raise ValueError('NamedPartsMetric needs the data set ovd.NamedParts')
         self._metrics = {}
         for name, meta in dataset_meta['parts'].items():
             self._metrics[name] = METRICS.build(copy.deepcopy(self.metric))
             self._metrics[name].dataset_meta = meta
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep (part, what its metric keeps) of each sample."""
+        """Store (part, results of its metric) of each sample."""
         for sample in data_samples:
             metric = self._metrics[sample['part']]
             metric.process(data_batch, [sample])

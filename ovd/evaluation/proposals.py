@@ -1,4 +1,4 @@
-"""How many objects the class-agnostic proposals find, base and novel apart."""
+"""Recall of class-agnostic proposals, for base and novel classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +13,16 @@ from .reporting_metric import ReportingMetric
 
 @METRICS.register_module()
 class ProposalRecall(ReportingMetric):
-    """Share of ground-truth boxes that one of the best proposals covers; needs no classes from the model.
+    """Share of ground-truth boxes that one of the best proposals covers; classes are ignored.
 
-    Reads ``pred_instances`` (bboxes, scores) and ``gt_instances`` (bboxes, labels), both in the frame of the
-    original image: load annotations after the last resize. ``novel_classes`` of the data set's metainfo says
-    which labels are novel. Keys: ``recall/all@16``, ``recall/base@16``, ``recall/novel@16``; fractions 0..1,
-    left out where there is no such box.
+    Reads ``pred_instances`` (bboxes, scores) and ``gt_instances`` (bboxes, labels), both in pixels of the
+    original image: load annotations after the last resize. ``novel_classes`` of the metainfo determines which
+    labels are novel. Keys: ``recall/all@16``, ``recall/base@16``, ``recall/novel@16``, in 0..1; absent if
+    there is no such box.
 
     Args:
-        proposal_nums: how many of the best proposals of an image count.
-        iou_threshold: overlap from which a box is found; of several, the recalls are averaged (AR).
+        proposal_nums: numbers of proposals per image, best first.
+        iou_threshold: IoU from which a box is found; the recalls of several thresholds are averaged (AR).
         kwargs: see :class:`ReportingMetric`.
     """
 
@@ -35,8 +35,6 @@ class ProposalRecall(ReportingMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not proposal_nums or min(proposal_nums) < 1:
-            raise ValueError(f'proposal_nums must be positive numbers, got {proposal_nums!r}')
         self.proposal_nums = tuple(proposal_nums)
         self.iou_thresholds = [iou_threshold] if isinstance(iou_threshold, float) else list(iou_threshold)
 
@@ -75,7 +73,7 @@ class ProposalRecall(ReportingMetric):
 
 
 def _first_hit(hits: Tensor) -> Tensor:
-    """[T, M] bool -> [T] column of the first hit of each row, a huge number where there is none."""
+    """Column of the first True of each row of [T, M]; the largest integer if there is none. [T]"""
     ranks = torch.arange(hits.shape[1], device=hits.device).expand_as(hits)
     never = ranks.new_full((len(hits), 1), torch.iinfo(ranks.dtype).max)
     return torch.cat([ranks.where(hits, never), never], dim=1).amin(dim=1)

@@ -1,4 +1,4 @@
-"""What every metric of ours leaves behind: metrics, tables, and the protocol they were taken under."""
+"""Base class of metrics with a report: metrics, tables, and the protocol of the evaluation."""
 
 import math
 import os
@@ -11,15 +11,15 @@ from ..files import write_json
 
 
 class ReportingMetric(BaseMetric):
-    """Base of metrics that explain themselves.
+    """Base of metrics that report their protocol.
 
     After ``evaluate``, the main process has ``report``: ``metrics``, tables such as ``per_class``, and
-    ``protocol`` as JSON values, written to ``out_file`` if there is one.
+    ``protocol`` as JSON values, also written to ``out_file`` if given.
 
     Args:
-        out_file: where the report goes.
-        protocol: entries to add to the report's protocol, such as templates or checkpoint.
-        prefix: in front of every key, before a slash; by default that of the class.
+        out_file: JSON file for the report.
+        protocol: further entries of the protocol, such as templates or checkpoint.
+        prefix: prefix of all keys, before a slash; by default that of the class.
         kwargs: see ``mmengine.evaluator.BaseMetric``.
     """
 
@@ -32,14 +32,14 @@ class ReportingMetric(BaseMetric):
     ) -> None:
         prefix = prefix or self.default_prefix
         super().__init__(prefix=prefix or type(self).__name__, **kwargs)
-        self.prefix = prefix  # the base class warns about none
+        self.prefix = prefix  # after the base class, which warns about None
         self.out_file = out_file
         self.protocol = dict(protocol or {})
         self.report: dict[str, Any] = {}
 
     @property
     def dataset_meta(self) -> dict[str, Any] | None:
-        """What the data set says of itself; checked when it is set, before hours of prediction."""
+        """Metainfo of the data set; checked when set, that is, before prediction."""
         return self._dataset_meta
 
     @dataset_meta.setter
@@ -49,14 +49,14 @@ class ReportingMetric(BaseMetric):
         self._dataset_meta = dataset_meta
 
     def check_dataset(self, dataset_meta: dict[str, Any]) -> None:
-        """Refuse a data set that cannot be scored; the message says what it lacks."""
+        """Raise ValueError if the metainfo lacks what the metric needs."""
         if not dataset_meta.get('classes'):
             raise ValueError(f"{type(self).__name__} needs the 'classes' of the data set's metainfo")
 
     def publish(
         self, metrics: Mapping[str, float], protocol: Mapping[str, Any], **tables: list[dict[str, Any]]
     ) -> None:
-        """Make the report, and write it where a file is wanted."""
+        """Make the report; write it to ``out_file``."""
         self.report = {
             'metrics': {key: or_none(value) for key, value in metrics.items()},
             **tables,
@@ -67,5 +67,5 @@ class ReportingMetric(BaseMetric):
 
 
 def or_none(value: float) -> float | None:
-    """A number for a JSON file, which knows no nan."""
+    """Convert nan to None, for JSON."""
     return None if math.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""Image-text retrieval: does an image find its caption, and a caption its image?"""
+"""Image-text retrieval: recall at 1 in both directions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,23 +9,22 @@ from torch import Tensor
 from ..registry import METRICS
 from .reporting_metric import ReportingMetric
 
-_ROWS = 4096  # of a similarity matrix that are compared at a time
+_ROWS = 4096  # rows of the similarity matrix computed at once
 
 
 @METRICS.register_module()
 class RetrievalMetric(ReportingMetric):
     """Recall at 1 in both directions, over the whole set and within batches as in training.
 
-    Samples give ``image_embeddings`` [D] and ``text_embeddings`` [D], unit length, and, if they have it, the
-    ``caption``: images with equal captions share one text, and each of them is right for it. Metrics, after
+    Samples have ``image_embeddings`` [D] and ``text_embeddings`` [D], unit length, and optionally the
+    ``caption``: images with equal captions share one text, and all of them are correct for it. Metrics, with
     the prefix ``retrieval/``, in 0..1: ``image_to_text``, ``text_to_image`` and their mean ``R1``;
-    ``batch_image_to_text``, ``batch_text_to_image`` and ``batch_R1`` among every ``batch_size`` neighbours in
-    the order of the data set, whatever the loader's batches are. Chance is one in the number of candidates:
-    equal scores share a hit. The report has ``metrics`` and ``protocol``.
+    ``batch_image_to_text``, ``batch_text_to_image`` and ``batch_R1`` within batches of ``batch_size``
+    consecutive samples, independent of the data loader. Tied candidates share a hit, so that chance is one in
+    the number of candidates. The report has ``metrics`` and ``protocol``.
 
     Args:
-        batch_size: candidates within a batch; what is left over at the end is not scored in batches. A set
-            smaller than this is one batch.
+        batch_size: candidates per batch; an incomplete last batch is dropped, unless it is the only one.
         kwargs: see ``ReportingMetric``.
     """
 
@@ -33,22 +32,14 @@ class RetrievalMetric(ReportingMetric):
 
     def __init__(self, batch_size: int = 256, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if batch_size < 2:
-            raise ValueError(f'batch_size of retrieval must be at least 2, got {batch_size}')
         self.batch_size = batch_size
 
     def check_dataset(self, dataset_meta: dict[str, Any]) -> None:
-        """Captions have no classes."""
+        """Accept data sets without classes."""
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep (image embedding, text embedding, caption) of each sample."""
+        """Store (image embedding, text embedding, caption) of each sample."""
         for sample in data_samples:
-            absent = {'image_embeddings', 'text_embeddings'}.difference(sample)
-            if absent:
-                raise ValueError(
-                    f'RetrievalMetric needs {sorted(absent)[0]} of every sample: are the data packed by '
-                    'ovd.PackCaptions?'
-                )
             embeddings = (sample[key].float().cpu() for key in ('image_embeddings', 'text_embeddings'))
             self.results.append((*embeddings, sample.get('caption')))
 
@@ -78,13 +69,13 @@ class RetrievalMetric(ReportingMetric):
 
 
 def recall_at_1(images: Tensor, texts: Tensor, captions: Sequence[str | None]) -> tuple[float, float]:
-    """Shares of images that find their text, and of texts that find one of their images.
+    """Share of images whose best text is theirs, and of texts whose best image is one of theirs.
 
     Args:
-        images, texts: [N, D] each, unit length; row i of both belongs together.
-        captions: N; rows with equal ones have one text, the first of them. None is equal to nothing.
+        images, texts: [N, D] each, unit length; rows i belong together.
+        captions: N; rows with equal captions share one text, the first of them. None equals nothing.
     Returns:
-        (image to text, text to image); where several candidates score best, their share of right ones counts.
+        (image to text, text to image); of tied best candidates, the share of correct ones counts.
     """
     firsts, texts_of_images = _distinct(captions)
     texts = texts[firsts]
@@ -97,24 +88,24 @@ def recall_at_1(images: Tensor, texts: Tensor, captions: Sequence[str | None]) -
 
 
 def _distinct(captions: Sequence[str | None]) -> tuple[list[int], list[int]]:
-    """Rows where a caption occurs first, and for each row the place of its caption among those."""
-    places: dict[Any, int] = {}
+    """Rows where a caption occurs first, and for each row the index of its caption among these."""
+    indices: dict[Any, int] = {}
     firsts, rows = [], []
     for row, caption in enumerate(captions):
         key = (row,) if caption is None else caption
-        if key not in places:
-            places[key] = len(places)
+        if key not in indices:
+            indices[key] = len(indices)
             firsts.append(row)
-        rows.append(places[key])
+        rows.append(indices[key])
     return firsts, rows
 
 
 def _mean_hits(queries: Tensor, candidates: Tensor, of_queries: Tensor, of_candidates: Tensor) -> float:
-    """Mean over queries of the share of right ones (same number) among their best candidates."""
+    """Mean over queries of the share of correct ones (same number) among the best candidates."""
     hits = []
     for rows, numbers in zip(queries.split(_ROWS), of_queries.split(_ROWS)):
         scores = rows @ candidates.T
         best = scores == scores.amax(1, keepdim=True)
-        right = best & (numbers[:, None] == of_candidates)
-        hits.append(right.sum(1) / best.sum(1))
+        correct = best & (numbers[:, None] == of_candidates)
+        hits.append(correct.sum(1) / best.sum(1))
     return float(torch.cat(hits).mean())

@@ -17,8 +17,8 @@ _THRESHOLDS = {'AP50': 0.5, 'AP75': 0.75}
 class VOCMetric(AnnotationMetric):
     """mAP of VOC: ``AP50_area`` (VOC 2010 and later), ``AP50_11point`` (VOC 2007), and both at IoU 0.75.
 
-    Difficult objects are neither wanted nor wrong. Boxes are compared as continuous areas; a VOC pixel range
-    covers its last pixel, so this equals the development kit's comparison of whole pixels.
+    Difficult objects count neither as objects nor as false positives. Boxes are compared as continuous areas;
+    as VOC's pixel ranges include the last pixel, this equals the development kit's comparison of whole pixels.
 
     Args:
         kwargs: see :class:`AnnotationMetric`; ``ann_file`` is a VOC image set or a COCO-style file.
@@ -68,36 +68,36 @@ class VOCMetric(AnnotationMetric):
 def precision_recall(
     objects: Sequence[Mapping[str, Any]], detections: Detections, iou: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision of one class after each detection by falling score.
+    """Recall and precision of one class after each detection, in the order of decreasing score.
 
-    A detection belongs to the object it overlaps most: the first to reach ``iou`` with it is right, later
-    ones are wrong, and those of difficult objects are passed over.
+    A detection is assigned to the object it overlaps most: the first one that reaches ``iou`` is a true
+    positive, later ones are false positives, and those of difficult objects are ignored.
 
     Args:
-        objects: COCO-style annotations, ``difficult`` where they say so.
+        objects: COCO-style annotations, optionally with ``difficult``.
     Returns:
-        recall and precision [n] of the n detections that count; nan without an object to find.
+        recall and precision [n] of the n detections that are not ignored; nan if there are no objects.
     """
     by_image: dict[int, list[Mapping[str, Any]]] = {}
     for item in objects:
         by_image.setdefault(item['image_id'], []).append(item)
     boxes = {image: np.array([item['bbox'] for item in items]) for image, items in by_image.items()}
-    taken: set[tuple[int, int]] = set()
-    is_right = []
+    matched: set[tuple[int, int]] = set()
+    is_true_positive = []
     for row in np.argsort(-detections.scores, kind='stable'):
         image = int(detections.image_ids[row])
         overlaps = _overlaps(detections.boxes[row], boxes[image]) if image in boxes else np.zeros(1)
         best = int(overlaps.argmax())
         if overlaps[best] < iou:
-            is_right.append(False)
+            is_true_positive.append(False)
         elif not by_image[image][best].get('difficult'):
-            is_right.append((image, best) not in taken)
-            taken.add((image, best))
-    wanted = sum(not item.get('difficult') for item in objects)
-    if not wanted:
+            is_true_positive.append((image, best) not in matched)
+            matched.add((image, best))
+    num_objects = sum(not item.get('difficult') for item in objects)
+    if not num_objects:
         return np.full(1, np.nan), np.full(1, np.nan)
-    right = np.cumsum(is_right)
-    return right / wanted, right / np.arange(1, len(right) + 1)
+    true_positives = np.cumsum(is_true_positive)
+    return true_positives / num_objects, true_positives / np.arange(1, len(true_positives) + 1)
 
 
 def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def area_under_curve(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area under the precision-recall curve made monotone [n], [n]."""
+    """Area under the monotone precision-recall curve; recall [n], precision [n]."""
     if np.isnan(recall).any():
         return float('nan')
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -116,7 +116,7 @@ def area_under_curve(recall: np.ndarray, precision: np.ndarray) -> float:
 
 
 def eleven_point_precision(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Mean of the best precision at recall 0, 0.1, ..., 1 or higher."""
+    """Mean over r = 0, 0.1, ..., 1 of the best precision at recall >= r."""
     if np.isnan(recall).any():
         return float('nan')
     points = np.arange(11) / 10

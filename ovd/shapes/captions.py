@@ -1,6 +1,6 @@
-"""Words for OV-Shapes pictures: captions with the character span and boxes of every phrase.
+"""Captions of OV-Shapes pictures, with the character span and boxes of every phrase.
 
-One caption names everything, others name colours, textures, places or relations; together they serve
+One caption names all objects, others mention colours, textures, positions or relations; they are used for
 image-text training, grouping from captions, and phrase grounding.
 """
 
@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase of a caption: characters [start, end) and the xyxy pixel boxes of all it applies to."""
+    """A noun phrase of a caption: characters [start, end) and the xyxy pixel boxes of all matching shapes."""
 
     start: int
     end: int
@@ -37,14 +37,14 @@ def with_article(phrase: str) -> str:
 
 
 def describe(noun: str, color: str = '', texture: str = '') -> str:
-    """Texture, colour and noun in this order; 'plain' is not said."""
+    """Join texture, colour and noun; 'plain' is omitted."""
     return ' '.join(word for word in (texture if texture != 'plain' else '', color, noun) if word)
 
 
 def write_captions(scene: Scene, random: np.random.Generator) -> list[Caption]:
-    """Five captions of ``scene``: its nouns; colours and nouns; everything; a place; a relation.
+    """Five captions of ``scene``: nouns; colours and nouns; all attributes; a position; a relation.
 
-    A phrase is grounded to every shape it is true of: 'a star' in a picture of two stars has two boxes.
+    A phrase has the boxes of all shapes it describes: 'a star' in a picture of two stars has two boxes.
     """
     order = [scene.shapes[i] for i in random.permutation(len(scene.shapes))]
     first, other = order[0], order[-1]
@@ -56,16 +56,16 @@ def write_captions(scene: Scene, random: np.random.Generator) -> list[Caption]:
         _compose(_listing(order, ('noun',)), scene),
         _compose(['a picture of ', *_listing(order, ('color', 'noun'))], scene),
         _compose(_listing(order, fully), scene),
-        _compose([(first, ('color', 'noun')), ' ', _place(first, scene.image.shape[0])], scene),
+        _compose([(first, ('color', 'noun')), ' ', _position(first, scene.image.shape[0])], scene),
         _compose(relation, scene),
     ]
 
 
-Mention = tuple[Shape, tuple[str, ...]]  # a shape, and which of its attributes are said
+Mention = tuple[Shape, tuple[str, ...]]  # a shape, and the attributes to mention
 
 
 def _listing(shapes: Sequence[Shape], attributes: tuple[str, ...]) -> list[str | Mention]:
-    """'A', 'A and B' or 'A, B and C'; a description that fits several shapes is said once per shape."""
+    """'A', 'A and B' or 'A, B and C'; equal descriptions are repeated for each shape."""
     parts: list[str | Mention] = []
     for position, shape in enumerate(shapes):
         if position:
@@ -81,13 +81,15 @@ def _compose(parts: Iterable[str | Mention], scene: Scene) -> Caption:
             text += part
             continue
         shape, attributes = part
-        said = {name: getattr(shape, name) for name in attributes}
-        if said.get('texture') == 'plain':
-            del said['texture']
+        mentioned = {name: getattr(shape, name) for name in attributes}
+        if mentioned.get('texture') == 'plain':
+            del mentioned['texture']
         matching = tuple(
-            other.box for other in scene.shapes if all(getattr(other, key) == said[key] for key in said)
+            other.box
+            for other in scene.shapes
+            if all(getattr(other, key) == value for key, value in mentioned.items())
         )
-        phrase = with_article(describe(**said))
+        phrase = with_article(describe(**mentioned))
         phrases.append(Phrase(len(text), len(text) + len(phrase), matching))
         text += phrase
     return Caption(text, tuple(phrases))
@@ -97,7 +99,7 @@ def _center(shape: Shape) -> tuple[float, float]:
     return (shape.box[0] + shape.box[2]) / 2, (shape.box[1] + shape.box[3]) / 2
 
 
-def _place(shape: Shape, size: int) -> str:
+def _position(shape: Shape, size: int) -> str:
     x, y = (coordinate / size - 0.5 for coordinate in _center(shape))
     if max(abs(x), abs(y)) < 1 / 6:
         return 'in the middle'

@@ -1,14 +1,14 @@
-"""OV-Shapes as files: pictures, COCO instances and captions, semantic maps, grounding phrases.
+"""Write OV-Shapes to files: pictures, COCO instances and captions, semantic maps, grounding phrases.
 
 Layout of the folder, for every split in train, val and test::
 
     {split}/000000.png                       pictures, RGB
-    semantic/{split}/000000.png              0 = ground, k = category id k
+    semantic/{split}/000000.png              0 = background, k = category id k
     annotations/instances_{split}_all.json   all 24 categories, boxes and masks
     annotations/instances_{split}.json       training: base categories only; val and test: all of them
     annotations/captions_{split}.json        COCO captions, five per picture
-    annotations/phrases_{split}.jsonl        one caption a line with the boxes of its phrases
-    manifest.json                            what was drawn; written last
+    annotations/phrases_{split}.jsonl        one caption per line with the boxes of its phrases
+    manifest.json                            settings of the drawing; written last
 """
 
 import json
@@ -32,7 +32,7 @@ SPLITS = ('train', 'val', 'test')
 
 @dataclass(frozen=True)
 class ShapesPlan:
-    """What to draw: ``counts`` pictures per split, ``size`` pixels on a side."""
+    """Settings of the drawing: ``counts`` pictures per split, ``size`` pixels on a side."""
 
     counts: Mapping[str, int]
     seed: int = 0
@@ -41,16 +41,11 @@ class ShapesPlan:
     def __post_init__(self) -> None:
         if set(self.counts) != set(SPLITS):
             raise ValueError(f'counts must name the splits {SPLITS}, got {sorted(self.counts)}')
-        for split, count in self.counts.items():
-            if count < 0:
-                raise ValueError(f'the number of {split} pictures must not be negative, got {count}')
         if self.size < 64:
-            raise ValueError(f'pictures need at least 64 pixels on a side, got {self.size}')
-        if self.seed < 0:
-            raise ValueError(f'the seed must not be negative, got {self.seed}')
+            raise ValueError(f'size must be at least 64 pixels, got {self.size}')
 
     def manifest(self, vocabulary: Vocabulary) -> dict[str, Any]:
-        """The JSON that tells whether a folder already holds this plan."""
+        """Content of ``manifest.json``."""
         return {
             **asdict(self),
             'counts': dict(self.counts),
@@ -61,10 +56,10 @@ class ShapesPlan:
 
 
 def is_drawn(folder: str | os.PathLike[str], plan: ShapesPlan) -> bool:
-    """Whether ``folder`` already holds exactly this plan, drawn to the end.
+    """Whether ``folder`` has a complete drawing with these settings.
 
     Raises:
-        ValueError: the folder holds the manifest of something else, which drawing would overwrite.
+        ValueError: the folder has the manifest of another data set, which drawing would overwrite.
     """
     path = Path(folder) / 'manifest.json'
     if not path.is_file():
@@ -74,7 +69,7 @@ def is_drawn(folder: str | os.PathLike[str], plan: ShapesPlan) -> bool:
     except ValueError:
         found = None
     if not isinstance(found, dict) or not {'counts', 'nouns', 'version'} <= set(found):
-        raise ValueError(f'{path} is not one of OV-Shapes: draw into another folder')
+        raise ValueError(f'{path} does not belong to OV-Shapes: draw into another folder')
     return bool(found == plan.manifest(Vocabulary.parse('shapes')))
 
 
@@ -86,7 +81,7 @@ def write_shapes(
     """Draw ``plan`` into ``folder``, calling ``on_picture`` after each picture (for a progress bar).
 
     Raises:
-        ValueError: the folder holds the manifest of something else.
+        ValueError: the folder has the manifest of another data set.
     """
     is_drawn(folder, plan)
     root, vocabulary = Path(folder), Vocabulary.parse('shapes')
@@ -105,7 +100,7 @@ def write_shapes(
 def _draw_picture(
     root: Path, nouns: tuple[str, ...], plan: ShapesPlan, split: str, index: int
 ) -> dict[str, Any]:
-    """Write one picture and its semantic map; return its COCO records, ids still local to the picture."""
+    """Write one picture and its semantic map; return its COCO records, without annotation ids."""
     scene = draw_scene(nouns, plan.seed, split, index, plan.size)
     name = f'{index:06d}.png'
     _write_png(root / split / name, scene.image[..., ::-1])
@@ -150,7 +145,7 @@ def _instance_records(scene: Scene, nouns: tuple[str, ...], image_id: int) -> li
 
 
 def _phrase_record(image: Mapping[str, Any], caption: Caption) -> dict[str, Any]:
-    """One caption in the line format of mmdet's ODVG data: boxes are xyxy pixels, spans are characters."""
+    """A caption in mmdet's ODVG format: boxes are xyxy in pixels, spans are characters."""
     regions = [
         {
             'phrase': caption.text[phrase.start : phrase.end],

@@ -1,9 +1,9 @@
-"""OV-Shapes: pictures of coloured, textured shapes on noisy grounds, drawn from a seed.
+"""OV-Shapes: pictures of coloured, textured shapes on a noisy background, drawn from a seed.
 
-Everything follows from (seed, split, index): the same triple gives the same picture, in any order and in any
-process. Splits are separate random streams, so no training picture can reappear in another split.
-Reading order: ``draw_scene`` (what detectors see), ``draw_pair_crops`` and ``draw_portrait`` (what the tiny
-CLIP is trained on), then the drawing itself.
+A picture depends only on (seed, split, index), not on the order of drawing or the process. Splits use
+independent random streams, so that no training picture is repeated in another split.
+Reading order: ``draw_scene`` (pictures of detection), ``draw_pair_crops`` and ``draw_portrait`` (pictures of
+the tiny CLIP's training set), then the drawing.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..options import check_option
 from .outlines import TEMPLATE_EXTENT, TEMPLATE_SIZE, silhouette
 
-VERSION = 1  # of the drawing; part of every cache key and of the manifest
+VERSION = 1  # increase when drawings change: part of cache keys and of the manifest
 STREAMS = {name: code for code, name in enumerate(('train', 'val', 'test', 'pairs'))}
 STREAMS |= {
     f'{name} words': code + 8 for name, code in STREAMS.items()
-}  # captions: new wording moves no pixel
+}  # separate streams, so that the captions do not affect the pictures
 COLORS: dict[str, tuple[int, int, int]] = {
     'red': (216, 30, 36),
     'orange': (242, 138, 20),
@@ -45,7 +46,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Shape:
-    """One object: what it is, how it looks, and its visible extent."""
+    """One object: its attributes and its visible part."""
 
     noun: str
     color: str
@@ -63,11 +64,8 @@ class Scene:
 
 
 def random_stream(seed: int, split: str, index: int) -> np.random.Generator:
-    """The generator of one picture; streams of different (seed, split, index) are independent."""
-    if split not in STREAMS:
-        raise ValueError(f'split must be one of {sorted(STREAMS)}, got {split!r}')
-    if seed < 0 or index < 0:
-        raise ValueError(f'seed and index must not be negative, got seed {seed} and index {index}')
+    """Random generator of one picture, independent of those of other (seed, split, index)."""
+    check_option('split', split, STREAMS)
     return np.random.default_rng((seed, STREAMS[split], index))
 
 
@@ -75,14 +73,14 @@ def draw_scene(nouns: Sequence[str], seed: int, split: str, index: int, size: in
     """Draw one picture of 1 to 5 shapes, ``size`` pixels on a side.
 
     Args:
-        nouns: the names drawn from, all equally likely.
+        nouns: classes to choose from, with equal probabilities.
         seed, split, index: identify the picture; ``split`` is 'train', 'val', 'test' or 'pairs'.
     """
     return _draw_scene(nouns, random_stream(seed, split, index), size)
 
 
 def _draw_scene(nouns: Sequence[str], random: np.random.Generator, size: int) -> Scene:
-    image = _draw_ground(random, size)
+    image = _draw_background(random, size)
     painted: list[tuple[str, str, str, NDArray[np.bool_]]] = []
     boxes: list[tuple[float, float, float, float]] = []
     for _ in range(int(random.integers(1, MAX_OBJECTS + 1))):
@@ -105,11 +103,11 @@ def _draw_scene(nouns: Sequence[str], random: np.random.Generator, size: int) ->
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One square picture of the image-text training set and what it shows.
+class CaptionedPicture:
+    """One square picture of the image-text training set and its content.
 
-    ``shapes`` holds (noun, color, texture) per object; none for an empty ground. ``relation`` joins the two
-    objects of a picture that shows two.
+    ``shapes`` holds (noun, color, texture) per object, and is empty for background only. ``relation`` is that
+    of the first to the second of two objects.
     """
 
     image: Image
@@ -117,20 +115,22 @@ class Pair:
     relation: str = ''
 
 
-def draw_pair_crops(nouns: Sequence[str], seed: int, index: int, size: int = 64) -> list[Pair]:
+def draw_pair_crops(nouns: Sequence[str], seed: int, index: int, size: int = 64) -> list[CaptionedPicture]:
     """Crop every object of one scene, with random context, stretched to a square of ``size`` pixels."""
     random = random_stream(seed, 'pairs', index)
     scene = _draw_scene(nouns, random, 128)
     return [
-        Pair(_random_crop(scene.image, shape.box, size, random), ((shape.noun, shape.color, shape.texture),))
+        CaptionedPicture(
+            _random_crop(scene.image, shape.box, size, random), ((shape.noun, shape.color, shape.texture),)
+        )
         for shape in scene.shapes
     ]
 
 
-def draw_portrait(nouns: Sequence[str], seed: int, index: int, size: int = 64) -> Pair:
-    """Draw one shape filling most of the picture, two shapes and their relation, or an empty ground."""
+def draw_portrait(nouns: Sequence[str], seed: int, index: int, size: int = 64) -> CaptionedPicture:
+    """Draw one large shape, two shapes with a relation, or only background."""
     random = random_stream(seed, 'pairs', index)
-    image = _draw_ground(random, size)
+    image = _draw_background(random, size)
     kind = random.choice(3, p=(0.76, 0.18, 0.06))
     shapes: list[tuple[str, str, str]] = []
     relation = ''
@@ -144,16 +144,16 @@ def draw_portrait(nouns: Sequence[str], seed: int, index: int, size: int = 64) -
         relation = ('above', 'below', 'left of', 'right of')[random.integers(4)]
         near, far = 0.26 * size, 0.74 * size
         first, second = (near, far) if relation in ('above', 'left of') else (far, near)
-        for shape, place in zip(shapes, (first, second)):
+        for shape, position in zip(shapes, (first, second)):
             pose = _Pose.random(random, extent=size * random.uniform(0.36, 0.5))
             drift = size / 2 + random.uniform(-0.15, 0.15) * size
-            x, y = (drift, place) if relation in ('above', 'below') else (place, drift)
+            x, y = (drift, position) if relation in ('above', 'below') else (position, drift)
             _paint(image, *shape, pose, (x, y), random)
     picture = _add_noise(image, random)
     if random.random() < 0.4:
         small = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         picture = np.asarray(cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC), np.uint8)
-    return Pair(picture, tuple(shapes), relation)
+    return CaptionedPicture(picture, tuple(shapes), relation)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class _Pose:
         return cls(extent, angle, aspect, bool(random.random() < 0.5))
 
     def matrix(self) -> NDArray[np.float64]:
-        """Offsets from the template's centre -> offsets from the shape's centre, in pixels."""
+        """Matrix from offsets to the template's centre to offsets to the shape's centre, in pixels."""
         turn = np.deg2rad(self.angle)
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         stretch = np.diag([(-1 if self.mirrored else 1) * np.sqrt(self.aspect), 1 / np.sqrt(self.aspect)])
@@ -196,19 +196,19 @@ def _draw_attributes(nouns: Sequence[str], random: np.random.Generator) -> tuple
     return noun, color, TEXTURES[random.choice(len(TEXTURES), p=_TEXTURE_ODDS)]
 
 
-def _draw_ground(random: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """A mid-grey tint with soft blotches and, at times, faint stripes; [size, size, 3] in 0..255."""
+def _draw_background(random: np.random.Generator, size: int) -> NDArray[np.float32]:
+    """Grey background with soft spots and sometimes faint stripes; [size, size, 3] in 0..255."""
     tint = random.uniform(95, 165) + random.uniform(-14, 14, 3)
     blotches = random.normal(0, 13, (4, 4, 3)).astype(np.float32)
     soft = np.asarray(cv2.resize(blotches, (size, size), interpolation=cv2.INTER_CUBIC), np.float32)
-    ground = soft + tint.astype(np.float32)
+    background = soft + tint.astype(np.float32)
     if random.random() < 0.3:
-        ground += (random.uniform(4, 12) * _stripes(size, size, random.uniform(5, 14), random))[..., None]
-    return ground
+        background += (random.uniform(4, 12) * _stripes(size, size, random.uniform(5, 14), random))[..., None]
+    return background
 
 
 def _stripes(height: int, width: int, period: float, random: np.random.Generator) -> NDArray[np.float32]:
-    """A wave in -1..1 of random direction; ``period`` in pixels."""
+    """Sine wave in -1..1 with a random direction; ``period`` in pixels."""
     direction, phase = random.uniform(0, np.pi), random.uniform(0, 2 * np.pi)
     x = np.arange(width, dtype=np.float32) * np.float32(2 * np.pi / period * np.cos(direction))
     y = np.arange(height, dtype=np.float32) * np.float32(2 * np.pi / period * np.sin(direction))
@@ -224,7 +224,7 @@ def _paint(
     center: tuple[float, float],
     random: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Blend a shape into ``image`` [H, W, 3] in place, touching only its window; return its mask."""
+    """Blend a shape into ``image`` [H, W, 3] in place; return its mask [H, W]."""
     height, width = image.shape[:2]
     half_width, half_height = (side / 2 + 1.5 for side in pose.footprint(noun))
     left, top = max(0, int(center[0] - half_width)), max(0, int(center[1] - half_height))
@@ -248,7 +248,7 @@ def _paint(
 
 
 def _dots(height: int, width: int, period: float, random: np.random.Generator) -> NDArray[np.float32]:
-    """Positive inside the dots of a square lattice of random direction; ``period`` in pixels."""
+    """Positive inside the dots of a square lattice with a random direction; ``period`` in pixels."""
     turn, phase = random.uniform(0, np.pi / 2), random.uniform(0, 2 * np.pi, 2)
     x, y = np.arange(width)[None] * (2 * np.pi / period), np.arange(height)[:, None] * (2 * np.pi / period)
     waves = np.cos(x * np.cos(turn) + y * np.sin(turn) + phase[0])
@@ -259,7 +259,7 @@ def _dots(height: int, width: int, period: float, random: np.random.Generator) -
 def _warp(
     noun: str, pose: _Pose, center: tuple[float, float], width: int, height: int
 ) -> NDArray[np.float32]:
-    """Coverage [height, width] in 0..1 of a silhouette at ``center``, from the nearest mip level."""
+    """Coverage [height, width] in 0..1 of a silhouette at ``center``, sampled from a mip level."""
     level = int(np.clip(np.floor(np.log2(TEMPLATE_EXTENT / pose.extent)), 0, len(_mip_levels(noun)) - 1))
     template = _mip_levels(noun)[level]
     linear = pose.matrix() * 2.0**level
@@ -286,7 +286,7 @@ def _add_noise(image: NDArray[np.float32], random: np.random.Generator) -> Image
 
 
 def _random_crop(image: Image, box: Sequence[float], size: int, random: np.random.Generator) -> Image:
-    """Cut ``box`` scaled by 0.95 to 1.6 and shifted a little; outside the picture the border is repeated."""
+    """Crop ``box`` after a random scaling by 0.95 to 1.6 and a small shift; borders are replicated."""
     scale = random.uniform(0.95, 1.6)
     width, height = scale * (box[2] - box[0]), scale * (box[3] - box[1])
     shift_x, shift_y = random.uniform(-0.06, 0.06, 2) * (width, height)
@@ -304,7 +304,7 @@ def _tight_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
 
 
 def _overlap(box: Sequence[float], other: Sequence[float]) -> float:
-    """Shared area of two boxes, as a fraction of the smaller one."""
+    """Intersection of two boxes, as a fraction of the smaller area."""
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
     smaller = min((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 import torch
 
 from ovd.evaluation.proposals import ProposalRecall
@@ -51,11 +50,6 @@ def test_images_without_boxes_or_proposals() -> None:
     missed = evaluate([sample([], [], [[0.0, 0.0, 4.0, 4.0]], [1])])
     assert missed['recall/novel@2'] == 0.0
     assert 'recall/base@1' not in missed
-
-
-def test_refuses_a_number_below_one() -> None:
-    with pytest.raises(ValueError, match=r'\(0,\)'):
-        ProposalRecall(proposal_nums=(0,))
 
 
 def test_recall_averaged_over_thresholds_says_so_in_the_protocol() -> None:

@@ -18,7 +18,7 @@ from ovd.encoders.loading import load_clip
 from ovd.evaluation.classification import ZeroShotAccuracy
 from ovd.layers.contrastive import image_text_loss, uniformity_loss
 from ovd.models.clip_pretraining import CLIP
-from ovd.shapes.scenes import Pair
+from ovd.shapes.scenes import CaptionedPicture
 from ovd.training.runner import build_runner
 from tests.helpers import write_coco
 
@@ -109,13 +109,13 @@ def test_uniformity_pushes_apart() -> None:
 def test_caption_styles() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
     star, arrow = ('star', 'red', 'striped'), ('arrow', 'blue', 'plain')
-    assert caption_styles(Pair(image, (star,))) == ['star', 'red star', 'striped red star']
-    assert caption_styles(Pair(image, (star, arrow), 'above')) == [
+    assert caption_styles(CaptionedPicture(image, (star,))) == ['star', 'red star', 'striped red star']
+    assert caption_styles(CaptionedPicture(image, (star, arrow), 'above')) == [
         'star above an arrow',
         'red star above a blue arrow',
         'striped red star above a blue arrow',
     ]
-    assert caption_styles(Pair(image, ())) == ['empty background'] * 3
+    assert caption_styles(CaptionedPicture(image, ())) == ['empty background'] * 3
 
 
 def test_shape_pairs_are_drawn_once(tmp_path: Path) -> None:

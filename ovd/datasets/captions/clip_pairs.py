@@ -17,7 +17,7 @@ from ...files import atomic_path, sha256_json, write_json
 from ...regions.crops import CropPolicy, crop_regions
 from ...registry import DATASETS
 from ...shapes.captions import describe, with_article
-from ...shapes.scenes import VERSION, Pair, draw_pair_crops, draw_portrait
+from ...shapes.scenes import VERSION, CaptionedPicture, draw_pair_crops, draw_portrait
 from ...text.vocabulary import Vocabulary
 from ..images import read_image
 
@@ -68,7 +68,7 @@ class ShapePairs(Dataset):
         return {'inputs': image, 'captions': self.captions[index]}
 
     def _draw(self) -> None:
-        crops: list[Pair] = []
+        crops: list[CaptionedPicture] = []
         for index in range(self.count):
             if len(crops) >= self.count // 2:
                 break
@@ -86,7 +86,7 @@ class ShapePairs(Dataset):
         write_json(self.stem.with_suffix('.json'), [caption_styles(pair) for pair in pairs], indent=None)
 
 
-def caption_styles(pair: Pair) -> list[str]:
+def caption_styles(pair: CaptionedPicture) -> list[str]:
     """A noun phrase without article per style, e.g. ['star', 'red star', 'striped red star']."""
     if not pair.shapes:
         return ['empty background'] * 3

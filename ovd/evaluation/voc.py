@@ -18,7 +18,7 @@ class VOCMetric(AnnotationMetric):
     """mAP of VOC: ``AP50_area`` (VOC 2010 and later), ``AP50_11point`` (VOC 2007), and both at IoU 0.75.
 
     Difficult objects count neither as objects nor as false positives. Boxes are compared as continuous areas;
-    as VOC's pixel ranges include the last pixel, this equals the development kit's comparison of whole pixels.
+    since VOC boxes include their last pixel, this equals the development kit's comparison of pixels.
 
     Args:
         kwargs: see :class:`AnnotationMetric`; ``ann_file`` is a VOC image set or a COCO-style file.

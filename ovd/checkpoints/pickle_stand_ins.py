@@ -1,8 +1,8 @@
-"""Inert stand-ins for the classes a checkpoint may mention besides tensors.
+"""Inert stand-ins for classes that a checkpoint may contain besides tensors.
 
-While a file is read they take the place of mmengine's log history, of numpy's arrays, dtypes and scalars, of
-Lightning's callbacks, of OmegaConf's configurations and of a few builtins; they keep what the file says and
-run nothing. :func:`rebuild` makes the values from that afterwards.
+While a file is read, they replace mmengine's log history, numpy's arrays, dtypes and scalars, Lightning's
+callbacks, OmegaConf's configurations and a few builtins: they store the arguments and execute nothing.
+:func:`rebuild` computes the values afterwards.
 """
 
 import re
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class StandIn:
-    """Takes the place of a class while a file is read: keeps what the file says, runs nothing."""
+    """Replaces a class while a file is read: stores arguments and state, executes nothing."""
 
     args: tuple[Any, ...]
     state: Any
@@ -28,12 +28,12 @@ class StandIn:
         self.state = state
 
     def value(self) -> Any:
-        """The value this stands for, or ``UnpicklingError``."""
+        """Compute the value; raise ``UnpicklingError`` if it is refused."""
         raise NotImplementedError
 
 
 class _Unread(StandIn):
-    """A class whose objects hold nothing we want: callbacks, configurations."""
+    """A class whose objects are not needed, such as callbacks: read as None."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
@@ -43,7 +43,7 @@ class _Unread(StandIn):
 
 
 class _TypeName(StandIn):
-    """A type that a file mentions, for example as the factory of a dictionary; its objects are refused."""
+    """A type, for example the factory of a defaultdict; its objects are refused."""
 
     def value(self) -> Any:
         raise UnpicklingError(f'Unsupported class {type(self).__module__}.{type(self).__name__}')
@@ -75,7 +75,7 @@ class _History(StandIn):
 
 
 class _Method(StandIn):
-    """``getattr``: a history names its statistics by it; they are known, so the answer is not needed."""
+    """``getattr``, with which a log history names its statistics; not needed, read as None."""
 
     def value(self) -> Any:
         return None
@@ -188,7 +188,7 @@ STAND_INS: list[Any] = [
 
 
 def rebuild(value: Any, seen: set[int] | None = None) -> Any:
-    """Replace stand-ins by what they stand for, inside dicts, lists and tuples; in place where possible."""
+    """Replace stand-ins by their values inside dicts, lists and tuples; in place where possible."""
     seen = set() if seen is None else seen
     if isinstance(value, StandIn):
         return value.value()

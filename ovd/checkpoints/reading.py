@@ -1,9 +1,8 @@
-"""Reading a checkpoint file without executing anything in it.
+"""Read a checkpoint file without executing anything in it.
 
-torch's weights-only reader lets a file build tensors and plain values only. Training checkpoints of mmengine
-also hold log histories, numpy arrays and numpy scalars. Their classes are not handed to the reader (a numpy
-dtype with forged flags corrupts memory); inert stand-ins are, which keep what the file says, and the values
-are rebuilt from that once the file has been read.
+torch's weights-only reader builds tensors and plain values only. Training checkpoints of mmengine also have
+log histories, numpy arrays and numpy scalars. Their classes are not given to the reader (a numpy dtype with
+forged flags corrupts memory) but replaced by inert stand-ins, from which the values are rebuilt afterwards.
 """
 
 import io
@@ -34,15 +33,15 @@ _DAMAGE = (RuntimeError, EOFError, LookupError, OSError, ValueError, TypeError, 
 
 
 class UnsafeCheckpointError(ValueError):
-    """A file that would have to execute code, or build objects, to be read."""
+    """Reading the file would execute code or build arbitrary objects."""
 
 
 def read_checkpoint(source: PathLike | IO[bytes], map_location: Any = None) -> Any:
     """Read a safetensors or PyTorch file without executing anything in it.
 
-    Besides tensors and plain values only log histories, numeric numpy arrays and numpy scalars are accepted.
+    Besides tensors and plain values, only log histories, numeric numpy arrays and numpy scalars are accepted.
     Config text that mmengine would execute on resuming (``meta.config``) is dropped. Of a TorchScript archive
-    the tensors are read, not the program.
+    only the tensors are read.
 
     Args:
         source: path, or an open binary file.
@@ -76,7 +75,7 @@ def _read(file: IO[bytes], name: str, map_location: Any) -> Any:
             f'{name}: refused, the file is {kind}; expected safetensors or a PyTorch checkpoint'
         )
     try:
-        # Whatever weights_only says, torch hands a TorchScript archive to its program loader.
+        # torch.load passes a TorchScript archive to its program loader even if weights_only=True.
         root = archive_root(file) if head.startswith(_ZIP_MAGIC) else None
         if root is not None:
             return read_tensors(file, root)
@@ -105,18 +104,18 @@ def _read_safetensors(file: IO[bytes], name: str, map_location: Any) -> dict[str
 def _refusal(name: str, error: Exception) -> str:
     text = ' '.join(str(error).split())
     found = re.search(r'(?:GLOBAL|function|but got|Unsupported class) (\S+)', text)
-    wanted = f'it asks for {found[1].rstrip(".,")}' if found else text[:200]
+    wanted = f'it contains {found[1].rstrip(".,")}' if found else text[:200]
     return (
-        f'{name}: refused, {wanted}, and only tensors and plain values are read; nothing in it was executed. '
-        'Convert the file to safetensors where it was made'
+        f'{name}: refused, {wanted}; only tensors and plain values are read, nothing was executed. '
+        'Convert the file to safetensors on a system that trusts it'
     )
 
 
 @contextmanager
 def _only_stand_ins() -> Iterator[None]:
-    """Exactly our allow-list, whatever other code has allowed in this process.
+    """Allow exactly our classes, regardless of what other code has allowed in this process.
 
-    ``torch.serialization.safe_globals`` would do, but torch 2.4 lacks it.
+    ``torch.serialization.safe_globals`` needs torch 2.5.
     """
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
@@ -129,13 +128,13 @@ def _only_stand_ins() -> Iterator[None]:
 
 
 def read_array_pickle(file: IO[bytes], name: str) -> Any:
-    """Read a pickle of lists, dicts and plain values of numeric numpy arrays.
+    """Read a pickle of numeric numpy arrays and plain values in lists and dicts.
 
     Args:
         file: an open binary file; pickles of any protocol.
-        name: for messages.
+        name: name of the file in messages.
     Raises:
-        UnsafeCheckpointError: the pickle asks for anything else (it is named); nothing in it was executed.
+        UnsafeCheckpointError: the pickle contains anything else; nothing in it was executed.
         ValueError: damaged or truncated.
     """
     try:
@@ -149,7 +148,7 @@ def read_array_pickle(file: IO[bytes], name: str) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Knows the stand-ins of arrays and nothing else."""
+    """Builds the stand-ins of arrays and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         full_name = f'{module}.{name}'.replace('__builtin__.', 'builtins.')

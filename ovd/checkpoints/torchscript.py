@@ -1,7 +1,7 @@
-"""Reading the tensors out of a TorchScript archive, without loading the program in it.
+"""Read the tensors of a TorchScript archive without loading its program.
 
-OpenAI published its CLIP weights as such archives. torch only offers to load the program; but the archive is
-a zip file with a pickle of module attributes and one raw file per storage, which is all the weights need.
+OpenAI published its CLIP weights as such archives, and torch can only load the program. But the archive is a
+zip file with a pickle of module attributes and one raw file per storage, which suffice for the weights.
 """
 
 import pickle
@@ -29,7 +29,7 @@ _DTYPES = {
 
 
 def archive_root(file: IO[bytes]) -> str | None:
-    """The folder inside a TorchScript archive that holds everything; None for another zip file.
+    """The root folder inside a TorchScript archive; None for another zip file.
 
     Raises:
         zipfile.BadZipFile: damaged or truncated.
@@ -41,16 +41,16 @@ def archive_root(file: IO[bytes]) -> str | None:
 
 
 def read_tensors(file: IO[bytes], root: str) -> dict[str, Tensor]:
-    """Parameters and buffers by their dotted names, as ``state_dict()`` of the module would name them.
+    """Parameters and buffers by the names of the module's ``state_dict()``.
 
     Raises:
-        UnpicklingError: the archive holds objects other than modules and tensors.
+        UnpicklingError: the archive contains objects other than modules and tensors.
         ValueError, RuntimeError, KeyError: damaged.
     """
     with zipfile.ZipFile(file) as archive:
         order = f'{root}byteorder'
         if order in archive.namelist() and archive.read(order) != b'little':
-            raise ValueError('big-endian archives are not read')
+            raise ValueError('big-endian archives are not supported')
         with archive.open(f'{root}data.pkl') as content:
             module = _ModuleUnpickler(content).load()
         if not isinstance(module, _Node):
@@ -73,7 +73,7 @@ class _TensorSpec(StandIn):
         return None
 
     def read(self, archive: zipfile.ZipFile, root: str, storages: dict[str, Tensor]) -> Tensor:
-        """The tensor, from the archive's raw files; ``storages`` holds those already read."""
+        """Read the tensor from the archive; ``storages`` caches the raw files."""
         (dtype, key), offset, size, stride = self.args[:4]
         if key not in storages:
             raw = bytearray(archive.read(f'{root}data/{key}'))
@@ -92,7 +92,7 @@ def _flatten(node: _Node, prefix: str) -> list[tuple[str, _TensorSpec]]:
 
 
 class _ModuleUnpickler(pickle.Unpickler):
-    """Knows modules, tensors and storages, none of which it builds."""
+    """Replaces modules and tensors by stand-ins, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == 'torch' and name in _DTYPES:

@@ -1,4 +1,4 @@
-"""What every conversion of a published checkpoint returns."""
+"""Result type of the conversions of published checkpoints."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ class Converted(NamedTuple):
 
     Attributes:
         tensors: our key -> tensor.
-        stripped: keys left out on purpose: the CLIP copy inside the checkpoint, which is not the detector's,
-            and weights that the published code never uses.
-        unmatched: keys without a counterpart here; nothing was done with them.
-        notes: lines that tell the user what the file holds and why keys were left out.
+        stripped: keys omitted on purpose: the copy of CLIP in the checkpoint, and weights that the published
+            code never uses.
+        unmatched: keys without a counterpart; ignored.
+        notes: lines for the user that describe the checkpoint and the omitted keys.
     """
 
     tensors: dict[str, Tensor]

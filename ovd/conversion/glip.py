@@ -1,4 +1,4 @@
-"""Key maps from GLIP's published checkpoints to ours: the format of mmdet, and the authors' own.
+"""Key maps from GLIP's published checkpoints, in mmdet's or the authors' format, to ours.
 
 Source of the key layouts: open-mmlab/mmdetection: configs/glip (converted files); microsoft/GLIP:
 maskrcnn_benchmark/modeling.
@@ -17,9 +17,9 @@ _TOWER = 'bbox_head.head.dyhead_tower.'
 _PROMPT = 'text_offset.rows'
 _LANGUAGE = r'bbox_head\.head\.mlm_head\.'
 
-# Left out on purpose: (pattern of their keys in mmdet's format, why).
+# Omitted on purpose: (pattern of keys in mmdet's format, reason).
 _UNUSED = [
-    (r'text\.model\.embeddings\.position_ids', 'numbers 0, 1, 2 ... that older versions of BERT kept'),
+    (r'text\.model\.embeddings\.position_ids', 'position indices stored by older versions of BERT'),
     (r'text\.model\.pooler\..+', "BERT's pooling layer, which GLIP never uses"),
     (_LANGUAGE + r'.+', 'the head of masked language modelling, which detection never uses'),
     (
@@ -27,8 +27,8 @@ _UNUSED = [
         "the projections that contrast regions with words of other images, which GLIPv2's training uses",
     ),
     (r'bbox_head\.head\.cls_logits\..+', 'a frozen convolution that the authors create and never use'),
-    (r'(bbox_head|rpn)\.(anchor_generator|resizer)\..+', 'anchors and settings, which are made anew'),
-    (r'resizer\..+', 'settings, which are made anew'),
+    (r'(bbox_head|rpn)\.(anchor_generator|resizer)\..+', 'anchors and settings, which are recomputed'),
+    (r'resizer\..+', 'settings, which are recomputed'),
 ]
 
 _PARTS = [
@@ -43,7 +43,7 @@ _PARTS = [
 ]
 
 # Parts of GLIPv2: the contrast between images, and the head of masked language modelling in the layout of
-# transformers, whose bias is there under two names.
+# transformers, which stores its bias under two names.
 _V2_PARTS = [
     (
         r'bbox_head\.(?:\w+\.)?shallow_contrastive_projection_image\.(.+)',
@@ -57,7 +57,7 @@ _V2_PARTS = [
     (_LANGUAGE + r'(?:predictions\.)?bias', r'language.decoder.bias'),
 ]
 
-# Names inside one element of the tower.
+# Names within an element of the tower.
 _ELEMENTS = [
     (r'b_attn\.attn\.v_proj\.(.+)', r'fuse.attention.query.\1'),
     (r'b_attn\.attn\.l_proj\.(.+)', r'fuse.attention.key.\1'),
@@ -87,7 +87,7 @@ _ELEMENTS = [
     (r'offset\.(.+)', r'dyhead.shifts.\1'),
 ]
 
-# The authors' names -> those of mmdet's format; '#N' counts from 2 there and from 0 here.
+# The authors' names -> mmdet's names; '#N' is a number counted from 2 there and from 0 here.
 _BLOCK = r'backbone\.body\.layers\.(\d+\.blocks\.\d+)'
 _MICROSOFT = [
     (r'backbone\.body\.patch_embed\.proj\.(.+)', r'backbone.patch_embed.projection.\1'),
@@ -103,13 +103,13 @@ _MICROSOFT = [
     (r'rpn\.(.+)', r'bbox_head.\1'),
     (r'language_backbone\.(.+)', r'language_model.language_backbone.\1'),
 ]
-_MICROSOFT_MARK = 'rpn.head.'
+_MICROSOFT_PREFIX = 'rpn.head.'
 
 
 def convert_glip(tensors: Mapping[str, Tensor], version: int = 1) -> Converted:
-    """Tensors of a GLIP checkpoint, shallow (A) or deep (B, C, T, L), in mmdet's format or the authors'.
+    """Convert a GLIP checkpoint, shallow (A) or deep (B, C, T, L), in mmdet's format or the authors'.
 
-    The numbers of attention heads are not in the file; the config says them. A tuned prompt, one row for each
+    The numbers of attention heads are not in the file but in the config. A tuned prompt, one row for each
     token of the sentence that it was tuned with, becomes the ``text_offset`` of a model with
     ``text.offset=True`` and the words of that sentence.
 
@@ -117,12 +117,12 @@ def convert_glip(tensors: Mapping[str, Tensor], version: int = 1) -> Converted:
         version: 2 keeps what only GLIPv2's training uses: the head of masked language modelling and the
             contrast between images, for ``GLIPv2`` with ``language`` and ``contrast``.
     Raises:
-        ValueError: not such a checkpoint.
+        ValueError: not a GLIP checkpoint.
     """
     clean = {key.removeprefix('module.'): key for key in tensors}
-    is_microsoft = any(key.startswith(_MICROSOFT_MARK) for key in clean)
+    is_microsoft = any(key.startswith(_MICROSOFT_PREFIX) for key in clean)
     if not is_microsoft and not any(key.startswith(_TOWER) for key in clean):
-        raise ValueError(f'not a GLIP checkpoint: no key begins with {_TOWER!r} or {_MICROSOFT_MARK!r}')
+        raise ValueError(f'not a GLIP checkpoint: no key begins with {_TOWER!r} or {_MICROSOFT_PREFIX!r}')
     is_deep = any('.b_attn.' in key for key in clean)
     converted: dict[str, Tensor] = {}
     stripped, unmatched = [], []
@@ -141,34 +141,34 @@ def convert_glip(tensors: Mapping[str, Tensor], version: int = 1) -> Converted:
             converted[target] = _reordered(target, tensors[original])
         else:
             converted[target] = tensors[original]
-    converted |= _window_places(converted)
+    converted |= _window_indices(converted)
     notes = [describe_glip(converted)]
     if _PROMPT in converted:
         notes.append(_trim_prompt(converted))
-    notes += [f'left out {count} tensors: {reason}' for reason, count in counts.items() if count]
+    notes += [f'omitted {count} tensors: {reason}' for reason, count in counts.items() if count]
     return Converted(converted, stripped, unmatched, tuple(notes))
 
 
 def convert_glipv2(tensors: Mapping[str, Tensor]) -> Converted:
-    """As ``convert_glip``, with what only GLIPv2's training uses."""
+    """Convert a GLIP checkpoint with the parts that only GLIPv2's training uses."""
     return convert_glip(tensors, version=2)
 
 
 def _trim_prompt(converted: dict[str, Tensor]) -> str:
-    """Keep the tuned rows of a prompt, or none; a line that tells of it.
+    """Keep the tuned rows of a prompt; return a line for the user.
 
     The file holds a row for every token that a sentence could have; those that no sentence had are zero.
     """
     rows = converted.pop(_PROMPT)
     tuned = rows.flatten(1).any(1).nonzero()
     if not len(tuned):
-        return 'left out 1 tensors: a prompt that was never tuned'
+        return 'omitted 1 tensor: a prompt that was never tuned'
     converted[_PROMPT] = rows[: int(tuned.max()) + 1].contiguous()
     return f'a tuned prompt of {len(converted[_PROMPT])} tokens, for text.offset=True and its own words'
 
 
 def describe_glip(converted: Mapping[str, Tensor]) -> str:
-    """The variant that converted tensors belong to, in words."""
+    """Describe the variant of converted tensors."""
     blocks = len({key.split('.')[2] for key in converted if key.startswith('bbox_head.blocks.')})
     kind = 'deep' if 'bbox_head.blocks.0.fuse.scale_text' in converted else 'shallow'
     width = converted['bbox_head.project_text.weight'].shape
@@ -177,10 +177,10 @@ def describe_glip(converted: Mapping[str, Tensor]) -> str:
 
 
 def _renamed(key: str, is_deep: bool) -> str | None:
-    """Our name of a key in mmdet's format."""
+    """Convert a key of mmdet's format to ours; None if unknown."""
     if key.startswith(_TOWER):
         index, _, rest = key.removeprefix(_TOWER).partition('.')
-        # A deep tower lists fusion, text layer and DyHead block one after the other.
+        # Elements of a deep tower: fusion, text layer, DyHead block, fusion, ...
         block = int(index) // 3 if is_deep else int(index)
         inner = _first_match(_ELEMENTS, rest)
         return None if inner is None else f'bbox_head.blocks.{block}.{inner}'
@@ -188,7 +188,7 @@ def _renamed(key: str, is_deep: bool) -> str | None:
 
 
 def _as_mmdet(key: str) -> str:
-    """A key of the authors' in mmdet's format."""
+    """Convert a key of the authors' format to mmdet's."""
     renamed = _first_match(_MICROSOFT, key) or key
     renamed = re.sub(r'#(\d)', lambda level: str(int(level[1]) - 2), renamed)
     renamed = re.sub(r'\.DyConv\.(\d)\.', r'.dyconvs.\1.', renamed)
@@ -196,23 +196,23 @@ def _as_mmdet(key: str) -> str:
 
 
 def _reordered(key: str, tensor: Tensor) -> Tensor:
-    """Merging weights of a Swin, whose neighbours come column by column and before the channels there."""
+    """Reorder Swin's patch merging weights: the authors store them by neighbour, column-wise."""
     if not re.fullmatch(r'backbone\.stages\.\d+\.downsample\.(reduction\.weight|norm\.(weight|bias))', key):
         return tensor
     neighbours = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
     return neighbours.transpose(-1, -2).flatten(-2).contiguous()
 
 
-def _window_places(converted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Where the bias tables of a Swin's windows have each pair of places, for files that leave it out."""
+def _window_indices(converted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Relative position indices of Swin's windows, for files without them."""
     found = {}
     for key, table in converted.items():
         target = key.removesuffix('bias_table') + 'index'
         if key.endswith('.relative_position_bias_table') and target not in converted:
             side = (math.isqrt(len(table)) + 1) // 2
             steps = torch.arange(side)
-            places = (steps[:, None] * (2 * side - 1) + steps).flatten()
-            found[target] = places[:, None] - places + places[-1]
+            positions = (steps[:, None] * (2 * side - 1) + steps).flatten()
+            found[target] = positions[:, None] - positions + positions[-1]
     return found
 
 

@@ -1,8 +1,8 @@
-"""GroupViT weights: the authors' layout and that of transformers, to ours and back.
+"""Convert GroupViT weights between the layouts of the authors, of transformers, and ours.
 
 Key names: NVlabs/GroupViT (a file's ``model`` entry) and huggingface/transformers (GroupViTModel); the map
 between the two is public in the latter's conversion script. Reading order: convert_groupvit, export_groupvit,
-transformers_config, then the tables, read from left to right and from right to left.
+transformers_config, then the tables of keys, which are used in both directions.
 """
 
 import re
@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..options import check_option
 from .converted import Converted
 
 LAYOUTS = ('nvlabs', 'transformers')
 
 
 def convert_groupvit(tensors: Mapping[str, Tensor]) -> Converted:
-    """Tensors of either layout under our keys; ``module.`` in front of all keys is taken off.
+    """Convert tensors of either layout to ours; a common prefix ``module.`` is removed.
 
     Raises:
-        ValueError: neither layout.
+        ValueError: another layout.
     """
     if all(key.startswith('module.') for key in tensors):
         tensors = {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
@@ -41,15 +42,14 @@ def convert_groupvit(tensors: Mapping[str, Tensor]) -> Converted:
 
 
 def export_groupvit(tensors: Mapping[str, Tensor], layout: str) -> Converted:
-    """Our tensors in the layout of the authors or of transformers.
+    """Convert our tensors to the layout of the authors or of transformers.
 
     Returns:
-        in ``stripped`` the keys that the layout has no place for.
+        tensors, with the keys that the layout does not have in ``stripped``.
     Raises:
-        ValueError: an unknown layout, or one that cannot hold these weights.
+        ValueError: an unknown layout, or one that does not support these weights.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f'layout {layout!r} is none of {LAYOUTS}')
+    check_option('layout', layout, LAYOUTS)
     wide = {
         match[0]
         for key in tensors
@@ -64,41 +64,40 @@ def export_groupvit(tensors: Mapping[str, Tensor], layout: str) -> Converted:
     lost = [key for key in unmatched if key.startswith(('image_', 'text_encoder.'))]
     if lost:
         raise ValueError(
-            f'the layout of {layout} has no place for {len(lost)} of {len(tensors)} tensors, the first is '
-            f'{lost[0]}: it holds ovd.GroupingTransformer and a text encoder of its own'
+            f'the layout of {layout} does not have {len(lost)} of {len(tensors)} tensors, such as {lost[0]}: '
+            'it supports ovd.GroupingTransformer with a text encoder only'
         )
     if layout == 'nvlabs':
         return Converted({key: _with_kernel(key, theirs[key]) for key in theirs}, [], unmatched)
     if wide:
-        raise ValueError('transformers knows no GroupViT whose stages differ in width')
+        raise ValueError('transformers does not support GroupViT stages of different widths')
     stripped = [key for key in ('multi_label_logit_scale',) if theirs.pop(key, None) is not None]
     renamed, left = _renamed(_split(theirs), _TRANSFORMERS)
     return Converted(renamed, stripped, unmatched + left)
 
 
 def transformers_config(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` that belongs to exported weights.
+    """Content of ``config.json`` for exported weights.
 
     Args:
-        model: the ``model`` section of a configuration, with all of the encoders' settings.
+        model: the ``model`` section of a config, with all settings of the encoders.
     Raises:
-        ValueError: transformers has no such model; the message says what differs.
+        ValueError: transformers does not support this model.
     """
     image, text = dict(model['image_encoder']), dict(model['text_encoder'])
     tokens, outputs = list(image['num_group_tokens']), list(image['num_output_groups'])
-    for what, values in (('widths', image['dims']), ('numbers of heads', image['num_heads'])):
-        if len(set(values)) > 1:
-            raise ValueError(f'transformers knows no GroupViT with several {what}: {tuple(values)}')
-    if tokens[:-1] != outputs:
-        raise ValueError(
-            f'transformers needs as many group tokens as output groups, got {tokens} and {outputs}'
-        )
     grouping, width = image.get('grouping') or {}, image['dims'][0]
     mlp_ratio = image.get('mlp_ratio', 4.0)
-    if grouping.get('cross_ratio', 4.0) != mlp_ratio:
-        raise ValueError(f'transformers needs grouping.cross_ratio to equal mlp_ratio, {mlp_ratio}')
-    if image.get('positions', 'simple') != 'simple' or not grouping.get('residual', True):
-        raise ValueError('transformers knows no GroupViT with fourier positions or without residual')
+    unsupported = {
+        f'several dims {tuple(image["dims"])}': len(set(image['dims'])) > 1,
+        f'several num_heads {tuple(image["num_heads"])}': len(set(image['num_heads'])) > 1,
+        f'num_group_tokens {tokens} that differ from num_output_groups {outputs}': tokens[:-1] != outputs,
+        'a grouping.cross_ratio that differs from mlp_ratio': grouping.get('cross_ratio', 4.0) != mlp_ratio,
+        'fourier positions': image.get('positions', 'simple') != 'simple',
+        'grouping.residual=False': not grouping.get('residual', True),
+    }
+    if found := [what for what, is_found in unsupported.items() if is_found]:
+        raise ValueError(f'transformers does not support a GroupViT with {" and ".join(found)}')
     return {
         'model_type': 'groupvit',
         'architectures': ['GroupViTModel'],
@@ -139,7 +138,7 @@ Rows = Iterable[tuple[str, str]]
 
 _TEXT_PARTS = ('token_embedding.{leaf}', 'positional_embedding', 'transformer.{rest}', 'ln_final.{leaf}')
 
-# Ours and NVlabs'. {i} and {b} are numbers, {leaf} is a last name, {rest} anything.
+# Our keys and NVlabs'. {i} and {b} are numbers, {leaf} is the last part of a key, {rest} any parts.
 _NVLABS = [
     ('logit_scale', 'logit_scale'),
     ('multi_label_logit_scale', 'multi_label_logit_scale'),
@@ -182,7 +181,7 @@ _NVLABS = [
     ),
 ]
 _PROJECTOR = ('image_encoder.stages.{i}.projector.', 'img_encoder.layers.{i}.group_projector.')
-# The projector between stages of one width, and between two widths.
+# The projector between stages of equal width, and between different widths.
 _NARROW = [
     (_PROJECTOR[0] + 'norm.{leaf}', _PROJECTOR[1] + '0.{leaf}'),
     (_PROJECTOR[0] + 'mix.{rest}', _PROJECTOR[1] + '1.{rest}'),
@@ -193,7 +192,7 @@ _WIDE = [
     (_PROJECTOR[0] + 'widen.0.{leaf}', _PROJECTOR[1] + '1.{leaf}'),
     (_PROJECTOR[0] + 'widen.1.{leaf}', _PROJECTOR[1] + '2.{leaf}'),
 ]
-# NVlabs' and transformers', after the joint projections of NVlabs' attention are split in three.
+# NVlabs' keys, after splitting the joint projections of attention into three, and transformers'.
 _TRANSFORMERS = [
     ('logit_scale', 'logit_scale'),
     ('img_encoder.pos_embed', 'vision_model.embeddings.position_embeddings'),
@@ -245,7 +244,7 @@ _ATTENTION = r'(img_encoder\.layers\.\d+\.blocks\.\d+|text_encoder\.transformer\
 
 
 def _renamed(tensors: Mapping[str, Tensor], rows: Rows) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors under the names in the right column, and the keys that match nothing in the left one."""
+    """Rename tensors from the left to the right column; return them and the unmatched keys."""
     patterns = [(re.compile(_pattern(source)), target) for source, target in rows]
     renamed, unmatched = {}, []
     for key, tensor in tensors.items():
@@ -263,7 +262,7 @@ def _pattern(template: str) -> str:
 
 
 def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """NVlabs' tensors with the rows of query, key and value of the self-attention apart."""
+    """Split the joint query, key and value projections of NVlabs' self-attention."""
     result = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(_ATTENTION + r'(?:qkv\.|in_proj_)(weight|bias)', key)
@@ -277,7 +276,7 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of ``_split``."""
+    """Inverse of ``_split``."""
     result = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(_ATTENTION + r'([qkv])_proj\.(weight|bias)', key)
@@ -286,14 +285,14 @@ def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         names = [f'{match[1]}.attn.{name}_proj.{match[3]}' for name in 'qkv']
         if any(name not in tensors for name in names):
-            raise ValueError(f'the attention of {match[1]} is not complete: expected query, key and value')
+            raise ValueError(f'attention {match[1]} lacks query, key or value')
         joint = 'qkv.' if key.startswith('img_') else 'in_proj_'
         result[f'{match[1]}.attn.{joint}{match[3]}'] = torch.cat([tensors[name] for name in names])
     return result
 
 
 def _without_kernel(key: str, tensor: Tensor) -> Tensor:
-    """A 1 x 1 convolution of a projection head as a linear layer."""
+    """Convert a 1 x 1 convolution of a projection head to a linear layer."""
     return tensor.squeeze(-1) if re.fullmatch(r'\S+_projection\.fc\d\.weight', key) else tensor
 
 

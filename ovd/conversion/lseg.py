@@ -12,13 +12,13 @@ from torch import Tensor
 from .converted import Converted
 
 _PREFIX = 'net.'
-_MARK = 'scratch.head1.weight'
+_REQUIRED_KEY = 'scratch.head1.weight'
 
-# Left out on purpose: (pattern of their keys, why).
+# Omitted on purpose: (pattern of keys, reason).
 _UNUSED = [
     (
         r'clip_pretrained\..+',
-        'the copy of CLIP; its text half is the published one, words come in as vectors',
+        'the copy of CLIP; text embeddings are computed with the published model',
     ),
     (r'pretrained\.model\.(fc_)?norm\..+', 'the final norm of the ViT, which LSeg computes and never uses'),
     (r'pretrained\.model\.head(_dist)?\..+', 'the ImageNet classifier of the ViT'),
@@ -49,20 +49,19 @@ _RULES = [
 
 
 def convert_lseg(tensors: Mapping[str, Tensor]) -> Converted:
-    """Tensors of an LSeg checkpoint: ViT or ResNet, fixed labels or zero-shot, with or without a
-    regularisation block.
+    """Convert an LSeg checkpoint: ViT or ResNet, fixed labels or zero-shot.
 
-    The kind of that block, its depth and its activation are not in the file, nor are the labels and the
-    temperature; the config says them.
+    Labels, temperature, and kind, depth and activation of the regularisation block are not in the file but in
+    the config.
 
     Args:
-        tensors: the ``state_dict`` of a Lightning checkpoint, or the same without the prefix ``net.``.
+        tensors: the ``state_dict`` of a Lightning checkpoint, with or without the prefix ``net.``.
     Raises:
-        ValueError: not such a checkpoint.
+        ValueError: not an LSeg checkpoint.
     """
-    prefix = _PREFIX if _PREFIX + _MARK in tensors else ''
-    if prefix + _MARK not in tensors:
-        raise ValueError(f'not an LSeg checkpoint: {_PREFIX + _MARK!r} is not in it')
+    prefix = _PREFIX if _PREFIX + _REQUIRED_KEY in tensors else ''
+    if prefix + _REQUIRED_KEY not in tensors:
+        raise ValueError(f'not an LSeg checkpoint: {_PREFIX + _REQUIRED_KEY!r} is not in it')
     converted: dict[str, Tensor] = {}
     stripped, unmatched = [], []
     counts = dict.fromkeys(reason for _, reason in _UNUSED)
@@ -78,17 +77,17 @@ def convert_lseg(tensors: Mapping[str, Tensor]) -> Converted:
         else:
             unmatched.append(key)
     notes = [describe_lseg(converted)]
-    notes += [f'left out {count} tensors: {reason}' for reason, count in counts.items() if count]
+    notes += [f'omitted {count} tensors: {reason}' for reason, count in counts.items() if count]
     return Converted(converted, stripped, unmatched, tuple(notes))
 
 
 def describe_lseg(converted: Mapping[str, Tensor]) -> str:
-    """The variant that converted tensors belong to, in words."""
+    """Describe the variant of converted tensors."""
     if 'backbone.vit.patch_embed.proj.weight' in converted:
         weight = converted['backbone.vit.patch_embed.proj.weight']
         depth = len({key.split('.')[3] for key in converted if key.startswith('backbone.vit.blocks.')})
-        places = converted['backbone.vit.pos_embed'].shape[1] - 1
-        side = round(places**0.5) * weight.shape[-1]
+        positions = converted['backbone.vit.pos_embed'].shape[1] - 1
+        side = round(positions**0.5) * weight.shape[-1]
         trunk = f'ViT of width {weight.shape[0]}, {depth} blocks, patch {weight.shape[-1]}, image size {side}'
     else:
         depths = [
@@ -108,6 +107,6 @@ def describe_lseg(converted: Mapping[str, Tensor]) -> str:
 def _renamed(key: str) -> str | None:
     for pattern, target in _RULES:
         if match := re.fullmatch(pattern, key):
-            # '#N' is the number of a level, counted from 1 there and from 0 here.
+            # '#N' is the index of a level, counted from 1 there and from 0 here.
             return re.sub(r'#(\d)', lambda level: str(int(level[1]) - 1), match.expand(target))
     return None

@@ -27,19 +27,17 @@ _DETPRO_BACKGROUND = ('roi_head.bg_embedding.weight', 'roi_head.bg_embedding.bia
 
 
 def convert_detpro(tensors: Mapping[str, Tensor]) -> Converted:
-    """Tensors of a DetPro or ViLD* checkpoint (single-stage head, with or without the image branch).
+    """Convert a DetPro or ViLD* checkpoint (single-stage head, with or without the image branch).
 
-    Weights that such training starts from (SoCo: trunk, but neither projection nor background) convert too.
-    The background vector is weight + bias of a linear layer on a constant 1; we keep the sum. The class
-    vectors are not in the file; they come from a prompt file.
+    Also converts the initial weights of such training (SoCo: trunk without projection and background). The
+    background vector is weight + bias of a linear layer on a constant 1; the sum is stored. The text
+    embeddings are not in the file but in a prompt file.
 
     Raises:
         ValueError: a cascade checkpoint, or a file without this head.
     """
     if any(re.match(r'roi_head\.bbox_head\.\d+\.', key) for key in tensors):
-        raise ValueError(
-            'this is a cascade checkpoint (roi_head.bbox_head.0...); only single-stage heads convert'
-        )
+        raise ValueError('cascade checkpoints (roi_head.bbox_head.0...) are not supported')
     missing = [key for key in _DETPRO_BACKGROUND if key not in tensors]
     is_start = any(key.startswith(f'{_HEAD}shared_') for key in tensors) and not any(
         key.startswith('roi_head.projection') for key in tensors
@@ -58,19 +56,19 @@ def convert_detpro(tensors: Mapping[str, Tensor]) -> Converted:
     if not missing:
         weight, bias = (tensors[key] for key in _DETPRO_BACKGROUND)
         converted[_HEAD + 'classifier.background'] = weight[:, 0] + bias
-    notes = (f'left out {len(stripped)} tensors: the copy of CLIP',) if stripped else ()
+    notes = (f'omitted {len(stripped)} tensors: the copy of CLIP',) if stripped else ()
     return Converted(converted, stripped, unmatched, notes)
 
 
 def convert_detpro_prompts(prompts: Tensor, vocabulary: Vocabulary) -> TextEmbeddings:
-    """Class vectors of a DetPro prompt file.
+    """Convert a DetPro prompt file to text embeddings.
 
     Args:
-        prompts: [K, D] or [K, 1, D], in the order of the vocabulary, of any length; a last row beyond K is
-            DetPro's background prompt, which its detector does not use, and is left out.
+        prompts: [K, D] or [K, 1, D], in the order of the vocabulary, of any length; row K + 1, DetPro's
+            background prompt, is omitted, because its detector does not use it.
         vocabulary: K classes.
     Raises:
-        ValueError: another shape; the message names it.
+        ValueError: another shape.
     """
     shape, count = tuple(prompts.shape), len(vocabulary)
     if prompts.dim() == 3 and shape[1] == 1:
@@ -99,54 +97,49 @@ _BATCH_NORM = {
 def convert_tf_box_head(
     variables: Mapping[str, Tensor], roi_feat_size: tuple[int, int], num_convs: int = 4, num_fcs: int = 2
 ) -> Converted:
-    """Variables of the official TensorFlow box head, under our keys of ``ViLDBBoxHead``.
+    """Convert the variables of the official TensorFlow box head to those of ``ViLDBBoxHead``.
 
-    Layouts change: convolutions HWIO -> OIHW, fully connected (in, out) -> (out, in), the input rows of the
-    first one from (h, w, c) to (c, h, w), boxes (dy, dx, dh, dw) -> (dx, dy, dw, dh). A convolution's
-    bias ends in the mean of the normalisation that follows it, which is the same function. The class kernel
-    is a text matrix and therefore not part of our checkpoints.
+    Layouts: convolutions HWIO -> OIHW, fully connected (in, out) -> (out, in), the input of the first one
+    from (h, w, c) to (c, h, w), boxes (dy, dx, dh, dw) -> (dx, dy, dw, dh). The bias of a convolution is
+    subtracted from the mean of the following normalisation, which is equivalent. The class kernel is a matrix
+    of text embeddings and omitted.
 
     Args:
         variables: name without the scope (``conv_0/kernel``, ``fc6/bias``, ...) -> value.
         roi_feat_size: (h, w) of the pooled features.
         num_convs, num_fcs: depth of the trunk.
     Raises:
-        KeyError: a variable is missing; the message names it.
+        KeyError: a variable is missing.
     """
     left = dict(variables)
     tensors: dict[str, Tensor] = {}
 
-    def take(name: str) -> Tensor:
-        if name not in left:
-            raise KeyError(f'variable {name!r} is not in the TensorFlow box head')
-        return left.pop(name)
-
     def dense(source: str, target: str) -> None:
-        tensors[f'{target}.weight'] = take(f'{source}/kernel').T.contiguous()
-        tensors[f'{target}.bias'] = take(f'{source}/bias')
+        tensors[f'{target}.weight'] = left.pop(f'{source}/kernel').T.contiguous()
+        tensors[f'{target}.bias'] = left.pop(f'{source}/bias')
 
     def trunk(prefix: str, target: str, first_norm: int) -> None:
         for i in range(num_convs):
             name, ours = f'{prefix}conv_{i}', f'{target}.convs.{i}'
-            tensors[f'{ours}.conv.weight'] = take(f'{name}/kernel').permute(3, 2, 0, 1).contiguous()
+            tensors[f'{ours}.conv.weight'] = left.pop(f'{name}/kernel').permute(3, 2, 0, 1).contiguous()
             norm(first_norm + i, f'{ours}.bn')
-            tensors[f'{ours}.bn.running_mean'] = tensors[f'{ours}.bn.running_mean'] - take(f'{name}/bias')
+            tensors[f'{ours}.bn.running_mean'] = tensors[f'{ours}.bn.running_mean'] - left.pop(f'{name}/bias')
         for i in range(num_fcs):
             dense(f'{prefix}fc{6 + i}', f'{target}.fcs.{i}')
             norm(first_norm + num_convs + i, f'{target}.fc_norms.{i}')
         first = tensors[f'{target}.fcs.0.weight']
         height, width = roi_feat_size
-        by_place = first.unflatten(1, (height, width, -1))
-        tensors[f'{target}.fcs.0.weight'] = by_place.permute(0, 3, 1, 2).flatten(1).contiguous()
+        by_position = first.unflatten(1, (height, width, -1))
+        tensors[f'{target}.fcs.0.weight'] = by_position.permute(0, 3, 1, 2).flatten(1).contiguous()
 
     def norm(index: int, target: str) -> None:
         name = f'batch_normalization_{index}' if index else 'batch_normalization'
         for theirs, ours in _BATCH_NORM.items():
-            tensors[f'{target}.{ours}'] = take(f'{name}/{theirs}')
+            tensors[f'{target}.{ours}'] = left.pop(f'{name}/{theirs}')
 
     trunk('', 'trunk', 0)
     dense('project-to-clip', 'classifier.project')
-    tensors['classifier.background'] = take('background-class-predict/kernel')[:, 0]
+    tensors['classifier.background'] = left.pop('background-class-predict/kernel')[:, 0]
     dense('box-predict', 'fc_reg')
     order = torch.tensor([1, 0, 3, 2])
     tensors['fc_reg.weight'] = tensors['fc_reg.weight'][order]

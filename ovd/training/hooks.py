@@ -1,4 +1,4 @@
-"""Hooks of a training run: checkpoints that survive a kill, and resuming exactly where they were written."""
+"""Training hooks: checkpoints that are safe against interruption, and exact resuming."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ LATEST = 'latest.pth'
 
 
 def find_latest(work_dir: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint of a run: ``latest.pth``, else what ``last_checkpoint`` names, else None."""
+    """Path of the newest checkpoint: ``latest.pth``, or that named in ``last_checkpoint``, or None."""
     folder = Path(work_dir)
     latest = folder / LATEST
     if latest.exists():
@@ -39,10 +39,10 @@ def find_latest(work_dir: str | os.PathLike[str]) -> Path | None:
 
 @HOOKS.register_module()
 class CheckpointHook(MMEngineCheckpointHook):
-    """mmengine's hook, made safe against a kill at any moment.
+    """mmengine's hook, but safe against interruption at any moment.
 
     The new checkpoint is written (atomically) before an old one is removed, and ``latest.pth`` in the work
-    directory always names a complete one. Arguments are mmengine's.
+    directory always links to a complete one. Arguments are those of mmengine's hook.
     """
 
     def before_train(self, runner: Any) -> None:
@@ -76,7 +76,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         if not is_main_process():
             return
         work_dir = Path(runner.work_dir)
-        _point(work_dir / LATEST, Path(self.last_ckpt))
+        _link(work_dir / LATEST, Path(self.last_ckpt))
         _write_text(work_dir / 'last_checkpoint', self.last_ckpt)
         for old_step in outdated:
             old = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old_step))
@@ -109,8 +109,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.best_ckpt_path_dict.update(paths)
 
 
-def _point(link: Path, target: Path) -> None:
-    """Make ``link`` name ``target`` in one step; where links are not possible, make it a copy."""
+def _link(link: Path, target: Path) -> None:
+    """Atomically make ``link`` a symbolic link to ``target``, or a copy if links are not possible."""
     with atomic_path(link) as temporary:
         temporary.unlink()
         try:
@@ -126,13 +126,12 @@ def _write_text(path: Path, text: str) -> None:
 
 @HOOKS.register_module()
 class RepeatableHook(Hook):
-    """Makes a training run a function of its seed alone, however often it is interrupted and resumed.
+    """Makes a training run depend on its seed only, no matter how often it is interrupted and resumed.
 
-    The generators are seeded anew for every iteration, by (seed, rank, iteration), and for every sample that
-    is loaded, by (seed, its place in the sequence that the samplers of all processes share). So a resumed
-    run, or one with another number of loader workers, sees the same augmentations and makes the same draws as
-    an undisturbed one; no generator state needs to be stored; and a sample is augmented alike on any number
-    of processes.
+    The generators are seeded for every iteration with (seed, rank, iteration), and for every loaded sample
+    with (seed, its position in the common sequence of the samplers of all processes). A resumed run, or one
+    with another number of loader workers, therefore has the same random numbers as an uninterrupted one,
+    without stored generator states, and augmentations do not depend on the number of processes.
     """
 
     priority = 'VERY_HIGH'
@@ -140,11 +139,11 @@ class RepeatableHook(Hook):
     def before_train(self, runner: Any) -> None:
         loader = runner.train_dataloader
         seed = runner.seed
-        # Creating a loader's iterator draws from the global generator unless the loader has its own.
+        # Without a generator of its own, a loader draws from the global one when it is iterated.
         loader.generator = torch.Generator()
         loader.generator.manual_seed(seed)
         if isinstance(loader.dataset, IterableDataset):
-            _place_stream(loader, seed)
+            _seed_stream(loader, seed)
             return
         batch_sampler = loader.batch_sampler
         if batch_sampler is None or not hasattr(batch_sampler, 'sampler'):
@@ -160,9 +159,9 @@ class RepeatableHook(Hook):
 
 @HOOKS.register_module()
 class MeanLossHook(Hook):
-    """Makes the logged losses those of the whole batch: the mean over all processes."""
+    """Averages the logged losses over all processes."""
 
-    priority = 'HIGHEST'  # before mmengine's hook notes them
+    priority = 'HIGHEST'  # before mmengine's logging hook
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -177,7 +176,7 @@ class MeanLossHook(Hook):
 
 
 def _all_agree(names: Sequence[str]) -> bool:
-    """Whether every process has the same names; a loss that only some have is left alone."""
+    """Whether all processes have the same names; otherwise losses are not averaged."""
     number = crc32(' '.join(names).encode())
     extremes = torch.tensor([number, -number])
     all_reduce(extremes, op='max')
@@ -186,10 +185,10 @@ def _all_agree(names: Sequence[str]) -> bool:
 
 @HOOKS.register_module()
 class PromptOffsetHook(Hook):
-    """Writes the tuned prompt of a GLIP at the end of its training, beside the whole checkpoints.
+    """Saves the tuned prompt of a GLIP after training, in addition to the checkpoints.
 
     Args:
-        filename: in the work directory.
+        filename: name of the file in the work directory.
     """
 
     def __init__(self, filename: str = 'prompt.safetensors') -> None:
@@ -203,12 +202,12 @@ class PromptOffsetHook(Hook):
             runner.logger.info(f'Tuned prompt: {path}')
 
 
-def _place_stream(loader: Any, seed: int) -> None:
-    """Let a stream seed its samples itself, and skip and count epochs where loops look for that: the sampler.
+def _seed_stream(loader: Any, seed: int) -> None:
+    """Set the seed of an iterable data set, and connect its methods to the loader's (dummy) sampler.
 
-    The sampler of such a loader is a dummy of torch's. What the stream offers is taken: ``seed``, a method
-    ``skip(num_samples, batch_size)`` for this process's samples that a resumed run has seen, and
-    ``set_epoch(epoch)``.
+    mmengine's loops call ``skip`` and ``set_epoch`` of the sampler. Optional attributes of the data set:
+    ``seed``; ``skip(num_samples, batch_size)``, to skip the samples of this process that a resumed run has
+    seen; ``set_epoch(epoch)``.
     """
     stream = loader.dataset
     if hasattr(stream, 'seed'):
@@ -220,19 +219,19 @@ def _place_stream(loader: Any, seed: int) -> None:
 
 
 def _set_sampler_seed(sampler: Any, seed: int) -> None:
-    """A resumed run takes its seed from the checkpoint, after the sampler was built with another."""
+    """Set the seed of a sampler: a resumed run reads its seed from the checkpoint after building it."""
     if hasattr(sampler, 'seed'):
         sampler.seed = seed
 
 
 class _NumberedIndex(int):
-    """A sample's index that remembers how many samples its sampler gave before it."""
+    """Index of a sample, with its position in the sequence of the sampler."""
 
     number: int
 
 
 class _NumberedSampler:
-    """Yields the indices of ``sampler`` as numbered ones; everything else is the sampler's own."""
+    """Wraps a sampler to yield numbered indices."""
 
     def __init__(self, sampler: Any) -> None:
         self._sampler = sampler
@@ -263,7 +262,7 @@ class _NumberedSampler:
 
 
 class _SeededFetch:
-    """Loads a batch of samples (torch's ``__getitems__`` protocol), each with generators of its own."""
+    """Loads a batch of samples (torch's ``__getitems__`` protocol), seeding the generators for each."""
 
     def __init__(self, dataset: Any, seed: int, rank: int, world_size: int) -> None:
         self.dataset = dataset
@@ -277,8 +276,8 @@ class _SeededFetch:
 
     def _load(self, index: int) -> Any:
         if isinstance(index, _NumberedIndex):
-            # Samplers deal one common sequence to the processes in turn; this is the place in it.
-            place = index.number * self.world_size + self.rank
-            seed_generators(self.seed, 0, place)
+            # Samplers distribute one common sequence over the processes in turn.
+            position = index.number * self.world_size + self.rank
+            seed_generators(self.seed, 0, position)
             index = int(index)
         return self.dataset[index]

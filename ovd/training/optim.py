@@ -1,4 +1,4 @@
-"""Mixed precision on any device; rates and decays by the names of the parameters."""
+"""Mixed precision on any device; learning rate and weight decay by parameter name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ from ..registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 class BFloat16OptimWrapper(OptimWrapper):
     """Run the forward pass under bfloat16 autocast; weights, gradients and the optimizer stay float32.
 
-    bfloat16 has float32's range, so losses need no scaling. mmengine's ``AmpOptimWrapper`` refuses to be
-    built without an accelerator; this one works on CPU as well. Arguments are those of ``OptimWrapper``.
+    bfloat16 has the range of float32, so losses need no scaling. Unlike mmengine's ``AmpOptimWrapper``, this
+    works on a CPU, too. Arguments are those of ``OptimWrapper``.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast on the device the model's parameters live on."""
+        """Autocast on the device of the model's parameters."""
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
             yield
@@ -29,19 +29,19 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class NamedGroupsConstructor(DefaultOptimWrapperConstructor):
-    """Groups parameters by rate and decay, where several rules may apply to one; frozen ones are left out.
+    """Groups trainable parameters by learning rate and weight decay; several rules may apply to one.
 
-    mmengine's own constructor forgets the rule for biases where one of ``custom_keys`` applies, and leaves
-    the biases of norms out of it. Here the factors of all rules are multiplied.
+    mmengine's constructor ignores the rule for biases if one of ``custom_keys`` applies, and for biases of
+    norms. Here the factors of all matching rules are multiplied.
 
     Args:
         optim_wrapper_cfg: as mmengine's.
-        paramwise_cfg: ``custom_keys``, beginnings of names -> ``lr_mult`` and ``decay_mult``; and
-            ``bias_lr_mult`` and ``bias_decay_mult``, for names whose last part contains 'bias'.
+        paramwise_cfg: ``custom_keys``, name prefixes -> ``lr_mult`` and ``decay_mult``; and ``bias_lr_mult``
+            and ``bias_decay_mult``, for names whose last part contains 'bias'.
     Raises:
-        ValueError: another setting, or a beginning that no parameter has.
+        ValueError: another setting, or a prefix that matches no parameter.
 
-    Source: the solver of microsoft/GLIP, for what counts as a bias.
+    Source: the solver of microsoft/GLIP, for the definition of a bias.
     """
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, **kwargs: Any) -> None:
@@ -54,7 +54,7 @@ class NamedGroupsConstructor(DefaultOptimWrapperConstructor):
         named = dict(module.named_parameters())
         for start in rules:
             if not any(name.startswith(start) for name in named):
-                raise ValueError(f'no parameter has a name that begins with {start!r}, a key of custom_keys')
+                raise ValueError(f'custom_keys: no parameter name begins with {start!r}')
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in named.items():
             if parameter.requires_grad:
@@ -64,4 +64,6 @@ class NamedGroupsConstructor(DefaultOptimWrapperConstructor):
                 for rule in factors:
                     rate, decay = rate * rule.get('lr_mult', 1.0), decay * rule.get('decay_mult', 1.0)
                 groups.setdefault((rate, decay), []).append(parameter)
-        params += [{'params': own, 'lr': lr, 'weight_decay': decay} for (lr, decay), own in groups.items()]
+        params += [
+            {'params': group, 'lr': lr, 'weight_decay': decay} for (lr, decay), group in groups.items()
+        ]

@@ -93,7 +93,7 @@ def test_every_key_is_accounted_for() -> None:
     ('changes', 'message'),
     [
         ({'image_encoder': WIDE}, r'\(16.*24.*24\)'),
-        ({'image_encoder': {'num_group_tokens': (6, 4, 0)}}, 'as many group tokens as output groups'),
+        ({'image_encoder': {'num_group_tokens': (6, 4, 0)}}, 'num_group_tokens'),
         ({'image_encoder': {'grouping': {'cross_ratio': 2.0}}}, r'cross_ratio.*mlp_ratio'),
         ({'image_encoder': {'positions': 'fourier'}}, 'fourier'),
     ],

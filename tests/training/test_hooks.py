@@ -15,7 +15,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ovd.training import hooks
-from ovd.training.hooks import _NumberedSampler, _point, _SeededFetch
+from ovd.training.hooks import _link, _NumberedSampler, _SeededFetch
 
 
 class Draws(Dataset[tuple[int, float, float, float]]):
@@ -125,7 +125,7 @@ def test_the_latest_checkpoint_is_named_in_one_step(
         monkeypatch.setattr(Path, 'symlink_to', refuse)
     for step in (1, 2):
         (tmp_path / f'iter_{step}.pth').write_text(str(step))
-        _point(tmp_path / 'latest.pth', tmp_path / f'iter_{step}.pth')
+        _link(tmp_path / 'latest.pth', tmp_path / f'iter_{step}.pth')
         assert (tmp_path / 'latest.pth').read_text() == str(step)
     assert (tmp_path / 'latest.pth').is_symlink() == has_links
     assert sorted(os.listdir(tmp_path)) == ['iter_1.pth', 'iter_2.pth', 'latest.pth']
@@ -134,6 +134,6 @@ def test_the_latest_checkpoint_is_named_in_one_step(
 def test_a_work_directory_can_be_moved(tmp_path: Path) -> None:
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'iter_1.pth').write_text('1')
-    _point(tmp_path / 'run' / 'latest.pth', tmp_path / 'run' / 'iter_1.pth')
+    _link(tmp_path / 'run' / 'latest.pth', tmp_path / 'run' / 'iter_1.pth')
     shutil.move(tmp_path / 'run', tmp_path / 'moved')
     assert hooks.find_latest(tmp_path / 'moved') == tmp_path / 'moved' / 'latest.pth'

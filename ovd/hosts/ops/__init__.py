@@ -1,8 +1,8 @@
-"""mmcv's compiled operators on torchvision and torch, for CPU and CUDA, under their compiled names.
+"""mmcv's compiled operators, implemented with torch and torchvision for CPU and CUDA.
 
-``OPERATORS`` fills the module ``mmcv._ext`` (see :mod:`ovd.hosts.import_hooks`). mmcv's own Python wrappers,
-with their checks and autograd functions, stay in use; as in the compiled module, most operators write to
-buffers which the caller allocated.
+``OPERATORS`` is the content of the module ``mmcv._ext`` (see :mod:`ovd.hosts.import_hooks`). mmcv's Python
+wrappers, with their checks and autograd functions, stay in use. As in the compiled module, most operators
+write to buffers that the caller allocates.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ REMEDY = (
 
 
 def compiler() -> str:
-    """Answer mmcv's questions for its compilers."""
+    """Result of mmcv's ``get_compiler_version``."""
     return 'none (operators by ovd)'
 
 
@@ -62,9 +62,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 
 
 def missing_operator(name: str) -> Callable[..., NoReturn]:
-    """A callable that refuses to run, for an operator we do not provide.
+    """A function that raises when called, for an operator that we do not provide.
 
-    mmcv looks up all its operators when it is imported, so only a call may fail.
+    mmcv looks up all its operators on import, so the look-up must not fail.
     """
     if name.startswith('__'):
         raise AttributeError(f'mmcv._ext has no attribute {name!r}')

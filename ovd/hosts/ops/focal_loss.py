@@ -1,7 +1,7 @@
 """Sigmoid and softmax focal loss with their gradients, per element.
 
-Source: Lin et al., ICCV 2017, Eq. 5. ``weight`` holds a factor per label, or nothing; a row whose label is
-not a class (background) has factor 1.
+Source: Lin et al., ICCV 2017, Eq. 5. ``weight`` holds a factor per label, or is empty; background rows have
+factor 1.
 """
 
 import torch

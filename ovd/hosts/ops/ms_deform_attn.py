@@ -1,6 +1,6 @@
-"""Multi-scale deformable attention: mmcv's own torch formula behind the compiled operator's signature.
+"""Multi-scale deformable attention: mmcv's torch implementation, with the signature of the compiled operator.
 
-mmcv calls the operator for CUDA tensors only; on the CPU it uses the formula itself.
+mmcv calls the operator for CUDA tensors only; on the CPU it uses its torch implementation directly.
 """
 
 import torch

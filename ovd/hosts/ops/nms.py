@@ -1,7 +1,7 @@
-"""Non-maximum suppression: hard, soft, and with the suppressed boxes kept as groups.
+"""Non-maximum suppression: hard, soft, and with groups of suppressed boxes.
 
-mmcv's wrappers build ``batched_nms``, ``score_threshold`` and ``max_num`` on these. Equal scores: hard
-suppression prefers the lower index; mmcv's compiled code leaves the order of equal scores open.
+mmcv's wrappers implement ``batched_nms``, ``score_threshold`` and ``max_num`` with these. Among equal scores,
+hard NMS prefers the lower index; mmcv's compiled code does not define their order.
 """
 
 import numpy as np
@@ -49,7 +49,7 @@ def softnms(
         dets: [N, 5] buffer; its first M rows receive boxes and new scores, best first.
         iou_threshold: overlap from which on the naive and linear methods act.
         sigma: width of the gaussian method, ``exp(-iou ** 2 / sigma)``.
-        min_score: a box whose score falls below is dropped; the best of all never is.
+        min_score: boxes with lower new scores are dropped, except the best one.
         method: 0 naive (weight 0), 1 linear (weight 1 - iou), 2 gaussian.
         offset: as in :func:`nms`.
     Returns:

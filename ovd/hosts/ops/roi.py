@@ -1,7 +1,7 @@
 """RoIAlign (average and maximum) and RoIPool, forward and backward.
 
-Averages come from torchvision. The two maxima differ from torchvision's in what they take the maximum of, so
-they are written here: each takes one sample of every bin at a time, for all regions and channels at once.
+Averages are computed by torchvision. The two maxima, over other samples than torchvision's, are implemented
+here: one sample of every bin at a time, for all regions and channels at once.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from .precision import full_precision
 
 _MAX_POOL = 0
-_NO_SAMPLE = -10000.0  # what mmcv's maximum gives for a region without extent
+_NO_SAMPLE = -10000.0  # mmcv's maximum of an empty region
 
 
 def roi_align_forward(

@@ -1,4 +1,4 @@
-"""Files: atomic writes and content hashes, shared by everything that puts bytes on disk."""
+"""Atomic writes, content hashes, and the check that a file exists."""
 
 import hashlib
 import json
@@ -47,6 +47,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_file(path: str | os.PathLike[str], what: str = 'file') -> None:
+    """Raise FileNotFoundError unless ``path`` is a file; ``what`` describes it in the message."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{what} {path} does not exist')
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> None:

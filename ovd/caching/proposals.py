@@ -6,7 +6,6 @@ Source: ViLD, ICLR 2022, Sec. 3.2: proposals of a network trained on base classe
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from torchvision.ops import box_iou, nms
 
 from ..checkpoints.loading import load_for_inference, load_tensors
 from ..config import load_config
-from ..files import sha256_file, sha256_json
+from ..files import require_file, sha256_file, sha256_json
 from ..regions.proposal_files import ProposalTable, read_proposals
 from ..registry import MODELS
 
@@ -52,10 +51,11 @@ class Proposals:
         nms: float | None = 0.7,
         min_side: float = 8.0,
     ):
-        if table is not None and detector is not None:
-            raise ValueError('proposals come from a file or from a config and checkpoint, not both')
-        if table is None and detector is None and ground_truth is None:
-            raise ValueError('proposals need a file, or a config and checkpoint, or ground_truth=True')
+        num_sources = (table is not None) + (detector is not None)
+        if num_sources > 1 or (num_sources == 0 and ground_truth is None):
+            raise ValueError(
+                'proposals need a file, or a config and checkpoint (not both), or ground_truth=True'
+            )
         self.table, self.detector, self.ground_truth = table, detector, ground_truth or {}
         self.top = top if table is not None or detector is not None else 0
         self.nms, self.min_side = nms, min_side
@@ -234,11 +234,8 @@ def build_proposals(
     file, config, checkpoint = (section.get(key) for key in ('file', 'config', 'checkpoint'))
     if (config is None) != (checkpoint is None):
         raise ValueError(f'proposals need both config and checkpoint, got {config} and {checkpoint}')
-    if checkpoint is not None and not Path(checkpoint).exists():
-        raise FileNotFoundError(
-            f'proposals: checkpoint {checkpoint} does not exist; train the network first: '
-            f'python tools/train.py {config}'
-        )
+    if checkpoint is not None:
+        require_file(checkpoint, f'checkpoint of the proposal network {config}')
     rules = {key: section[key] for key in ('top', 'nms', 'min_side') if key in section}
     return Proposals(
         table=None if file is None else read_proposals(file, image_ids),

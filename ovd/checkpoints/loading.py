@@ -8,8 +8,9 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from ..files import require_file
 from .comparing import LoadReport, compare, dry_run_load
-from .reading import PathLike, read_checkpoint, require_file
+from .reading import PathLike, read_checkpoint
 from .shards import is_index, load_shards
 
 _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'module')
@@ -36,15 +37,13 @@ def load_tensors(path: PathLike, device: str | torch.device = 'cpu') -> dict[str
             break
         found, trail = found[inner], f'{trail}[{inner!r}]'
     where = f'{path}{trail}'
-    if not isinstance(found, dict):
-        raise ValueError(f'{where}: expected named tensors, found {type(found).__name__}')
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f'{where}: expected named tensors, found {found!r:.40}')
     tensors = {}
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(f'{where}: expected named tensors, found {type(value).__name__} under {key!r}')
         tensors[key] = value.detach()
-    if not tensors:
-        raise ValueError(f'{where}: holds no tensors')
     return tensors
 
 
@@ -105,7 +104,7 @@ def load_for_inference(
 
 def load_metadata(path: PathLike) -> dict[str, str]:
     """Read the metadata of a safetensors file; ``{}`` if it has none."""
-    require_file(path)
+    require_file(path, 'checkpoint')
     try:
         with safetensors.safe_open(os.fspath(path), framework='pt') as file:
             return dict(file.metadata() or {})

@@ -22,6 +22,7 @@ from safetensors.torch import load as load_safetensors_bytes
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files import require_file
 from .pickle_stand_ins import ARRAY_STAND_INS, STAND_INS, rebuild
 from .torchscript import archive_root, read_tensors
 
@@ -48,25 +49,15 @@ def read_checkpoint(source: PathLike | IO[bytes], map_location: Any = None) -> A
         map_location: as for ``torch.load``.
     """
     if isinstance(source, str | os.PathLike):
-        require_file(source)
+        require_file(source, 'checkpoint')
         with open(source, 'rb') as file:
             return _read(file, str(source), map_location)
     return _read(source, getattr(source, 'name', 'the checkpoint'), map_location)
 
 
-def require_file(path: PathLike) -> None:
-    """Raise ``FileNotFoundError`` or ``ValueError`` unless ``path`` is a file."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
-    if not os.path.isfile(path):
-        raise ValueError(f'checkpoint {path} is not a file')
-
-
 def _read(file: IO[bytes], name: str, map_location: Any) -> Any:
     head = file.read(512)
     file.seek(0)
-    if not head:
-        raise ValueError(f'{name}: the file is empty')
     if head[8:9] == b'{' and struct.unpack('<Q', head[:8])[0] < 1 << 32:
         return _read_safetensors(file, name, map_location)
     if not head.startswith((_ZIP_MAGIC, _LEGACY_MAGIC)):

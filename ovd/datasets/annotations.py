@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..files import require_file
 from ..options import check_option
 from ..text.vocabulary import Vocabulary
 
@@ -39,8 +40,7 @@ def read_annotations(path: str | os.PathLike[str]) -> Annotations:
         ValueError: another format, a repeated id, or an annotation of an unknown image or category.
     """
     file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f'annotation file {file} does not exist')
+    require_file(file, 'annotation file')
     content = read_voc(file) if file.suffix == '.txt' else _read_json(file)
     if problem := next(_problems(content), None):
         raise ValueError(f'{file}: {problem}')

@@ -15,6 +15,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from PIL import Image, ImageOps
 
+from ..files import require_file
 from ..registry import TRANSFORMS
 
 _SIXTEEN_BIT_MAX = 65535
@@ -45,8 +46,6 @@ def read_image(path: str | os.PathLike[str], exif: bool = True) -> np.ndarray:
 
 def decode_image(data: bytes, name: str, exif: bool = True) -> np.ndarray:
     """Decode the bytes of a file, see :func:`read_image`; ``name`` is used in messages."""
-    if not data:
-        raise BrokenImageError(f'image {name} is empty (0 bytes)')
     with _decoded(io.BytesIO(data), f'image {name}') as image:
         return to_rgb(ImageOps.exif_transpose(image) if exif else image)
 
@@ -63,10 +62,7 @@ def open_image(path: str | os.PathLike[str], what: str = 'image') -> Iterator[Im
         BrokenImageError: the file is empty, truncated or not an image, or the block fails.
     """
     file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f'{what} {file} does not exist')
-    if file.stat().st_size == 0:
-        raise BrokenImageError(f'{what} {file} is empty (0 bytes)')
+    require_file(file, what)
     with file.open('rb') as stream, _decoded(stream, f'{what} {file}') as image:
         yield image
 
@@ -78,7 +74,7 @@ def _decoded(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
             image.load()
             yield image
     except Image.UnidentifiedImageError:
-        raise BrokenImageError(f'{name} is damaged or of an unknown image format') from None
+        raise BrokenImageError(f'{name} is empty, damaged or of an unknown image format') from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise BrokenImageError(f'{name} cannot be decoded: {" ".join(str(error).split())}') from error
 

@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from mmengine.logging import MMLogger
 from pycocotools import mask as mask_utils
 
 from ..datasets.annotations import match_categories, read_annotations
-from ..files import sha256_file
+from ..files import require_file, sha256_file
 from ..options import check_option
 from ..registry import METRICS
 from ..text.vocabulary import Vocabulary
@@ -45,8 +44,7 @@ class AnnotationMetric(ReportingMetric):
         file = self.ann_file or dataset_meta.get('ann_file')
         if file is None:
             raise ValueError(f'{type(self).__name__} needs an ann_file: the data set has none')
-        if not Path(file).is_file():
-            raise FileNotFoundError(f'annotation file {file} of {type(self).__name__} does not exist')
+        require_file(file, f'annotation file of {type(self).__name__}')
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Store the predictions of a batch; boxes are xyxy in original pixels."""
@@ -178,8 +176,6 @@ def _to_prediction(sample: Mapping[str, Any], with_masks: bool) -> dict[str, Any
     if not np.isfinite(result['scores']).all() or not np.isfinite(result['boxes']).all():
         raise ValueError(f'predictions of image {image_id}: scores or boxes are not finite')
     if with_masks:
-        if 'masks' not in instances:
-            raise ValueError("metric 'segm' needs masks, but the model predicts only boxes")
         result['masks'] = _encode_masks(instances['masks'])
     return result
 

@@ -26,7 +26,7 @@ from ..config import load_config
 from ..datasets.captions.dataset import CaptionDataset, SkipCounter
 from ..datasets.grounding.dataset import GroundingDataset
 from ..datasets.images import BrokenImageError
-from ..files import atomic_path, sha256_file, sha256_json, write_json
+from ..files import atomic_path, require_file, sha256_file, sha256_json, write_json
 from ..inference.predictor import Predictor
 from ..options import check_option
 from ..registry import DATASETS
@@ -78,8 +78,6 @@ class PseudoLabelling:
             self.nouns = NounExtractor(**{'phrases': True, **(section.get('nouns') or {})})
         images = group_by_image(self.dataset)[:limit]
         size = int(section.get('images_per_part', 64))
-        if size < 1:
-            raise ValueError(f'pseudo_labels.images_per_part is {size}, expected at least 1')
         self.plan = [images[start : start + size] for start in range(0, len(images), size)]
         config = load_config(section['teacher']['config'])
         checkpoint = section['teacher']['checkpoint']
@@ -296,8 +294,7 @@ def check_section(section: Any) -> None:
         problems.append(f'pseudo_labels.captions is {captions!r}, expected a data set: dict(type=..., ...)')
     if problems:
         raise ValueError('; '.join(problems))
-    if not Path(section['teacher']['checkpoint']).is_file():
-        raise FileNotFoundError(f"the teacher's checkpoint {section['teacher']['checkpoint']} does not exist")
+    require_file(section['teacher']['checkpoint'], "the teacher's checkpoint")
 
 
 def group_by_image(dataset: Any) -> list[list[int]]:

@@ -31,8 +31,6 @@ class TensorFiles:
 
     def __init__(self, source: str | os.PathLike[str]):
         self.source = Path(source)
-        if not self.source.exists():
-            raise FileNotFoundError(f'{self.source} does not exist')
         self._archive = None if self.source.is_dir() else self._open_archive()
         names = (
             [str(path) for path in self.source.rglob('*.pth')]
@@ -57,11 +55,9 @@ class TensorFiles:
         """Read the file of an image, weights-only.
 
         Raises:
-            KeyError: there is no such file.
+            KeyError: the image has no file.
             ValueError: the file is damaged, or contains objects other than tensors and plain values.
         """
-        if image_id not in self._names:
-            raise KeyError(f'{self.source} has no file {image_id:012d}.pth')
         name = self._names[image_id]
         if self._archive is None:
             return read_checkpoint(name)

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints.reading import read_array_pickle
-from ..files import sha256_file
+from ..files import require_file, sha256_file
+from ..options import check_option
 from .store import RegionStore
 
 
@@ -67,11 +68,11 @@ def read_proposals(path: str | os.PathLike[str], image_ids: Sequence[int]) -> Pr
             arrays; no image in common with ``image_ids``.
     """
     source = Path(path)
-    if not source.exists():
-        raise FileNotFoundError(f'proposal file {source} does not exist')
     if source.is_dir():
         table = _from_store(source)
-    elif source.suffix in _READERS:
+    else:
+        require_file(source, 'proposal file')
+        check_option(f'format of proposal file {source}', source.suffix, _READERS)
         try:
             table = _READERS[source.suffix](source, list(image_ids))
         except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
@@ -79,10 +80,6 @@ def read_proposals(path: str | os.PathLike[str], image_ids: Sequence[int]) -> Pr
                 raise
             reason = f'no {error}' if isinstance(error, KeyError) else str(error)
             raise ValueError(f'proposal file {source} cannot be read: {reason}') from error
-    else:
-        raise ValueError(
-            f'proposal file {source}: expected {", ".join(_READERS)} or the folder of a region store'
-        )
     _check_table(table, image_ids)
     return table
 
@@ -105,8 +102,6 @@ def _table(source: Path, parts: dict[int, np.ndarray], is_complete: bool) -> Pro
 
 def _from_json(source: Path, image_ids: list[int]) -> ProposalTable:
     results = json.loads(source.read_bytes())
-    if not isinstance(results, list):
-        raise ValueError(f'expected a list of results, got {type(results).__name__}')
     grouped: dict[int, list[list[float]]] = {}
     for item in results:
         x, y, width, height = item['bbox']

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
+from ..files import require_file
+
 _KEY = 'ovd_region_shard'
 _TYPES = {'I64': np.int64, 'F32': np.float32, 'F16': np.float16}
 _TENSORS = {
@@ -107,8 +109,7 @@ def open_shard(path: Path) -> Shard:
         FileNotFoundError: no such file.
         ValueError: the file is truncated, damaged or not a region shard.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f'region shard {path} is missing')
+    require_file(path, 'region shard')
     num_bytes = path.stat().st_size
     with path.open('rb') as file:
         length = int.from_bytes(file.read(8), 'little')
@@ -133,8 +134,6 @@ def open_shard(path: Path) -> Shard:
 def _map_tensors(path: Path, buffer: Any, entries: dict[str, Any], start: int) -> dict[str, np.ndarray]:
     tensors = {}
     try:
-        if set(entries) != set(_TENSORS):
-            raise ValueError
         for name, (kind, dims) in _TENSORS.items():
             entry = entries[name]
             first, last = entry['data_offsets']

@@ -181,7 +181,7 @@ class TestSplit:
     @pytest.mark.parametrize(
         ('split', 'message'),
         [
-            ('coco_4817', r"'coco_4817'.*'none'.*'frequency'.*'coco48_17'"),
+            ('coco_4817', r"'coco48_17'.*'coco_4817'"),
             ('frequency', 'frequency'),
             ('coco48_17', 'person'),
             ({'base': ['cat'], 'novel': ['cat']}, 'cat'),
@@ -414,7 +414,7 @@ class TestVOC:
     def test_missing_or_broken_xml(self, tmp_path: Path) -> None:
         image_set = write_voc(tmp_path, [('cat', 0)])
         xml = tmp_path / 'VOC2007' / 'Annotations' / '000000.xml'
-        for content, problem in (('<annotation', 'unclosed token'), ('<a/>', 'it has no size/height')):
+        for content, problem in (('<annotation', 'unclosed token'), ('<a/>', 'size/height')):
             xml.write_text(content)
             with pytest.raises(ValueError, match=rf'000000\.xml.*{problem}'):
                 read_annotations(image_set)

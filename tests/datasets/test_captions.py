@@ -171,7 +171,7 @@ def test_texts_that_are_not_utf8_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / 'images' / 'a.png').touch()
     content = '{"image": "a.png", "caption": "caf\xe9"}' if 'json' in name else 'image,caption\na.png,caf\xe9'
     (tmp_path / name).write_bytes(content.encode('latin-1'))
-    with pytest.raises(ValueError, match=r'UTF-8|utf-8') as error:
+    with pytest.raises(ValueError, match='utf-8') as error:
         build(tmp_path, {} if name.startswith('images') else {'ann_file': str(tmp_path / name)})
     assert name in str(error.value)
 

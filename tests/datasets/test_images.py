@@ -101,7 +101,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 def test_zero_byte_file(tmp_path: Path) -> None:
     (tmp_path / 'a.jpg').touch()
-    with pytest.raises(ValueError, match=r'a\.jpg.*\(0'):
+    with pytest.raises(ValueError, match=r'a\.jpg'):
         read_image(tmp_path / 'a.jpg')
 
 

@@ -203,10 +203,8 @@ def read_coco_captions(path: str) -> Iterator[CaptionPair]:
     Raises:
         ValueError: another format, a repeated id, or a caption of an unknown image.
     """
-    try:
+    with _text(path):
         content = json.loads(Path(path).read_text(encoding='utf-8-sig'))
-    except ValueError as error:
-        raise ValueError(f'caption file {path} is not valid JSON: {error}') from None
     images, annotations = (
         content.get(key) if isinstance(content, dict) else None for key in ('images', 'annotations')
     )
@@ -252,9 +250,6 @@ def read_table(
         columns = [image_field, caption_field]
         if not all(isinstance(column, int) for column in columns):
             header = next(rows, [])
-            absent = [column for column in columns if column not in header]
-            if absent:
-                raise ValueError(f'caption file {path} has no column {absent[0]!r}; its header is {header}')
             columns = [header.index(str(column)) for column in columns]
         image_column, caption_column = (int(column) for column in columns)
         for row in rows:
@@ -262,7 +257,7 @@ def read_table(
                 continue
             where = f'line {rows.line_num}'
             if len(row) <= image_column:
-                raise ValueError(f'caption file {path}: {where} has no column {image_column}: {row}')
+                raise ValueError(f'{where} has no column {image_column}: {row}')
             yield CaptionPair(
                 row[image_column], row[caption_column] if len(row) > caption_column else None, where
             )
@@ -281,13 +276,10 @@ def read_json_lines(path: str, image_field: str | int, caption_field: str | int)
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise ValueError(f'caption file {path}: line {number} is not valid JSON: {error}') from None
+                raise ValueError(f'line {number} is not valid JSON: {error}') from None
             image = row.get(image_field) if isinstance(row, dict) else None
             if not isinstance(image, str):
-                raise ValueError(
-                    f'caption file {path}: line {number} has no image path in {image_field!r}: '
-                    f'{line.strip():.100}'
-                )
+                raise ValueError(f'line {number} has no image path in {image_field!r}: {line.strip():.100}')
             texts = row.get(caption_field)
             for text in texts if isinstance(texts, list) and texts else [texts]:
                 yield CaptionPair(image, text, f'line {number}')
@@ -317,7 +309,5 @@ def _text(path: str | Path) -> Iterator[None]:
     """Name the file in errors about its text."""
     try:
         yield
-    except UnicodeDecodeError as error:
-        raise ValueError(f'caption file {path} is not UTF-8: {error.reason}') from None
-    except csv.Error as error:  # such as a quotation mark that is not closed
-        raise ValueError(f'caption file {path} is not a valid table: {error}') from None
+    except (ValueError, csv.Error) as error:  # also UnicodeDecodeError and JSONDecodeError
+        raise ValueError(f'caption file {path}: {error}') from None

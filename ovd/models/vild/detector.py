@@ -153,15 +153,10 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
             )
 
     def _check_labels(self, batch_data_samples: Sequence[DetDataSample]) -> None:
-        """Refuse boxes of novel classes (leakage) and labels beyond the vocabulary."""
+        """Refuse boxes of novel classes: leakage."""
         vocabulary = self.text_embeddings.vocabulary
         labels = torch.cat([sample.gt_instances.labels for sample in batch_data_samples])
         for label in labels.unique().tolist():
-            if label >= len(vocabulary):
-                raise ValueError(
-                    f'a training box has label {label}, but the vocabulary of the model has '
-                    f'{len(vocabulary)} classes'
-                )
             if vocabulary.is_novel[label]:
                 raise ValueError(
                     f'leakage: the training data has boxes of the novel class {vocabulary.names[label]!r}'

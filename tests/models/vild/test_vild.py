@@ -73,7 +73,7 @@ def test_boxes_of_novel_classes_are_refused_as_leakage() -> None:
     with pytest.raises(ValueError, match="'fish'"):
         losses_of(detector(), data)
     data['data_samples'][1].gt_instances.labels[0] = 4
-    with pytest.raises(ValueError, match='label 4'):
+    with pytest.raises(IndexError):
         losses_of(detector(), data)
 
 
@@ -208,11 +208,7 @@ def test_words_are_neither_trained_nor_decayed() -> None:
 
 def test_words_of_another_width_or_none_at_all() -> None:
     model = MODELS.build(model_config())
-<<<<<<< HEAD
-    with pytest.raises(ValueError, match='no vocabulary'):
-=======
-    with pytest.raises(ValueError):
->>>>>>> 7e33018 (Check ViLD's labels once, and name its CLIP encoders online_teacher and clip_ensemble)
+    with pytest.raises(ValueError, match='vocabulary'):
         predictions_of(model, batch())
     vectors = words()
     with pytest.raises(ValueError, match=f'5.*{DIM}'):

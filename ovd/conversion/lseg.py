@@ -16,10 +16,7 @@ _REQUIRED_KEY = 'scratch.head1.weight'
 
 # Omitted on purpose: (pattern of keys, reason).
 _UNUSED = [
-    (
-        r'clip_pretrained\..+',
-        'the copy of CLIP; text embeddings are computed with the published model',
-    ),
+    (r'clip_pretrained\..+', 'the copy of CLIP; text embeddings are computed with the published model'),
     (r'pretrained\.model\.(fc_)?norm\..+', 'the final norm of the ViT, which LSeg computes and never uses'),
     (r'pretrained\.model\.head(_dist)?\..+', 'the ImageNet classifier of the ViT'),
     (

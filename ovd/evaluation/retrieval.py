@@ -81,10 +81,7 @@ def recall_at_1(images: Tensor, texts: Tensor, captions: Sequence[str | None]) -
     texts = texts[firsts]
     of_images = torch.tensor(texts_of_images, device=texts.device)
     of_texts = torch.arange(len(texts), device=texts.device)
-    return (
-        _mean_hits(images, texts, of_images, of_texts),
-        _mean_hits(texts, images, of_texts, of_images),
-    )
+    return (_mean_hits(images, texts, of_images, of_texts), _mean_hits(texts, images, of_texts, of_images))
 
 
 def _distinct(captions: Sequence[str | None]) -> tuple[list[int], list[int]]:

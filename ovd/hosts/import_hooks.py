@@ -48,8 +48,7 @@ def install() -> None:
             after(sys.modules[name])
     if 'mmcv.utils.ext_loader' in sys.modules and 'mmcv.ops' not in sys.modules and uses_stand_in():
         warnings.warn(
-            'mmdet or mmseg was imported before ovd and found no operators: import ovd first',
-            stacklevel=3,
+            'mmdet or mmseg was imported before ovd and found no operators: import ovd first', stacklevel=3
         )
 
 

@@ -143,10 +143,7 @@ class PseudoLabelling:
         return [index for index in range(rank, len(self.plan), world_size) if not self._part(index).is_file()]
 
     def run(
-        self,
-        pending: Sequence[int],
-        on_image: Callable[[int], None] | None = None,
-        workers: int = 0,
+        self, pending: Sequence[int], on_image: Callable[[int], None] | None = None, workers: int = 0
     ) -> dict[str, Any] | None:
         """Label the pending parts; join the parts once all exist.
 

@@ -74,9 +74,7 @@ def is_drawn(folder: str | os.PathLike[str], plan: ShapesPlan) -> bool:
 
 
 def write_shapes(
-    folder: str | os.PathLike[str],
-    plan: ShapesPlan,
-    on_picture: Callable[[], object] = lambda: None,
+    folder: str | os.PathLike[str], plan: ShapesPlan, on_picture: Callable[[], object] = lambda: None
 ) -> None:
     """Draw ``plan`` into ``folder``, calling ``on_picture`` after each picture (for a progress bar).
 

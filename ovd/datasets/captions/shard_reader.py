@@ -106,11 +106,7 @@ class ShardReader:
             self.problem('broken shards', f'shard {shard}, {f"member {name}" if name else "start"}: {error}')
             key, _ = base_plus_ext(name)
             if key is not None and 'end of data' in str(error):
-                yield {
-                    'fname': f'{key}.__bad__',
-                    'data': True,
-                    '__url__': shard,
-                }  # drops its sample
+                yield {'fname': f'{key}.__bad__', 'data': True, '__url__': shard}  # drops its sample
 
     @staticmethod
     def _is_wanted(key: str | None, suffix: str | None) -> bool:

@@ -12,14 +12,7 @@ from mmengine.logging import MMLogger
 from ...options import check_option
 from ...registry import DATASETS
 from ...text.vocabulary import Vocabulary
-from ..annotations import (
-    Annotations,
-    ClassSplit,
-    file_name_of,
-    match_categories,
-    read_annotations,
-    shorten,
-)
+from ..annotations import Annotations, ClassSplit, file_name_of, match_categories, read_annotations, shorten
 from ..images import find_missing
 
 

@@ -280,10 +280,7 @@ class ViLDRoIHead(StandardRoIHead):
         )
 
     def _sample(
-        self,
-        x: tuple[Tensor, ...],
-        proposals: list[InstanceData],
-        batch_data_samples: list[DetDataSample],
+        self, x: tuple[Tensor, ...], proposals: list[InstanceData], batch_data_samples: list[DetDataSample]
     ) -> list[SamplingResult]:
         """Assign proposals to ground truth and sample the regions of the supervised losses."""
         ground_truth, ignored, _ = unpack_gt_instances(batch_data_samples)

@@ -146,7 +146,7 @@ class DetectorProposals:
     the boxes by rounding only.
 
     Args:
-        config: config of the detector (with its test pipeline), for example ``configs/rpn_shapes.py``.
+        config: config of the detector (with its test pipeline), for example ``configs/shapes/rpn_shapes.py``.
         checkpoint: its weights.
         device: where it runs.
     Raises:

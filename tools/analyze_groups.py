@@ -72,7 +72,9 @@ def prepare(config: Any, limit: int | None) -> None:
 
 def measure(config: Any, checkpoint: str | Path, protocol: dict[str, str]) -> tuple[dict[str, Any], int]:
     """Evaluate one checkpoint; its report and the rank of this process."""
-    from ovd.training.runner import build_runner, evaluate, prepare_testing
+    from ovd.training.options import prepare_testing
+    from ovd.training.reports import evaluate
+    from ovd.training.runner import build_runner
 
     config = copy.deepcopy(config)
     prepare_testing(config, checkpoint)

@@ -230,4 +230,4 @@ def test_captions_are_refused(
     }
     options = [f'test_dataloader.dataset={data}']
     assert run_tool(sensitivity.main, [*map(str, toy), '--cfg-options', *options]) == 1
-    assert 'GroundingDataset asks for the words of its own files' in capsys.readouterr().err
+    assert '--vocabulary: ovd.GroundingDataset' in capsys.readouterr().err

@@ -31,7 +31,7 @@ from ovd.datasets.images import read_image
 from ovd.regions import shard as region_shard
 from ovd.regions.crops import CropPolicy, crop_regions
 from ovd.regions.store import RegionStore, RegionStoreWriter
-from ovd.training.runner import prepare_training
+from ovd.training.options import prepare_training
 from tests.helpers import ROOT, shared_path
 from tests.toys.regions import DIM, HEIGHT, WIDTH, contents, run_tool, write_config, write_task
 

@@ -14,7 +14,7 @@ from ovd.config.collection import collection, find_config
 from ovd.datasets.sample_traits import SampleTraits
 from ovd.registry import DATASETS, MODELS, TRANSFORMS
 from ovd.text.vocabulary import Vocabulary
-from ovd.training.runner import check_packing
+from ovd.training.checks import check_packing
 from tests.toys.bert import write_bert
 from tests.toys.glip import add_truth, batch, images, slim
 

@@ -265,4 +265,4 @@ def test_the_contrast_between_images_converts_for_glipv2(tmp_path: Path) -> None
     plain = convert_glip(theirs)
     assert not plain.unmatched
     assert len(plain.stripped) == 5
-    assert any('left out 5 tensors' in note for note in plain.notes)
+    assert any('omitted 5 tensors' in note for note in plain.notes)

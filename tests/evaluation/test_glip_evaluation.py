@@ -20,7 +20,8 @@ from mmengine.registry import init_default_scope
 from ovd.checkpoints.writing import save_tensors
 from ovd.config import load_config
 from ovd.registry import DATASETS, MODELS
-from ovd.training.runner import ToolRunner, build_runner, prepare_testing
+from ovd.training.options import prepare_testing
+from ovd.training.runner import ToolRunner, build_runner
 from tests.cli.test_tools import error_line, tool
 from tests.helpers import ROOT, write_coco, write_image
 from tests.toys.glip import slim, spread, toy_glip
@@ -288,10 +289,10 @@ def test_data_of_other_classes_are_refused(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ('name', 'option', 'message'),
     [
-        ('glip_t_flickr30k', {'vocabulary': 'dog'}, '--vocabulary: ovd.NamedParts asks for the words of'),
-        ('glip_shapes', {'vocabulary': 'dog'}, '--vocabulary: ovd.GroundingDataset asks for the words of'),
-        ('glip_t_a_to_coco', {'shuffle_text': True}, 'this config tests on ovd.OpenVocabularyDataset'),
-        ('glip_t_refcoco', {'shuffle_text': True}, 'this config tests on ovd.NamedParts'),
+        ('glip_t_flickr30k', {'vocabulary': 'dog'}, '--vocabulary: ovd.NamedParts'),
+        ('glip_shapes', {'vocabulary': 'dog'}, '--vocabulary: ovd.GroundingDataset'),
+        ('glip_t_a_to_coco', {'shuffle_text': True}, 'ovd.OpenVocabularyDataset'),
+        ('glip_t_refcoco', {'shuffle_text': True}, 'ovd.NamedParts'),
     ],
 )
 def test_options_without_a_use_are_refused(
@@ -325,5 +326,5 @@ def test_training_needs_the_model_s_classes_unless_samples_bring_theirs(tmp_path
 
     check(ours)
     check(theirs, names)
-    with pytest.raises(ValueError, match=r"class 0 is 'cat' in the data .* and 'dog' in the model"):
+    with pytest.raises(ValueError, match=r"0.*'cat'.*'dog'"):
         check(theirs)

@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
         raise IsADirectoryError(f'--out {out} is a folder, the metrics need the name of a file')
 
     from ...files import write_json
-    from ...training.runner import build_runner, dump_predictions, evaluate, prepare_testing
+    from ...training.options import dump_predictions, prepare_testing
+    from ...training.reports import evaluate
+    from ...training.runner import build_runner
 
     prepare_testing(config, args.checkpoint, args.vocabulary, args.shuffle_text)
     if args.dump is not None:

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
     if args.launcher == 'none':
         say(f'{args.config}: building model and data; results go to {config.work_dir}')
 
-    from ...training.runner import build_runner, log_to_tensorboard, prepare_training
+    from ...training.options import log_to_tensorboard, prepare_training
+    from ...training.runner import build_runner
 
     prepare_training(config, resume=args.resume, amp=args.amp, seed=args.seed)
     if args.tensorboard:

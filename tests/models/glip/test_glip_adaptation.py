@@ -16,7 +16,8 @@ from ovd.config import load_config
 from ovd.encoders.prompt_tuning import PromptOffset
 from ovd.models.glip.detector import GLIP
 from ovd.models.partial_training import evaluate_frozen, train_only
-from ovd.training.runner import build_runner, prepare_training
+from ovd.training.options import prepare_training
+from ovd.training.runner import build_runner
 from tests.helpers import ROOT
 from tests.toys.bert import write_bert
 from tests.toys.glip import WORDS, add_truth, batch, images, toy_config, toy_glip

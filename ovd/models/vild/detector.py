@@ -140,12 +140,13 @@ class ViLD(OpenVocabularyModel, TwoStageDetector):
         base = metainfo.get('base_classes')
         if base is None:
             return
-        without = [
-            name
-            for name, is_novel in zip(metainfo['classes'], self.vocabulary.is_novel)
-            if not is_novel and name not in base
-        ]
-        if without:
+        pairs = list(zip(metainfo['classes'], self.vocabulary.is_novel))
+        if leaked := [name for name, is_novel in pairs if is_novel and name in base]:
+            raise ValueError(
+                f'leakage: {leaked[0]!r} is novel in the vocabulary of the model, but a base class of the '
+                'training data'
+            )
+        if without := [name for name, is_novel in pairs if not is_novel and name not in base]:
             raise ValueError(
                 f'{len(without)} classes, such as {without[0]!r}, have no boxes in the split of the training '
                 'data, but are not novel in the vocabulary of the model: they would be trained as negatives '

@@ -83,6 +83,8 @@ def test_a_split_that_the_model_does_not_know_is_refused_in_training() -> None:
     model.check_training_classes({'classes': NAMES})
     with pytest.raises(ValueError, match="'dog'"):
         model.check_training_classes({'classes': NAMES, 'base_classes': ('cat',)})
+    with pytest.raises(ValueError, match="'fish'"):
+        model.check_training_classes({'classes': NAMES, 'base_classes': ('cat', 'dog', 'fish')})
 
 
 def test_the_tools_ask_about_the_split_before_training(monkeypatch: pytest.MonkeyPatch) -> None:

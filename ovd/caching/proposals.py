@@ -20,11 +20,10 @@ from torchvision.ops import box_iou, nms
 
 from ..checkpoints.loading import load_for_inference, load_tensors
 from ..config import load_config
+from ..datasets.image_pipeline import equal_shapes, image_steps
 from ..files import require_file, sha256_file, sha256_json
 from ..regions.proposal_files import ProposalTable, read_proposals
 from ..registry import MODELS
-
-_ANNOTATION_LOADERS = ('LoadAnnotations', 'LoadRegionEmbeddings')
 
 
 class Proposals:
@@ -185,10 +184,7 @@ class DetectorProposals:
                 self.pipeline({'img': np.ascontiguousarray(image[..., ::-1]), 'img_id': 0})
                 for image in images
             ]
-            groups: dict[tuple[int, ...], list[int]] = {}
-            for index, item in enumerate(items):
-                groups.setdefault(tuple(item['inputs'].shape), []).append(index)
-            for group in groups.values():
+            for group in equal_shapes(items):
                 batch = {key: [items[index][key] for index in group] for key in ('inputs', 'data_samples')}
                 for index, instances in zip(group, self._predict(self.model.data_preprocessor(batch, False))):
                     boxes, scores = instances.bboxes.float(), instances.scores.float()
@@ -207,13 +203,7 @@ def _array_pipeline(config: Config) -> Compose:
     """The test pipeline of the config for decoded images, without annotations."""
     from mmdet.utils import get_test_pipeline_cfg
 
-    steps = [
-        step
-        for step in get_test_pipeline_cfg(config)
-        if step['type'].rpartition('.')[2] not in _ANNOTATION_LOADERS
-    ]
-    if not steps or not steps[0]['type'].rpartition('.')[2].startswith('LoadImage'):
-        raise ValueError('the test pipeline of a proposal detector must start with LoadImage')
+    steps = image_steps(get_test_pipeline_cfg(config))
     return Compose([{'type': 'mmdet.LoadImageFromNDArray'}, *steps[1:]])
 
 

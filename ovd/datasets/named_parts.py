@@ -29,7 +29,7 @@ class NamedParts(SampleTraits, ConcatDataset):
         FileNotFoundError: lists the annotation files that do not exist; with 'drop', only if none exists.
     """
 
-    provides_class_names = True  # each part says what is asked for
+    provides_class_names = True
 
     def __init__(
         self,

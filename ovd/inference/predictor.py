@@ -22,6 +22,7 @@ from PIL import Image
 
 from ..checkpoints.loading import load_for_inference, load_tensors
 from ..config import load_config
+from ..datasets.image_pipeline import equal_shapes, image_steps
 from ..datasets.images import BrokenImageError, to_rgb
 from ..devices import find_device
 from ..registry import MODELS
@@ -51,9 +52,6 @@ class LoadedImage:
 ImageSource = str | os.PathLike[str] | np.ndarray | Image.Image | LoadedImage
 Answer = Prediction | Segmentation
 _ONE_IMAGE = (str, os.PathLike, np.ndarray, Image.Image, LoadedImage)
-
-# Transforms that read annotations; a question has none.
-_ANNOTATION_LOADERS = ('LoadAnnotations', 'LoadRegionEmbeddings', 'LoadSegmentation')
 
 
 class Predictor:
@@ -285,7 +283,7 @@ class Predictor:
             for item in inputs:
                 item['data_samples'].set_metainfo(dict(question or {}))
             found: list[Any] = [None] * len(inputs)
-            for group in _equal_shapes(inputs):
+            for group in equal_shapes(inputs):
                 batch = {key: [inputs[index][key] for index in group] for key in ('inputs', 'data_samples')}
                 with torch.no_grad():
                     samples = self.model.test_step(batch)
@@ -381,7 +379,7 @@ def text_fingerprint(model: Any) -> str | None:
     return getattr(tower, 'fingerprint', None)
 
 
-def question_pipeline(config: Config) -> list[dict[str, Any]]:
+def question_pipeline(config: Config) -> list[Mapping[str, Any]]:
     """The config's test pipeline without annotations.
 
     Raises:
@@ -401,10 +399,7 @@ def question_pipeline(config: Config) -> list[dict[str, Any]]:
                 f'the test data set {dataset.get("type")!r} has no pipeline to prepare images with'
             )
         dataset = inside[0][0] if isinstance(inside[0], list) else inside[0]
-    steps = [step for step in dataset.pipeline if step['type'].rpartition('.')[2] not in _ANNOTATION_LOADERS]
-    if not steps or not steps[0]['type'].rpartition('.')[2].startswith('LoadImage'):
-        first = steps[0]['type'] if steps else 'nothing'
-        raise ValueError(f'the test pipeline must begin with loading the image, it begins with {first}')
+    steps = image_steps(dataset.pipeline)
     if any(step['type'].endswith('PackCaptions') for step in steps):
         raise ValueError(
             'the test pipeline of this config is for pairs of image and caption, not for questions'
@@ -418,14 +413,6 @@ def _test_pipelines(config: Config) -> tuple[Compose, Compose]:
     scope = config.get('default_scope', 'mmdet')
     from_array = {'type': f'{scope}.LoadImageFromNDArray', 'to_float32': steps[0].get('to_float32', False)}
     return Compose(steps), Compose([from_array, *steps[1:]])
-
-
-def _equal_shapes(inputs: list[dict[str, Any]]) -> list[list[int]]:
-    """Indices of the inputs, grouped by the shape of their image tensor."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, item in enumerate(inputs):
-        groups.setdefault(tuple(item['inputs'].shape), []).append(index)
-    return list(groups.values())
 
 
 def _bgr(pixels: Any, index: int) -> np.ndarray:

@@ -84,8 +84,8 @@ class PseudoLabelling:
         self.teacher = Predictor(config, checkpoint, device)
         if not self.teacher.model.reads_sentences:
             raise ValueError(
-                f'pseudo_labels.teacher is a {type(self.teacher.model).__name__}, which is asked for lists '
-                'of words; captions are for models that read them, such as GLIP'
+                f'pseudo_labels.teacher is a {type(self.teacher.model).__name__}, which does not read '
+                'captions; use a model such as GLIP'
             )
         self.settings = _plain(
             {
@@ -176,7 +176,7 @@ class PseudoLabelling:
         infos = [self.dataset.get_data_info(row) for row in rows]
         if self.nouns is None:
             tasks = [grounding_task(info) for info in infos]
-            return [replace(task, asked=self._readable(task.text, task.asked)) for task in tasks]
+            return [replace(task, to_label=self._readable(task.text, task.to_label)) for task in tasks]
         texts = [' '.join(text.split()) for info in infos for text in info['captions'][self._captions]]
         return [
             CaptionTask(

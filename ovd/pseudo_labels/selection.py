@@ -28,12 +28,12 @@ class CaptionTask:
 
     Attributes:
         known: regions in ODVG's format; with scores if they come from another teacher.
-        asked: character ranges of each phrase to label.
+        to_label: character ranges of each phrase to label.
     """
 
     text: str
     known: tuple[dict[str, Any], ...]
-    asked: tuple[Ranges, ...]
+    to_label: tuple[Ranges, ...]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def grounding_task(info: Mapping[str, Any]) -> CaptionTask:
         instances = [entry for entry in info['instances'] if entry['bbox_label'] == label]
         scores = [entry['score'] for entry in instances if 'score' in entry]
         known.append(_region(info['text'], ranges, [entry['bbox'] for entry in instances], scores))
-    asked = tuple([list(span)] for span in info.get('tokens_ignored') or ())
-    return CaptionTask(info['text'], tuple(known), asked)
+    to_label = tuple([list(span)] for span in info.get('tokens_ignored') or ())
+    return CaptionTask(info['text'], tuple(known), to_label)
 
 
 @torch.no_grad()
@@ -86,18 +86,18 @@ def label_image(
     """
     questions = []
     for task in tasks:
-        if task.asked:
+        if task.to_label:
             question = sample.new()
-            question.set_metainfo({'text': task.text, 'tokens_positive': dict(enumerate(task.asked))})
+            question.set_metainfo({'text': task.text, 'tokens_positive': dict(enumerate(task.to_label))})
             questions.append(question)
     answers = iter(model.predict(inputs, questions) if questions else ())
     lines = []
     for task in tasks:
         regions, left = list(task.known), []
-        if task.asked:
+        if task.to_label:
             found = next(answers).pred_instances
             chosen = select(task, found.bboxes.cpu(), found.scores.cpu(), found.labels.cpu(), selection)
-            for label, ranges in enumerate(task.asked):
+            for label, ranges in enumerate(task.to_label):
                 kept = [(box, score) for index, box, score in chosen if index == label]
                 if kept:
                     boxes, scores = zip(*kept)
@@ -118,9 +118,9 @@ def select(
     Args:
         boxes: [N, 4] xyxy in the original image.
         scores: [N].
-        labels: [N], indices into ``task.asked``.
+        labels: [N], indices into ``task.to_label``.
     """
-    words = [_words(task.text, ranges) for ranges in task.asked]
+    words = [_words(task.text, ranges) for ranges in task.to_label]
     kept = [
         (_words(task.text, region['tokens_positive']), box) for region in task.known for box in region['bbox']
     ]

@@ -222,7 +222,7 @@ def cache_regions(
         for _, shard in itertools.groupby(decoded, key=lambda pair: writer.shard_of(pair[0].image_id)):
             regions: list[tuple[int, Tensor, Tensor]] = []
             crops = _shard_crops(shard, proposals, encoder, policy, torch.device(device), regions, on_image)
-            features = [encode_batch(encoder, batch) for batch in _batches(crops, batch_size)]
+            features = [encode_crops(encoder, batch) for batch in _batches(crops, batch_size)]
             joined = join_scales(torch.cat(features), len(policy.scales)).half().cpu()
             counts = [len(scores) for _, _, scores in regions]
             for (image_id, boxes, scores), rows in zip(regions, joined.split(counts)):
@@ -231,7 +231,7 @@ def cache_regions(
 
 
 @torch.inference_mode()
-def encode_batch(encoder: RegionEncoder, crops: Tensor) -> Tensor:
+def encode_crops(encoder: RegionEncoder, crops: Tensor) -> Tensor:
     """Embeddings [N, D], float32, of uint8 crops [N, 3, S, S].
 
     The batch is padded with black crops to a multiple of 32: matrix products of other sizes use remainder

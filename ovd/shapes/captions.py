@@ -15,7 +15,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Phrase:
+class BoxedPhrase:
     """A noun phrase of a caption: characters [start, end) and the xyxy pixel boxes of all matching shapes."""
 
     start: int
@@ -28,7 +28,7 @@ class Caption:
     """One sentence about a picture."""
 
     text: str
-    phrases: tuple[Phrase, ...]
+    phrases: tuple[BoxedPhrase, ...]
 
 
 def with_article(phrase: str) -> str:
@@ -90,7 +90,7 @@ def _compose(parts: Iterable[str | Mention], scene: Scene) -> Caption:
             if all(getattr(other, key) == value for key, value in mentioned.items())
         )
         phrase = with_article(describe(**mentioned))
-        phrases.append(Phrase(len(text), len(text) + len(phrase), matching))
+        phrases.append(BoxedPhrase(len(text), len(text) + len(phrase), matching))
         text += phrase
     return Caption(text, tuple(phrases))
 

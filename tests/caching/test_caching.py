@@ -23,7 +23,7 @@ from ovd.caching.clip_regions import (
     CacheImage,
     RegionCaching,
     cache_regions,
-    encode_batch,
+    encode_crops,
     read_cache_images,
     region_header,
 )
@@ -148,7 +148,7 @@ def test_batches_never_depend_on_other_shards(tmp_path: Path, reference: Any) ->
 @pytest.mark.parametrize('count', [0, 1, 32, 33])
 def test_batches_are_filled_up(count: int) -> None:
     crops = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
-    found = encode_batch(NoisyTower(), crops)
+    found = encode_crops(NoisyTower(), crops)
     filled = max(32, 32 * -(-count // 32)) if count else 0
     assert torch.allclose(found, crops.float().flatten(1)[:, :4] + 1 + 0.1 * filled)
 

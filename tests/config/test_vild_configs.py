@@ -57,7 +57,7 @@ def test_model_trains_a_step_and_predicts(name: str) -> None:
     vocabulary = Vocabulary.parse(config.model.text.vocabulary)
     assert Vocabulary.parse(config.test_dataloader.dataset.vocabulary) == vocabulary
     config.model.pop('text')
-    config.model.pop('clip', None)
+    config.model.pop('clip_ensemble', None)
     model = MODELS.build(slim(config.model))
     set_words(model, vocabulary)
     data = batch(2)

@@ -157,7 +157,7 @@ def test_folders_and_globs_leave_out_what_is_hidden_or_no_image(
     assert [Path(line.split(':')[0]).name for line in lines[:-1]] == ['x.png', 'photo[1].png']
     code, lines, errors = run('photos/notes.txt', '--texts', 'red')
     assert (code, len(errors)) == (2, 1), 'a file that is named is taken for an image'
-    assert 'notes.txt is damaged or of no known image format' in errors[0]
+    assert 'notes.txt is empty, damaged or of an unknown image format' in errors[0]
 
 
 def test_a_turned_photograph_is_answered_upright(run: Run) -> None:

@@ -142,7 +142,7 @@ def test_pil_images_of_every_kind_are_read_as_files_are(predictor: Predictor, tm
     grey.save(tmp_path / 'a.png')
     one, two = predictor.set_vocabulary('red').predict([grey, tmp_path / 'a.png'])
     assert one.scores.tolist() == two.scores.tolist() == pytest.approx([128 / 255])
-    with pytest.raises(ValueError, match='image 0: floating-point pixels have no agreed range'):
+    with pytest.raises(ValueError, match='image 0: floating-point pixels have no defined range'):
         predictor.predict(Image.fromarray(np.ones((4, 4), np.float32)))
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from groupvit_peer import measure_groupvit
 from PIL import Image
+from predict_peer import compare_predict
 from timing import CLOCKS, Figure, compare, interleave, paired_ratio, table, written
 
 import ovd  # noqa: F401  (before any host is imported)
@@ -49,6 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--full', action='store_true', help='real image sizes; minutes per round without a GPU'
     )
     parser.add_argument('--device', default='cpu', help='default: %(default)s')
+    parser.add_argument('--workers', type=int, default=2, help='threads of `predict`; default: %(default)s')
     parser.add_argument(
         '--clock',
         choices=list(CLOCKS),
@@ -89,13 +91,19 @@ def measure_import(args: argparse.Namespace) -> list[Figure]:
         return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
     demo = str(Path(__file__).resolve().parents[1] / 'tools' / 'demo.py')
-    calls = {'empty': run('-c', 'pass'), 'import': run('-c', 'import ovd'), 'help': run(demo, '--help')}
+    calls = {
+        'empty': run('-c', 'pass'),
+        'import': run('-c', 'import ovd'),
+        'help': run(demo, '--help'),
+        'command': run('-m', 'ovd', '--help'),
+    }
     seconds = {name: median(times) for name, times in interleave(calls, args.rounds).items()}
     empty = written(seconds['empty'])
     added = seconds['import'] - seconds['empty']
     return [
         Figure('import ovd, beyond an empty Python', written(seconds['import']), empty, added, 's', 0.3),
         Figure('tools/demo.py --help', written(seconds['help']), empty, seconds['help'], 's', 1.0),
+        Figure('ovd --help', written(seconds['command']), empty, seconds['command'], 's', 0.3),
     ]
 
 
@@ -184,6 +192,16 @@ def build_mask_rcnn(convs: int, fcs: int) -> Any:
 
 def build_vild(convs: int, fcs: int, classes: int = 80, score_threshold: float | None = None) -> Any:
     """The same detector with ViLD's heads, and random class vectors."""
+    config = vild_config(convs, fcs)
+    if score_threshold is not None:
+        config.test_cfg.rcnn.update(score_thr=score_threshold, max_per_img=300)
+    model = build(config)
+    model.set_vocabulary(random_text(classes))
+    return model
+
+
+def vild_config(convs: int, fcs: int) -> Any:
+    """Mask R-CNN's config with ViLD's heads."""
     config = mask_rcnn_config()
     config.type = 'ovd.ViLD'
     config.roi_head.type = 'ovd.ViLDRoIHead'
@@ -197,11 +215,7 @@ def build_vild(convs: int, fcs: int, classes: int = 80, score_threshold: float |
         'loss_bbox': config.roi_head.bbox_head.loss_bbox,
     }
     config.roi_head.mask_head.update(num_classes=1, class_agnostic=True)
-    if score_threshold is not None:
-        config.test_cfg.rcnn.update(score_thr=score_threshold, max_per_img=300)
-    model = build(config)
-    model.set_vocabulary(random_text(classes))
-    return model
+    return config
 
 
 def random_text(classes: int) -> Any:
@@ -227,6 +241,15 @@ def share_weights(model: torch.nn.Module, source: torch.nn.Module) -> None:
         if key in wanted and value.shape == wanted[key].shape
     }
     model.load_state_dict(common, strict=False)
+
+
+# --- pictures -----------------------------------------------------------------------------------------------
+
+
+def measure_predict(args: argparse.Namespace) -> list[Figure]:
+    """All of ``ovd predict`` against the bare model, ViLD's detector with an R50."""
+    model = build_vild(4, 2)
+    return [compare_predict(model, vild_config(4, 2), random_text(3), args)]
 
 
 # --- vocabulary ---------------------------------------------------------------------------------------------
@@ -443,6 +466,7 @@ CASES: dict[str, Case] = {
     'caching': measure_caching,
     'store': measure_store,
     'groupvit': measure_groupvit,
+    'predict': measure_predict,
 }
 
 if __name__ == '__main__':

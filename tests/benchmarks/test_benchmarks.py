@@ -57,5 +57,5 @@ def test_times_have_a_fitting_unit(speed: ModuleType, seconds: float, text: str)
 
 
 def test_unknown_case_is_refused(speed: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_tool(speed.main, ['stepp']) == 1
+    assert run_tool(speed.main, ['stepp']) == 2
     assert "unknown case 'stepp', expected some of import, step" in capsys.readouterr().err

@@ -118,7 +118,7 @@ def test_the_stand_in_for_a_tokenizer_spells_every_name(peer: ModuleType, tmp_pa
 def test_mistakes_are_named(
     peer: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert run_tool(peer.main, arguments) == 1
+    assert run_tool(peer.main, arguments) == 2
     assert message in capsys.readouterr().err
 
 
@@ -212,7 +212,7 @@ def test_other_models_are_refused(
 ) -> None:
     from tests.toys.predictor import write_toy
 
-    assert run_tool(sensitivity.main, [*map(str, write_toy(tmp_path))]) == 1
+    assert run_tool(sensitivity.main, [*map(str, write_toy(tmp_path))]) == 2
     assert 'ToyDetector does not read class names in sentences' in capsys.readouterr().err
 
 
@@ -229,5 +229,5 @@ def test_captions_are_refused(
         'data_prefix': {'img': str(tmp_path)},
     }
     options = [f'test_dataloader.dataset={data}']
-    assert run_tool(sensitivity.main, [*map(str, toy), '--cfg-options', *options]) == 1
+    assert run_tool(sensitivity.main, [*map(str, toy), '--cfg-options', *options]) == 2
     assert '--vocabulary: ovd.GroundingDataset' in capsys.readouterr().err

@@ -85,5 +85,5 @@ def test_figures_show_peaks_and_what_is_above_idle(memory: ModuleType) -> None:
 def test_mistakes_are_named(
     memory: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert run_tool(memory.main, arguments) == 1
+    assert run_tool(memory.main, arguments) == 2
     assert message in capsys.readouterr().err

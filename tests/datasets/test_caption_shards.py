@@ -409,7 +409,7 @@ def test_a_bad_shard_ends_a_run_in_one_line(tmp_path: Path, capsys: pytest.Captu
     shards = write_shards(tmp_path / 'data', shards=2, samples=5)
     bad = tmp_path / 'data' / '00001.tar'
     cut(bad, 3000)
-    assert tool('train', write_config(tmp_path, shards, workers=1), '--work-dir', tmp_path / 'run') == 1
+    assert tool('train', write_config(tmp_path, shards, workers=1), '--work-dir', tmp_path / 'run') == 2
     assert capsys.readouterr().err.strip().startswith(f'error: shard {bad}, member 0000')
     config = write_config(tmp_path, shards, broken='skip')
     assert tool('train', config, '--work-dir', tmp_path / 'skip') == 0

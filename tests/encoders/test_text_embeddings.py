@@ -361,7 +361,7 @@ def test_tool_ends_in_one_line(
     tmp_path: Path, tool: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = [] if '--out' in arguments else ['--out', str(tmp_path / 'x.vocab.safetensors')]
-    assert run_tool(tool.main, [*arguments, *out]) == 1
+    assert run_tool(tool.main, [*arguments, *out]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.strip().count('\n') == 0

@@ -282,7 +282,7 @@ def test_data_of_other_classes_are_refused(tmp_path: Path, capsys: pytest.Captur
     case = Case('glip_t_a_to_coco', tmp_path, one_set(tmp_path))
     write_coco(tmp_path, ['bird', 'cat', 'dog'], [[(0, PLACEHOLDER)]], SIZE)
     options = ['--cfg-options', "model.text.vocabulary=['dog', 'cat', 'bird']"]
-    assert tool('test', case.config, case.weights, *options) == 1
+    assert tool('test', case.config, case.weights, *options) == 2
     assert "class 0 is 'cat' in the data (3 classes) and 'dog' in the model" in error_line(capsys)
 
 

@@ -13,6 +13,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import DefaultScope
 
 from ovd.cli.console import run_tool
+from ovd.cli.main import run
 from ovd.config import load_config
 from ovd.encoders.text_encoder import TextEncoder
 from ovd.inference.predictor import Prediction, Predictor
@@ -183,6 +184,39 @@ def test_numbers_are_those_of_the_test_tool(
         assert np.array_equal(prediction.masks, expected['masks'].numpy())
         assert prediction.names == tuple(WORDS[label] for label in expected['labels'])
         assert prediction.size == tuple(sample['ori_shape'])
+
+
+def test_the_command_writes_the_results_that_the_test_tool_dumps(toy: dict[str, Any], tmp_path: Path) -> None:
+    model = ['--config', str(toy['config']), '--checkpoint', str(toy['checkpoint'])]
+    dump = tmp_path / 'dump.json'
+    testing = [*model[1::2], '--work-dir', str(tmp_path / 'work'), '--dump', str(dump)]
+    assert run(['test', *testing]) == 0
+    expected = json.loads(dump.read_text())
+    assert len(expected) == 120
+
+    def predicted(name: str, *chosen: str) -> list[dict[str, Any]]:
+        call = [
+            'predict',
+            ', '.join(WORDS),
+            str(toy['images'][0].parent),
+            *chosen,
+            '--device',
+            'cpu',
+            '--raw',
+        ]
+        out = tmp_path / name
+        annotations = ['--annotations', str(toy['config'].parent / 'instances.json')]
+        assert run([*call, *annotations, '--out', str(out), '--save', 'coco', '--pictures', 'none']) == 0
+        saved = json.loads((out / 'coco.json').read_text())['annotations']
+        results: list[dict[str, Any]] = json.loads((out / 'predictions.json').read_text())
+        assert [[item[key] for key in sorted(results[0])] for item in saved] == [
+            [item[key] for key in sorted(results[0])] for item in results
+        ]
+        return results
+
+    assert predicted('files', *model) == expected
+    assert run(['pack', *model[1::2], str(tmp_path / 'folder')]) == 0
+    assert predicted('folder', '--model', str(tmp_path / 'folder')) == expected
 
 
 def test_batches_do_not_change_the_answer(predictor: Predictor, toy: dict[str, Any]) -> None:

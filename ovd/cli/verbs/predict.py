@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ...inference.pictures.stream import Answered, Question
     from ...inference.pictures.writers import Record
     from ...inference.predictor import Predictor
+    from ...text.vocabulary import Vocabulary
 
 FORMATS = ('coco', 'yolo', 'voc', 'labelme', 'cvat', 'csv', 'parquet', 'masks')
 PICTURES = {'jpg': 'JPEG', 'png': 'PNG'}
@@ -55,6 +56,9 @@ def predict(
     background: options.Background = None,
     tile: options.Tile = None,
     overlap: options.Overlap = 0.2,
+    raw: Annotated[
+        bool, typer.Option('--raw', help='What the model scores for these words alone, as ovd test does.')
+    ] = False,
     out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('outputs/predict'),
     pictures: Annotated[str, typer.Option(help='Drawn pictures: jpg, png or none.')] = 'jpg',
     save: Annotated[
@@ -94,6 +98,7 @@ def predict(
         background=background,
         tile=tile,
         overlap=overlap,
+        raw=raw,
         out=out,
         pictures=pictures,
         save=tuple(part.strip() for entry in save or () for part in entry.split(',') if part.strip()),
@@ -119,6 +124,7 @@ class Task:
     background: bool | None
     tile: int | None
     overlap: float
+    raw: bool
     out: Path
     pictures: str
     save: tuple[str, ...]
@@ -172,7 +178,7 @@ def run(chosen: ModelChoice, task: Task, images: Sequence[str]) -> int:
         say(f'loading {chosen.name or chosen.checkpoint} ...', err=True)
     predictor = chosen.load()
     if words is not None:
-        predictor.set_vocabulary(words)
+        ask_for(predictor, words)
     common = fit_model(predictor, task, common, named)
 
     from ...inference.pictures.stream import Question
@@ -189,6 +195,16 @@ def run(chosen: ModelChoice, task: Task, images: Sequence[str]) -> int:
     return answer(predictor, pictures, asked, task, chosen)
 
 
+def ask_for(predictor: 'Predictor', words: 'Vocabulary') -> None:
+    """Ask for words; where they are the model's own, with all that its vocabulary knows of them."""
+    try:
+        own = predictor.vocabulary
+    except ValueError:  # a model without words of its own
+        own = None
+    if own is None or words.labels not in (own.labels, own.names):
+        predictor.set_vocabulary(words)
+
+
 def fit_model(
     predictor: 'Predictor', task: Task, common: float | None, named: dict[str, float]
 ) -> float | None:
@@ -203,7 +219,9 @@ def fit_model(
     if not predictor.is_segmentor:
         if task.background is not None:
             raise ValueError(f'--background is for models that map pixels, {kind} finds objects')
-        return DEFAULT_THRESHOLD if common is None else common
+        if common is not None:
+            return common
+        return 0.0 if task.raw else DEFAULT_THRESHOLD
     for option, value in (('--threshold', common is not None or named), ('--topk', task.topk is not None)):
         if value:
             raise ValueError(f'{option} selects objects, {kind} maps pixels')

@@ -14,11 +14,7 @@ is such a folder, and its weights file can be tested with the same command.
 _base_ = '../_base_/runtime.py'
 
 data_root = 'data/shapes/'
-needs = [
-    dict(
-        path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'
-    )
-]
+needs = [dict(path=data_root + 'annotations', what='OV-Shapes', how='ovd data shapes (tools/make_shapes.py)')]
 
 max_iters = 1000
 batch_size = 128

@@ -18,9 +18,7 @@ data_root = 'data/shapes/'
 vocabulary = 'shapes'  # the 24 nouns: ovd/assets/vocabularies/shapes.json
 clip = 'clip_tiny_shapes'
 needs = [
-    dict(
-        path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'
-    ),
+    dict(path=data_root + 'annotations', what='OV-Shapes', how='ovd data shapes (tools/make_shapes.py)'),
 ]
 
 model = dict(

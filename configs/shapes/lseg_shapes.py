@@ -18,9 +18,7 @@ vocabulary = 'shapes_pairs'  # 240 pairs, 48 of them unseen: ovd/assets/vocabula
 label_by = ('attributes.color', 'category')
 clip = dict(model='clip_tiny_shapes')
 needs = [
-    dict(
-        path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'
-    ),
+    dict(path=data_root + 'annotations', what='OV-Shapes', how='ovd data shapes (tools/make_shapes.py)'),
 ]
 
 model = dict(

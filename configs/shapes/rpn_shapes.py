@@ -11,11 +11,7 @@ _base_ = '../_base_/runtime.py'
 
 data_root = 'data/shapes/'
 vocabulary = 'shapes'  # the 24 nouns, 8 of them novel: ovd/assets/vocabularies/shapes.json
-needs = [
-    dict(
-        path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'
-    )
-]
+needs = [dict(path=data_root + 'annotations', what='OV-Shapes', how='ovd data shapes (tools/make_shapes.py)')]
 
 model = dict(
     type='RPN',

@@ -17,9 +17,7 @@ data_root = 'data/shapes/'
 vocabulary = 'shapes'  # the 24 nouns, 8 of them novel: ovd/assets/vocabularies/shapes.json
 clip = dict(model='clip_tiny_shapes')
 needs = [
-    dict(
-        path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'
-    ),
+    dict(path=data_root + 'annotations', what='OV-Shapes', how='ovd data shapes (tools/make_shapes.py)'),
 ]
 region_cache = dict(
     store=data_root + 'regions_train',

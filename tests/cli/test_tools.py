@@ -76,8 +76,9 @@ def test_train_then_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     config = write_config(tmp_path)
     assert tool('train', config, '--work-dir', tmp_path / 'run') == 0
     progress = capsys.readouterr().out.splitlines()
-    assert len(progress) == 6, progress
-    assert 'Training ToyLine' in progress[0]
+    assert len(progress) == 8, progress
+    assert 'Training ToyLine' in progress[1]
+    assert 'training: 1 of 20' in progress[2]
     assert 'Iter(train) [20/20]' in progress[-2]
     assert 'eta:' in progress[-2]
     assert 'loss:' in progress[-2]

@@ -29,9 +29,7 @@ pseudo_labels = dict(
     phrase_nms=0.5,
 )
 needs = [
-    dict(
-        path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'
-    ),
+    dict(path=data_root + 'annotations', what='OV-Shapes', how='ovd data shapes (tools/make_shapes.py)'),
     dict(
         path=pseudo_labels['out'],
         what="the teacher's boxes",

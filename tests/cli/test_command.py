@@ -131,7 +131,7 @@ def test_a_sentence_for_a_model_that_reads_none_is_refused(
 
 
 def test_the_models_that_read_sentences_are_listed() -> None:
-    import ovd.models  # noqa: F401
+    import ovd.models.registered  # noqa: F401
     from ovd.registry import MODELS
 
     readers = {name for name, kind in MODELS.module_dict.items() if getattr(kind, 'reads_sentences', False)}

@@ -307,7 +307,7 @@ def test_bad_configs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         tool(
             'train', write_config(tmp_path, extra='optim_wraper = dict(clip_grad=1)'), '--work-dir', tmp_path
         )
-        == 1
+        == 2
     )
     assert "unknown section 'optim_wraper', did you mean 'optim_wrapper'?" in error_line(capsys)
     needy = "needs = [dict(path='no/such.json', what='annotations', how='see data/README.md')]"

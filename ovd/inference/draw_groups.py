@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..layers.geometry import pad_to_multiple
 from ..models.base import OpenVocabularyModel
 from ..models.groupvit.grouping import GroupingOutput
 from ..models.groupvit.readout import compose_maps, group_labels
@@ -57,7 +57,7 @@ def find_groups(model: OpenVocabularyModel, inputs: Tensor, sample: Any) -> list
     model.prepare_text()
     inputs = model.without_padding(inputs, sample)
     height, width = inputs.shape[2:]
-    padded = F.pad(inputs, (0, -width % model.size_divisor, 0, -height % model.size_divisor))
+    padded = pad_to_multiple(inputs, model.size_divisor)
     predictions = model.group_predictions(padded)
     output = predictions.output
     # A readout that names places one by one names the groups here.

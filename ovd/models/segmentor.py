@@ -11,8 +11,8 @@ from mmengine.structures import PixelData
 from mmseg.models.segmentors.base import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..layers.geometry import by_shape, pad_to_multiple
 from ..layers.score_maps import (
     ChannelScores,
     CutScores,
@@ -116,13 +116,11 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
 
     def test_step(self, data: Any) -> list[SegDataSample]:
         """Predict a collated batch; images may differ in size, which mmseg does not support."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, image in enumerate(data['inputs']):
-            groups.setdefault(tuple(image.shape), []).append(index)
+        groups = by_shape(data['inputs'])
         if len(groups) < 2:
             return super().test_step(data)
         found: dict[int, SegDataSample] = {}
-        for indices in groups.values():
+        for indices in groups:
             part = {key: [values[index] for index in indices] for key, values in data.items()}
             found.update(zip(indices, super().test_step(part)))
         return [found[index] for index in range(len(found))]
@@ -187,11 +185,10 @@ class OpenVocabularySegmentor(OpenVocabularyModel, BaseSegmentor):
         """Scores of one forward pass, at the size of the inputs [B, 3, H, W]."""
         self.prepare_text()
         height, width = inputs.shape[2:]
-        right, below = -width % self.size_divisor, -height % self.size_divisor
-        padded = F.pad(inputs, (0, right, 0, below)) if right or below else inputs
+        padded = pad_to_multiple(inputs, self.size_divisor)
         maps = self.score_maps(padded) if context is None else self.score_maps(padded, context)
-        maps = resized(maps, (height + below, width + right), self.align_corners)
-        return CutScores(maps, (height, width)) if right or below else maps
+        maps = resized(maps, (padded.shape[2], padded.shape[3]), self.align_corners)
+        return maps if padded is inputs else CutScores(maps, (height, width))
 
     def _black(self) -> Tensor | None:
         """Preprocessed value [3] of a black pixel."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...datasets.segmentation.label_maps import IGNORE_INDEX
+from ...layers.geometry import pad_to_multiple
 from ...layers.score_maps import ScoreMaps, TensorScores
 from ..segmentation_inference import Inference, MultiScale
 from .readout import SoftReadout
@@ -125,7 +126,7 @@ def count_scores(
         """A network for the model's inference whose fourth channel holds the true labels."""
         images, truth = inputs[:, :3], inputs[:, 3].round().long().flatten(1)
         size = (images.shape[2], images.shape[3])
-        padded = _padded(images, model.size_divisor)
+        padded = pad_to_multiple(images, model.size_divisor)
         predictions = model.group_predictions(padded)
         scores, others = readout.group_scores(predictions, context)
         best, label = scores.max(dim=-1)
@@ -160,7 +161,7 @@ def count_absent(
     counts = np.zeros((len(model.vocabulary), bins), np.int64)
 
     def see(inputs: Tensor, sample: Any) -> None:
-        predictions = model.group_predictions(_padded(inputs, model.size_divisor))
+        predictions = model.group_predictions(pad_to_multiple(inputs, model.size_divisor))
         prior = model.image_context(inputs, [sample])
         prior = readout.image_prior(predictions) if prior is None else prior
         absent = (prior[0] < max_prior).nonzero().flatten()
@@ -203,8 +204,3 @@ def _soft_readout(model: GroupViT) -> SoftReadout:
 def _single_scale(inference: Inference) -> Inference:
     """The way a model sees windows, without averaging over scales and mirror images."""
     return inference.inference if isinstance(inference, MultiScale) else inference
-
-
-def _padded(images: Tensor, divisor: int) -> Tensor:
-    height, width = images.shape[2:]
-    return F.pad(images, (0, -width % divisor, 0, -height % divisor))

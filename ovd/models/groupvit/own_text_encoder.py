@@ -10,6 +10,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from ...encoders.text_encoder import TokenTower, TowerEncoder
+from ...encoders.token_encoder import weights_state
 from ...files import sha256_json, sha256_tensors
 
 
@@ -55,7 +56,7 @@ class OwnTextEncoder:
             for name, tensor in self._model.text_encoder.state_dict().items()
             if not name.endswith('num_batches_tracked')
         }
-        state = (self._model.text_changes, tuple(map(_version, tensors.values())))
+        state = (self._model.text_changes, weights_state(self._model.text_encoder))
         if self._hashed is None or self._hashed[0] != state:
             content = {'settings': self._model.text_settings, 'weights': sha256_tensors(tensors)}
             self._hashed = state, sha256_json(content)[:16]
@@ -91,8 +92,3 @@ class OwnTextEncoder:
 @lru_cache(maxsize=4)
 def _tokenizer(context_length: int) -> Any:
     return SimpleTokenizer(context_length=context_length)
-
-
-def _version(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor lies and how often it was written to."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -23,6 +23,7 @@ from ...encoders.text_embeddings import TextEmbeddings
 from ...encoders.text_encoder import TokenTower
 from ...layers.contrastive import MultiLabelLoss, caption_loss
 from ...layers.cosine_classifier import l2_normalize
+from ...layers.geometry import pad_to_multiple
 from ...layers.score_maps import ScoreMaps
 from ...registry import MODELS
 from ...text.templates import Templates
@@ -300,8 +301,8 @@ class GroupViT(OpenVocabularySegmentor):
         if not self.keep_groups:
             return
         height, width = inputs.shape[2:]
-        below, right = -height % self.size_divisor, -width % self.size_divisor
-        output = self.encode_image(F.pad(inputs, (0, right, 0, below)))
+        whole = pad_to_multiple(inputs, self.size_divisor)
+        output = self.encode_image(whole)
         for index, sample in enumerate(data_samples):
             size = sample.metainfo.get('ori_shape', (height, width))[:2]
             alone = GroupingOutput(
@@ -311,7 +312,7 @@ class GroupViT(OpenVocabularySegmentor):
                 tuple(maps[index : index + 1] for maps in output.hard),
                 output.grid,
             )
-            padded, choice = (height + below, width + right), self.readout.assignment
+            padded, choice = (whole.shape[2], whole.shape[3]), self.readout.assignment
             labels = group_labels(alone, padded, (height, width), size, assignment=choice)
             if sample.metainfo.get('flip'):
                 labels = labels.flip(2 if sample.metainfo['flip_direction'] == 'horizontal' else 1)

@@ -14,6 +14,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ...encoders.text_embeddings import TextEmbeddings
+from ...layers.geometry import pad_to_multiple
 from ...layers.score_maps import CutScores, ScoreMaps, resized
 from ...options import check_option
 from ...registry import MODELS
@@ -123,13 +124,14 @@ class LSeg(OpenVocabularySegmentor):
         else:
             words = self._words(inputs.device)
             text, labels = words.seen, words.columns[labels]
-        right, below = -width % self.size_divisor, -height % self.size_divisor
-        scores = self.head(self.extract_feat(F.pad(inputs, (0, right, 0, below))), text)
+        padded = pad_to_multiple(inputs, self.size_divisor)
+        scores = self.head(self.extract_feat(padded), text)
         if self.loss_size == 'image':
-            logits = _at_size(scores, (height + below, width + right), (height, width), self.align_corners)
+            size = (padded.shape[2], padded.shape[3])
+            logits = _at_size(scores, size, (height, width), self.align_corners)
         else:
-            padded = F.pad(labels, (0, right, 0, below), value=IGNORED)
-            labels = nearest(padded, scores.size, self.align_corners)
+            labels = pad_to_multiple(labels, self.size_divisor, value=IGNORED)
+            labels = nearest(labels, scores.size, self.align_corners)
             logits = _on_grid(scores)
         return {
             'loss_seg': pixel_cross_entropy(

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..layers.geometry import by_shape
+
 _ANNOTATION_LOADERS = ('LoadAnnotations', 'LoadRegionEmbeddings', 'LoadSegmentation')
 
 
@@ -21,7 +23,4 @@ def image_steps(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def equal_shapes(samples: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """Indices of samples, grouped by the shape of their image tensor ``inputs``."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, sample in enumerate(samples):
-        groups.setdefault(tuple(sample['inputs'].shape), []).append(index)
-    return list(groups.values())
+    return by_shape([sample['inputs'] for sample in samples])

@@ -1,12 +1,12 @@
-"""Tell mask quality from naming: what the groups of a GroupViT are worth, beside two baselines.
+"""Measure the masks of a GroupViT apart from its naming, beside two baselines.
 
     python tools/analyze_groups.py configs/groupvit_vits16_voc.py groupvit.safetensors [--out groups.json]
 
-One line each for the checkpoint, for the same model before training, and for a grid of as many rectangles as
-the model has groups. `mIoU` is with the model's own names; `oracle` gives each group the name that fits it
-best; `outlines` is that near outlines only; `classes` is the overlap of the best group with each class of an
-image, `objects` with each connected piece; `used` counts the groups that own a pixel. The groups are those of
-the whole image; `mIoU` follows the config's test_cfg.
+Rows: the checkpoint, the same model before training, and a grid of as many rectangles as the model has
+groups. Columns: `mIoU` of the predictions; `oracle`, mIoU with the best class for each group; `outlines`, the
+same near outlines; `classes`, IoU of the best group for each class of an image; `objects`, for each connected
+component; `used`, groups per image with a pixel. Groups are of the whole image; `mIoU` uses the config's
+test_cfg.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='a training checkpoint or a safetensors file')
-    parser.add_argument('--out', help='where the numbers go; default groups.json in the work directory')
+    parser.add_argument('--out', help='result file; default: groups.json in the work directory')
     parser.add_argument('--limit', type=int, help='number of images; default: all')
     args = parser.parse_args(argv)
     if args.limit is not None and args.limit < 1:
@@ -61,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def prepare(config: Any, limit: int | None) -> None:
-    """Let the config's test keep and measure groups."""
+    """Configure the test to keep and measure groups."""
     if config.get('test_dataloader') is None:
-        raise ValueError('the config cannot be tested, it has no test_dataloader')
+        raise ValueError('the config has no test_dataloader')
     config.model.test_cfg = dict(config.model.get('test_cfg') or {}, keep_groups=True)
     config.test_evaluator = [{'type': 'ovd.SegmentationMetric'}, {'type': 'ovd.GroupingMetric'}]
     if limit is not None:
@@ -71,7 +71,7 @@ def prepare(config: Any, limit: int | None) -> None:
 
 
 def measure(config: Any, checkpoint: str | Path, protocol: dict[str, str]) -> tuple[dict[str, Any], int]:
-    """Evaluate one checkpoint; its report and the rank of this process."""
+    """Evaluate one checkpoint; returns its report and the rank of this process."""
     from ovd.training.options import prepare_testing
     from ovd.training.reports import evaluate
     from ovd.training.runner import build_runner
@@ -83,7 +83,7 @@ def measure(config: Any, checkpoint: str | Path, protocol: dict[str, str]) -> tu
 
 
 def write_untrained(config: Any, folder: Path) -> tuple[Path, int]:
-    """The weights that training starts from, and the number of groups."""
+    """Save initial weights; returns their path and the number of groups."""
     import logging
 
     from mmengine.registry import DefaultScope

@@ -1,12 +1,12 @@
-"""Find the thresholds below which a GroupViT calls a group background, and write them as JSON.
+"""Calibrate the thresholds below which a GroupViT group is background, and write them as JSON.
 
     python tools/calibrate_thresholds.py configs/groupvit_vits16_voc.py groupvit.safetensors --out voc.json
     python tools/calibrate_thresholds.py ... --without-masks
 
-The data are the config's `calibration_dataloader`: never the images that scores are reported on. With masks
-there is one threshold for all classes, one for each, and one computed from a class's words, which also serves
-words that have no masks. Without masks each class gets what it stays below on images that hardly show it.
-A config reads the file as
+The data are the config's `calibration_dataloader`, never the images of reported scores. With masks, it fits
+one threshold for all classes, one per class, and one predicted from text embeddings, also for classes without
+masks. Without masks, the threshold of a class is a quantile of its scores on images unlikely to show it. Use
+the file in a config as
 
     readout=dict(type='ovd.SoftReadout', background=dict(thresholds='voc.json', kind='per_class'))
 """
@@ -27,21 +27,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('config', help='path of a config file')
     parser.add_argument('checkpoint', help='weights of its model')
     parser.add_argument('--out', required=True, help='the JSON file to write')
-    parser.add_argument('--without-masks', action='store_true', help='read no label')
+    parser.add_argument('--without-masks', action='store_true', help='ignore labels')
     parser.add_argument('--data', default='calibration_dataloader', help='section; default: %(default)s')
     parser.add_argument('--limit', type=int, help='number of images; default: all')
     parser.add_argument('--bins', type=int, default=1000, help='thresholds are exact to 1/BINS; %(default)s')
     masks = parser.add_argument_group('with masks')
     masks.add_argument(
-        '--min-pixels', type=int, default=10_000, help='of a class with a threshold of its own; %(default)s'
+        '--min-pixels',
+        type=int,
+        default=10_000,
+        help='a class needs so many for its own threshold; %(default)s',
     )
     images = parser.add_argument_group('without masks')
-    images.add_argument('--quantile', type=float, default=0.99, help='share below the threshold; %(default)s')
+    images.add_argument('--quantile', type=float, default=0.99, help='of the scores of a class; %(default)s')
     images.add_argument(
-        '--max-prior', type=float, default=0.01, help='probability of a class that is not there; %(default)s'
+        '--max-prior', type=float, default=0.01, help='an image below it lacks the class; %(default)s'
     )
     images.add_argument(
-        '--min-groups', type=int, default=1000, help='of a class with a threshold of its own; %(default)s'
+        '--min-groups',
+        type=int,
+        default=1000,
+        help='a class needs so many for its own threshold; %(default)s',
     )
     parser.add_argument('--device', help="'cpu', 'cuda', 'cuda:1'; default: the GPU if there is one")
     parser.add_argument(
@@ -51,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ('bins', 'min_pixels', 'min_groups', 'limit'):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f'--{name.replace("_", "-")} must be at least 1, got {getattr(args, name)}')
+    if not 0 < args.quantile < 1:
+        raise ValueError(f'--quantile must be between 0 and 1, got {args.quantile}')
     run(args)
 
 
@@ -66,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     check_needs(config, 'test')
     loader = config.get(args.data)
     if loader is None:
-        raise ValueError(f'{args.config} has no {args.data}: name a section with held-out images by --data')
+        raise ValueError(f'{args.config} has no {args.data}: choose a section of held-out images with --data')
     loader.batch_size = 1
     without_thresholds(config)
     predictor = Predictor(config, args.checkpoint, args.device)
@@ -93,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def without_thresholds(config: Any) -> None:
-    """Let the model leave no group to background for its score: that is what is looked for."""
+    """Remove thresholds from the config of the readout."""
     background = config.model.get('readout', {}).get('background')
     if isinstance(background, dict):
         rivals = {key: background[key] for key in ('names', 'learned') if background.get(key)}

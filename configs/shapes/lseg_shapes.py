@@ -63,7 +63,7 @@ train_dataloader = dict(
     dataset=dict(
         ann_file='annotations/instances_train_all.json',
         data_prefix=dict(img_path='train'),
-        unseen='ignore',
+        unseen_policy='drop',
         pipeline=train_pipeline,
         **shapes,
     ),

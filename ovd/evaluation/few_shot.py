@@ -1,4 +1,4 @@
-"""Few-shot segmentation metrics: IoU of the asked class, by class, and foreground-background IoU."""
+"""Few-shot segmentation metrics: mean class IoU and foreground-background IoU."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +16,12 @@ _LABELS = 2  # others, the class
 
 @METRICS.register_module()
 class FewShotMetric(ReportingMetric):
-    """IoU over episodes of ``FewShotDataset``, by HSNet's rules.
+    """IoU over episodes of ``FewShotDataset``, as defined by HSNet.
 
-    Intersection and union are added up per class, for the class and for the rest of its images. Keys, after
-    the prefix ``few_shot/``, as fractions of one: ``mIoU``, the mean over the ``episode_classes`` of the data
-    set of I / max(U, 1) of the class (one that never comes counts as 0), and ``FB_IoU``, the mean over class
-    and rest of (sum of I over all classes) / (sum of U). Pixels whose truth is ignored are left out.
+    Intersection I and union U are summed per class, for foreground (the class) and background. Keys, after
+    the prefix ``few_shot/``, as fractions: ``mIoU``, mean over ``episode_classes`` of I / max(U, 1) of the
+    foreground (0 without an episode), and ``FB_IoU``, mean over foreground and background of (sum of I over
+    classes) / (sum of U). Ignored pixels are excluded.
 
     The report has ``metrics``, ``per_class`` and ``protocol``.
 
@@ -36,7 +36,7 @@ class FewShotMetric(ReportingMetric):
     def check_dataset(self, dataset_meta: dict[str, Any]) -> None:
         for key in ('classes', 'episode_classes'):
             if not dataset_meta.get(key):
-                raise ValueError(f"FewShotMetric needs the {key!r} of a few-shot data set's metainfo")
+                raise ValueError(f'FewShotMetric requires {key!r} in the metainfo of the data set')
         names = list(dataset_meta['classes'])
         self._classes = [names.index(name) for name in dataset_meta['episode_classes']]
 
@@ -46,14 +46,14 @@ class FewShotMetric(ReportingMetric):
             path = str(sample.get('img_path', 'an image without path'))
             if sample.get('class_id') not in self._classes:
                 raise ValueError(
-                    f'{path}: class_id {sample.get("class_id")!r} is none of the classes asked for, '
-                    f'{self._classes} (PackSegInputs must pass class_id on)'
+                    f'{path}: class_id {sample.get("class_id")!r} is not an episode class {self._classes}; '
+                    f'meta_keys of PackSegInputs need class_id'
                 )
             predicted = label_map_of(sample, 'pred_sem_seg', path)
             truth = label_map_of(sample, 'gt_sem_seg', path)
             if predicted.shape != truth.shape:
                 raise ValueError(
-                    f'{path}: predicted labels are {predicted.shape}, the true ones {truth.shape} (H, W)'
+                    f'{path}: predicted labels are {predicted.shape}, true ones {truth.shape} (H, W)'
                 )
             check_labels('predicted', predicted, _LABELS, path)
             check_labels('true', truth, _LABELS, path)

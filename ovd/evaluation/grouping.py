@@ -1,4 +1,4 @@
-"""How good are the masks of a model that groups pixels, whatever names it gives them?
+"""Mask quality of a model that groups pixels, independent of its classification.
 
 Reading order: GroupingMetric, measure_groups (one image), its parts, uniform_grid (the baseline).
 
@@ -31,14 +31,14 @@ from .segmentation import (
 
 @dataclass(frozen=True, eq=False)
 class GroupMeasures:
-    """What the groups of one image are worth.
+    """Mask quality of the groups of one image.
 
     Attributes:
-        oracle: pixels by label when every group has the name that fits it best.
+        oracle: pixel counts when each group has its best label.
         boundary: the same near outlines only.
-        class_overlaps: for each class in the image, background aside, the overlap of its best group.
-        object_overlaps: the same for each connected piece of a class.
-        used: number of groups that own a pixel.
+        class_overlaps: IoU of the best group for each class in the image, without background.
+        object_overlaps: the same for each connected component of a class.
+        used: number of groups with pixels.
     """
 
     oracle: PixelCounts
@@ -50,29 +50,26 @@ class GroupMeasures:
 
 @METRICS.register_module()
 class GroupingMetric(SegmentationMetric):
-    """Mask quality apart from naming.
+    """Mask quality of groups, independent of their classification.
 
-    Reads ``pred_groups`` (the group of each pixel, as GroupViT writes with ``test_cfg.keep_groups``) and
-    ``gt_sem_seg``, both [1, H, W] in one frame; pixels whose truth is ignored are left out. Keys, after the
-    prefix ``groups/``, as fractions of one except the last:
+    Reads ``pred_groups`` (GroupViT with ``test_cfg.keep_groups``) and ``gt_sem_seg``, both [1, H, W]; ignored
+    pixels are excluded. Keys, after the prefix ``groups/``, as fractions except the last:
 
-    - ``oracle_mIoU``: each group is named after the class that it overlaps best in its image (intersection
-      over union; background is among the classes where the data have it), then mIoU as usual. The distance to
-      ``seg/mIoU`` is what naming costs;
-    - ``oracle_boundary_mIoU``: the same over the pixels near outlines only;
-    - ``class_IoU`` ('mask probing'): for each class in an image the overlap of its best group, averaged over
-      the classes of the image, then over the images; background is no class here;
-    - ``object_IoU``: the overlap of the best group for each connected piece of a class, averaged over all;
-    - ``used``: groups that own a pixel, per image.
+    - ``oracle_mIoU``: mIoU when each group has the label of best IoU in its image (background included, if it
+      is a class); the gap to ``seg/mIoU`` is due to classification;
+    - ``oracle_boundary_mIoU``: the same over pixels near outlines;
+    - ``class_IoU`` (mask probing): IoU of the best group for each class of an image without background, mean
+      over the classes of an image, then over images;
+    - ``object_IoU``: mean IoU of the best group for each connected component of a class;
+    - ``used``: groups with pixels per image.
 
-    With ``baseline_groups``, the same keys with ``grid_`` in front are those of a grid of rectangles: what
-    the numbers are worth without looking at the image.
+    With ``baseline_groups``, keys with the prefix ``grid_`` are those of a grid of rectangles.
 
     Args:
         baseline_groups: number of rectangles of the baseline; None: no baseline.
-        boundary: width of outlines as a share of the image's diagonal.
-        min_object: pixels below which a connected piece is no object.
-        kwargs: see ``SegmentationMetric``; ``save_maps`` writes what the oracle makes of the groups.
+        boundary: width of outlines as a fraction of the image diagonal.
+        min_object: minimum pixels of a connected component.
+        kwargs: see ``SegmentationMetric``; ``save_maps`` writes the oracle label maps.
     """
 
     default_prefix = 'groups'
@@ -85,10 +82,6 @@ class GroupingMetric(SegmentationMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if baseline_groups is not None and baseline_groups < 1:
-            raise ValueError(f'baseline_groups must be at least 1, got {baseline_groups}')
-        if not 0 < boundary < 0.5:
-            raise ValueError(f'boundary must lie between 0 and 0.5, got {boundary}')
         self.baseline_groups, self.boundary, self.min_object = baseline_groups, boundary, min_object
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
@@ -97,12 +90,10 @@ class GroupingMetric(SegmentationMetric):
         for sample in data_samples:
             path = str(sample.get('img_path', 'an image without path'))
             if 'pred_groups' not in sample:
-                raise ValueError(
-                    f'{path} has no pred_groups: the model writes them with test_cfg.keep_groups=True'
-                )
+                raise ValueError(f'{path} has no pred_groups: set test_cfg.keep_groups=True in the model')
             groups, truth = (label_map_of(sample, key, path) for key in ('pred_groups', 'gt_sem_seg'))
             if groups.shape != truth.shape:
-                raise ValueError(f'{path}: groups are {groups.shape}, the true labels {truth.shape} (H, W)')
+                raise ValueError(f'{path}: groups are {groups.shape}, true labels {truth.shape} (H, W)')
             check_labels('true', truth, num_labels, path)
             candidates = {'': groups}
             if self.baseline_groups is not None:
@@ -166,10 +157,10 @@ def measure_groups(
     """Compare the groups of an image with its true labels.
 
     Args:
-        groups: the group of each pixel, whole numbers [H, W]; -1: none.
-        truth: labels [H, W], ``IGNORE_INDEX`` where nothing counts.
+        groups: group of each pixel, integers [H, W]; -1: none.
+        truth: labels [H, W], or ``IGNORE_INDEX``.
         num_labels: of the truth, background included.
-        num_classes: labels from here on are no objects.
+        num_classes: labels without background.
         boundary, min_object: see ``GroupingMetric``.
     """
     oracle = name_groups(groups, truth, num_labels)
@@ -188,9 +179,9 @@ def measure_groups(
 
 
 def name_groups(groups: np.ndarray, truth: np.ndarray, num_labels: int) -> np.ndarray:
-    """The oracle: each group takes the label that it overlaps best; int64 [H, W], -1 without a group.
+    """Oracle label map: each group takes its label of best IoU; int64 [H, W], -1 without a group.
 
-    A group that lies on ignored pixels only has no label.
+    A group on ignored pixels only has no label.
     """
     overlaps = _overlaps(groups, truth, num_labels)
     names = np.full(int(groups.max(initial=-1)) + 2, IGNORE_INDEX, np.int64)
@@ -200,12 +191,12 @@ def name_groups(groups: np.ndarray, truth: np.ndarray, num_labels: int) -> np.nd
 
 
 class _Overlaps(NamedTuple):
-    """Pixels that groups and labels share, where the truth counts.
+    """Pixel counts of groups and labels, without ignored pixels.
 
     Attributes:
-        ids: [N], the groups that own a pixel.
-        common: [N, L], shared pixels.
-        truth: [L], pixels of each label, those of no group too.
+        ids: [N], groups with pixels.
+        common: [N, L], intersections.
+        truth: [L], pixels of each label.
     """
 
     ids: np.ndarray
@@ -221,29 +212,29 @@ def _overlaps(groups: np.ndarray, truth: np.ndarray, num_labels: int) -> _Overla
     counted = truth != IGNORE_INDEX
     labels = np.bincount(truth[counted], minlength=num_labels)
     counted &= groups != IGNORE_INDEX
-    ids, places = np.unique(groups[counted], return_inverse=True)
-    pairs = places.reshape(-1) * num_labels + truth[counted]
+    ids, rows = np.unique(groups[counted], return_inverse=True)
+    pairs = rows.reshape(-1) * num_labels + truth[counted]
     common = np.bincount(pairs, minlength=len(ids) * num_labels).reshape(len(ids), num_labels)
     return _Overlaps(ids, common, labels)
 
 
 def _object_overlaps(groups: np.ndarray, truth: np.ndarray, label: int, min_object: int) -> list[float]:
-    """For each connected piece of a class the overlap of its best group."""
+    """IoU of the best group for each connected component of a class."""
     count, pieces = cv2.connectedComponents((truth == label).astype(np.uint8), connectivity=8)
-    pieces = np.where(truth == IGNORE_INDEX, IGNORE_INDEX, pieces)  # piece 0 is the rest
+    pieces = np.where(truth == IGNORE_INDEX, IGNORE_INDEX, pieces)  # component 0 is everything else
     overlaps = _overlaps(groups, pieces, count)
     best = overlaps.iou().max(axis=0, initial=0.0)
     return best[1:][overlaps.truth[1:] >= min_object].tolist()
 
 
 def count_boundary_pixels(predicted: np.ndarray, truth: np.ndarray, width: float) -> PixelCounts:
-    """As ``count_pixels``, of the pixels that lie within a label's mask and near its outline.
+    """As ``count_pixels``, of the pixels inside a label's mask and near its outline.
 
-    The edge of the image is an outline. Where the truth is ignored it is taken to agree with the prediction,
-    so that a ring of ignored pixels around an object makes no outline of its own.
+    The image border is an outline. Ignored pixels take the predicted label, so that a ring of ignored pixels
+    around an object adds no outline.
 
     Args:
-        width: how near, as a share of the image's diagonal.
+        width: maximum distance from the outline, as a fraction of the image diagonal.
     """
     distance = max(1, round(width * math.hypot(*truth.shape)))
     kernel = np.ones((2 * distance + 1,) * 2, np.uint8)

@@ -1,4 +1,4 @@
-"""Segmentation metrics: intersection over union of all, seen and unseen classes, and their protocol."""
+"""Segmentation metrics: IoU over all, seen and unseen classes."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +20,9 @@ _MAX_CLASSES_ON_CONSOLE = 200
 
 @dataclass(frozen=True, eq=False)
 class PixelCounts:
-    """Pixels of one image by label, for the labels that occur in it; int64 [L] each.
+    """Pixel counts of one image for the L labels that occur in it; int64 [L] each.
 
-    No named tuple: mmengine turns those into plain ones when it gathers results.
+    Not a named tuple, since mmengine converts those to tuples when gathering results.
     """
 
     labels: np.ndarray
@@ -40,11 +40,11 @@ def sum_counts(counts: Iterable[PixelCounts], num_labels: int) -> np.ndarray:
 
 
 def count_pixels(predicted: np.ndarray, truth: np.ndarray, num_labels: int) -> PixelCounts:
-    """Compare a predicted with a true label map where the truth is not ignored.
+    """Count the pixels of a predicted and a true label map, where the truth is not ignored.
 
     Args:
-        predicted, truth: whole numbers [H, W] below ``num_labels``, or ``IGNORE_INDEX``. A pixel predicted
-            as ``IGNORE_INDEX`` is of no class.
+        predicted, truth: integers [H, W] below ``num_labels``, or ``IGNORE_INDEX``, which as a prediction is
+            no class.
     """
     counted = truth != IGNORE_INDEX
     predicted, truth = predicted[counted], truth[counted]
@@ -58,21 +58,18 @@ def count_pixels(predicted: np.ndarray, truth: np.ndarray, num_labels: int) -> P
 
 @METRICS.register_module()
 class SegmentationMetric(ReportingMetric):
-    """Mean intersection over union over all, seen and unseen classes of ``OpenVocabularySegDataset``.
+    """Mean IoU over all, seen and unseen classes of ``OpenVocabularySegDataset``.
 
-    Intersections and unions are added up over the set, then divided; pixels whose truth is ignored are left
-    out, whatever is predicted there. Keys, after the prefix ``seg/``, as fractions of one, nan where there is
-    nothing to average: ``mIoU`` (over all classes that the data set annotates, background among them where it
-    is a class), ``mIoU_foreground`` (without background), ``IoU_background``, ``mIoU_seen``,
-    ``mIoU_unseen`` (classes only) and their harmonic mean ``hIoU``, ``mAcc`` (mean recall of the classes that
-    occur) and ``aAcc`` (share of pixels). A class that neither occurs nor is predicted has no IoU; words that
-    the data set does not annotate compete but are not averaged.
+    Intersections and unions are summed over the data set, without ignored pixels. Keys, after the prefix
+    ``seg/``, as fractions, nan if empty: ``mIoU`` (all annotated classes, and background if it is a class),
+    ``mIoU_foreground`` (without background), ``IoU_background``, ``mIoU_seen``, ``mIoU_unseen`` and their
+    harmonic mean ``hIoU``, ``mAcc`` (mean recall of classes with pixels) and ``aAcc`` (pixel accuracy). A
+    class that is neither present nor predicted has no IoU; classes that are not annotated are distractors.
 
     The report has ``metrics``, ``per_class`` and ``protocol``.
 
     Args:
-        save_maps: folder for the predicted maps, ``<folder of the image>/<stem>.png``: labels in 8 bits, in
-            16 from 256 labels on; 'no class' is the top value.
+        save_maps: folder for predicted maps, ``<folder of the image>/<stem>.png``, see ``write_label_map``.
         kwargs: see ``ReportingMetric``.
     """
 
@@ -94,8 +91,8 @@ class SegmentationMetric(ReportingMetric):
             truth = label_map_of(sample, 'gt_sem_seg', path)
             if predicted.shape != truth.shape:
                 raise ValueError(
-                    f'{path}: predicted labels are {predicted.shape}, the true ones {truth.shape} (H, W); in '
-                    f'a test pipeline labels are loaded after the image was resized'
+                    f'{path}: predicted labels are {predicted.shape}, true ones {truth.shape} (H, W); a test '
+                    f'pipeline must load labels after resizing the image'
                 )
             highest = len(self._classes.names)
             check_labels('predicted', predicted, highest + 1, path)
@@ -105,7 +102,7 @@ class SegmentationMetric(ReportingMetric):
             self.results.append((counts, int((truth == IGNORE_INDEX).sum())))
 
     def save_map(self, labels: np.ndarray, path: str) -> None:
-        """Write the labels [H, W] of the image at ``path`` into the folder ``save_maps``, if there is one."""
+        """Write the labels [H, W] of the image at ``path`` to ``save_maps``, if given."""
         if self.save_maps is not None:
             file = Path(self.save_maps) / Path(path).parent.name / f'{Path(path).stem}.png'
             write_label_map(file, labels, len(self._classes.names) + 1)
@@ -160,7 +157,7 @@ class SegmentationMetric(ReportingMetric):
 
 
 class LabelSet:
-    """The labels of a data set and the groups they are averaged in; background is the last label."""
+    """Labels of a data set by group (seen, unseen, other, background); background is the last."""
 
     def __init__(self, meta: Mapping[str, Any]) -> None:
         self.names = list(meta['classes'])
@@ -179,11 +176,11 @@ class LabelSet:
         self.scored = self.members('seen', 'unseen', 'background')
 
     def members(self, *groups: str) -> np.ndarray:
-        """[num_labels] bool: the labels of these groups."""
+        """Labels of these groups, bool [num_labels]."""
         return np.isin(self.groups, groups)
 
     def summarize(self, iou: np.ndarray) -> dict[str, float]:
-        """Means of IoU [num_labels] by name of the metric."""
+        """Mean IoUs by metric name, from IoU [num_labels]."""
         seen, unseen = (mean_of_present(iou[self.members(group)]) for group in ('seen', 'unseen'))
         result = {'mIoU': mean_of_present(iou[self.scored])}
         if self.background == 'class':
@@ -196,19 +193,19 @@ class LabelSet:
 
 
 def label_map_of(sample: Mapping[str, Any], key: str, path: str) -> np.ndarray:
-    """A label map [H, W] of a data sample."""
+    """Label map [H, W] of a data sample."""
     if key not in sample:
-        raise ValueError(f'{path} has no {key}: segmentation metrics need predicted and true labels')
+        raise ValueError(f'{path} has no {key}')
     labels = torch.as_tensor(sample[key]['data']).detach().cpu().numpy()
     if labels.ndim == 3 and len(labels) == 1:
         labels = labels[0]
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f'{path}: {key} is {labels.dtype} {labels.shape}, expected whole numbers [1, H, W]')
+        raise ValueError(f'{path}: {key} is {labels.dtype} {labels.shape}, expected integers [1, H, W]')
     return labels
 
 
 def check_labels(what: str, labels: np.ndarray, limit: int, path: str) -> None:
-    """Labels lie between ``IGNORE_INDEX`` and ``limit - 1``; ``what`` and ``path`` say whose they are."""
+    """Raise ValueError unless labels are ``IGNORE_INDEX`` .. ``limit - 1``."""
     if labels.size and not IGNORE_INDEX <= labels.min() <= labels.max() < limit:
         raise ValueError(
             f'{path}: {what} labels are {labels.min()} to {labels.max()}, expected {IGNORE_INDEX} to '
@@ -217,7 +214,7 @@ def check_labels(what: str, labels: np.ndarray, limit: int, path: str) -> None:
 
 
 def divide(numerator: Any, denominator: Any) -> np.ndarray:
-    """Quotient, nan where both are nothing."""
+    """Quotient, nan where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 

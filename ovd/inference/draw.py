@@ -1,9 +1,8 @@
-"""Draw what a model found: masks, boxes, labels and legends that stay legible on a picture of any size.
+"""Draw predictions: masks, boxes, labels and legends, legible at any image size.
 
-Reading order: ``name_colors``, ``draw_instances``, ``draw_segmentation``, their helpers.
+Reading order: ``name_colors``, ``draw_instances``, ``draw_segmentation``, helpers.
 
-torchvision's drawing functions are not used: they paint overlapping masks black and let labels run out of the
-picture or over each other.
+torchvision's drawing functions paint overlapping masks black and let labels leave the image or overlap.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 RGB = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
 
-# Twenty colours that differ from each other and from white; a name picks one by its hash.
+# Twenty colours distinct from each other and from white.
 PALETTE: tuple[RGB, ...] = (
     (230, 25, 75), (60, 180, 75), (255, 225, 25), (67, 99, 216), (245, 130, 49),
     (145, 30, 180), (66, 212, 244), (240, 50, 230), (170, 225, 40), (0, 128, 128),
@@ -28,26 +27,26 @@ PALETTE: tuple[RGB, ...] = (
 
 
 def name_colors(names: Sequence[str]) -> dict[str, RGB]:
-    """One colour for each name: the same for every order of the names, very different for up to 20 of them.
+    """Colour of each name: independent of their order, distinct for up to 20 names.
 
-    A name's hash chooses its place in ``PALETTE``; of two names that want the same one, the later in the
-    alphabet moves on to the next free place. When the palette is used up, it is used again in other shades.
+    The hash of a name is its index in ``PALETTE``, or the next free one, in alphabetical order of names.
+    Further rounds of the palette use other shades.
     """
     colors: dict[str, RGB] = {}
     free: set[int] = set()
     for count, name in enumerate(sorted(set(names))):
         if not free:
             free = set(range(len(PALETTE)))
-        place = int(hashlib.sha256(name.encode()).hexdigest(), 16) % len(PALETTE)
-        while place not in free:
-            place = (place + 1) % len(PALETTE)
-        free.remove(place)
-        colors[name] = _shade(PALETTE[place], count // len(PALETTE))
+        index = int(hashlib.sha256(name.encode()).hexdigest(), 16) % len(PALETTE)
+        while index not in free:
+            index = (index + 1) % len(PALETTE)
+        free.remove(index)
+        colors[name] = _shade(PALETTE[index], count // len(PALETTE))
     return colors
 
 
 def _shade(color: RGB, number: int) -> RGB:
-    """A lighter or darker kind of a colour: 0 is the colour, odd numbers are lighter, even ones darker."""
+    """Shade of a colour: 0 is the colour, odd numbers are lighter, even ones darker."""
     if number == 0:
         return color
     aim = 255 if number % 2 else 0
@@ -71,19 +70,19 @@ def draw_instances(
 
     Args:
         image: uint8 [H, W, 3], RGB.
-        boxes: [N, 4] xyxy, pixels of ``image``; parts outside the image are cut off.
+        boxes: [N, 4] xyxy, pixels of ``image``; clipped to the image.
         names: N labels; equal names get equal colours.
-        scores: [N], written behind the names and used as the drawing order.
+        scores: [N], written after the names, and the drawing order.
         masks: bool [N, H, W].
         colors: colour of each name, by default ``name_colors(names)``; pass the colours of a whole vocabulary
-            to keep them equal over many pictures.
-        min_side: a smaller picture is enlarged by a whole factor until its shorter side has this many pixels.
-        mask_opacity: 0 hides the masks, 1 hides the image below them.
+            for equal colours in all images.
+        min_side: smaller images are enlarged by an integer factor to at least this shorter side in pixels.
+        mask_opacity: 0 hides the masks, 1 the image below them.
         font: a TrueType file, for alphabets that the default (DejaVu Sans) lacks.
     Returns:
-        uint8 [s * H, s * W, 3], RGB, with the whole factor s >= 1.
+        uint8 [s * H, s * W, 3], RGB, with integer s >= 1.
     Raises:
-        ValueError: an array of another shape or type than above.
+        ValueError: an array of another shape or type.
     """
     _check(image, boxes, names, scores, masks)
     height, width = image.shape[:2]
@@ -105,11 +104,11 @@ def draw_instances(
     for index in reversed(order):
         score = '' if scores is None else f' {scores[index]:.2f}'
         text = _shorten(' '.join(names[index].split()), score, typeface, picture.width)
-        place = _place_label(rectangles[index], _text_size(text, typeface), picture.size, taken)
-        painter.rectangle(place, fill=colors[names[index]])
-        middle = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
+        label = _place_label(rectangles[index], _text_size(text, typeface), picture.size, taken)
+        painter.rectangle(label, fill=colors[names[index]])
+        middle = ((label[0] + label[2]) / 2, (label[1] + label[3]) / 2)
         painter.text(middle, text, fill=_ink(colors[names[index]]), font=typeface, anchor='mm')
-        taken.append(place)
+        taken.append(label)
     return np.asarray(picture)
 
 
@@ -124,28 +123,25 @@ def draw_segmentation(
     min_side: int = 480,
     font: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
-    """Tint every pixel with the colour of its word, over a copy of an image, with a legend below.
+    """Tint every pixel with the colour of its class on a copy of an image, with a legend below.
 
-    The legend lists the words on the image only, the largest first, in as many columns as fit; it grows
-    downwards, so none is left out. Neighbouring areas are separated by a dark line.
+    The legend lists the classes on the image, largest first. Dark lines separate neighbouring segments.
 
     Args:
         image: uint8 [H, W, 3], RGB.
-        labels: integers [H, W]: places in ``names``; K (the number of names) when ``background`` is K; -1 is
-            left alone.
-        names: K words.
+        labels: integers [H, W]: indices of ``names``, ``background``, or -1, which is not tinted.
+        names: K class names.
         colors: colour of each name, by default ``name_colors(names)``; pass the colours of a whole vocabulary
-            to keep them equal over many pictures.
-        background: the label whose pixels keep their look.
-        show_background: tint those too, in grey, and list them.
-        opacity: 0 hides the tints, 1 hides the image below them.
-        min_side: a smaller picture is enlarged by a whole factor until its shorter side has this many pixels.
+            for equal colours in all images.
+        background: label of pixels that are not tinted.
+        show_background: tint those in grey and list them.
+        opacity: 0 hides the tints, 1 the image below them.
+        min_side: see ``draw_instances``.
         font: a TrueType file, for alphabets that the default (DejaVu Sans) lacks.
     Returns:
-        uint8 [s * H + L, s * W, 3], RGB, with the whole factor s >= 1 and a legend of L rows, 0 when there is
-        nothing to list.
+        uint8 [s * H + L, s * W, 3], RGB, with integer s >= 1 and a legend of L >= 0 rows.
     Raises:
-        ValueError: an array of another shape or type than above, or a label beyond the names.
+        ValueError: an array of another shape or type, or a label without a name.
     """
     shown = _check_labels(image, labels, names, background)
     colors = name_colors(names) if colors is None else colors
@@ -162,13 +158,13 @@ def draw_segmentation(
     untouched = labels < 0
     if background is not None and not show_background:
         untouched = untouched | (labels == background)
-    places = np.where(untouched, -1, labels)
-    tinted = np.rint(image * (1 - opacity) + tints[places] * opacity).astype(np.uint8)
+    labels = np.where(untouched, -1, labels)
+    tinted = np.rint(image * (1 - opacity) + tints[labels] * opacity).astype(np.uint8)
     tinted[untouched] = image[untouched]
     factor = _enlargement(height, width, min_side)
     size = (width * factor, height * factor)
     enlarged = np.array(Image.fromarray(tinted).resize(size, Image.Resampling.BICUBIC))
-    edges = _edges(places.repeat(factor, axis=0).repeat(factor, axis=1))
+    edges = _edges(labels.repeat(factor, axis=0).repeat(factor, axis=1))
     enlarged[edges] = enlarged[edges] // 2
     typeface = load_typeface(font, font_size(size))
     return np.concatenate([enlarged, _legend(entries, width * factor, typeface)])
@@ -178,7 +174,7 @@ _GREY: RGB = (100, 100, 100)
 
 
 def _percent(share: float) -> str:
-    """A share of the image for the legend: '41 %', '0.3 %', '<0.1 %'."""
+    """Format a fraction of the image: '41 %', '0.3 %', '<0.1 %'."""
     if share >= 0.1:
         return f'{100 * share:.0f} %'
     return f'{100 * share:.1f} %' if share >= 0.001 else '<0.1 %'
@@ -195,7 +191,7 @@ def _edges(labels: np.ndarray) -> np.ndarray:
 def _legend(
     entries: Sequence[tuple[str, str, RGB]], width: int, typeface: ImageFont.FreeTypeFont
 ) -> np.ndarray:
-    """Swatches with (name, share, colour), uint8 [L, width, 3]; a name wider than that is cut."""
+    """Draw a legend of (name, share, colour), uint8 [L, width, 3]; wide names are shortened."""
     ascent, descent = typeface.getmetrics()
     line = round(1.3 * (ascent + descent))
     swatch, gap = ascent, ascent // 2
@@ -218,7 +214,7 @@ def _legend(
 def _check_labels(
     image: np.ndarray, labels: np.ndarray, names: Sequence[str], background: int | None
 ) -> list[tuple[int, int]]:
-    """The labels on the image with their pixel counts, the largest first; refuses what cannot be drawn."""
+    """Check arguments; return the labels on the image with pixel counts, largest first."""
     _check_image(image)
     if labels.shape != image.shape[:2] or labels.dtype.kind not in 'iu':
         expected = list(image.shape[:2])
@@ -226,7 +222,7 @@ def _check_labels(
     found, areas = np.unique(labels[labels >= 0], return_counts=True)
     for label in found.tolist():
         if label >= len(names) and label != background:
-            raise ValueError(f'label {label} is on the image, but there are {len(names)} names')
+            raise ValueError(f'labels contain {label}, but there are {len(names)} names')
     order = np.argsort(-areas, kind='stable')
     return [(int(found[index]), int(areas[index])) for index in order]
 
@@ -243,14 +239,14 @@ def _check(
     scores: np.ndarray | None,
     masks: np.ndarray | None,
 ) -> None:
-    """Raise a ValueError that names the first argument of the wrong shape or type."""
+    """Raise ValueError for an argument of another shape or type."""
     _check_image(image)
     count = len(names)
     if np.shape(boxes) != (count, 4):
         raise ValueError(f'expected boxes [{count}, 4] for {count} names, got {list(np.shape(boxes))}')
     if not np.isfinite(boxes).all():
         bad = int(np.flatnonzero(~np.isfinite(boxes).all(axis=1))[0])
-        raise ValueError(f'box {bad} has coordinates that are not finite: {np.asarray(boxes)[bad].tolist()}')
+        raise ValueError(f'box {bad} is not finite: {np.asarray(boxes)[bad].tolist()}')
     if scores is not None and np.shape(scores) != (count,):
         raise ValueError(f'expected scores [{count}] for {count} names, got {list(np.shape(scores))}')
     if masks is not None and (masks.dtype != bool or masks.shape != (count, *image.shape[:2])):
@@ -259,7 +255,7 @@ def _check(
 
 
 def _enlargement(height: int, width: int, min_side: int) -> int:
-    """Whole factor that brings the shorter side to ``min_side``, the longer to at most four times that."""
+    """Integer factor for a shorter side of ``min_side``, with a longer side of at most four times that."""
     wanted = -(-min_side // min(height, width))
     return max(1, min(wanted, 4 * min_side // max(height, width)))
 
@@ -267,7 +263,7 @@ def _enlargement(height: int, width: int, min_side: int) -> int:
 def _blend_masks(
     image: np.ndarray, masks: np.ndarray | None, colors: list[RGB], order: Sequence[int], opacity: float
 ) -> np.ndarray:
-    """Mix each mask's colour into the image; where masks overlap, the last in ``order`` shows."""
+    """Blend mask colours into the image; of overlapping masks, the last in ``order`` is on top."""
     blended = image.copy()
     if masks is None:
         return blended
@@ -279,12 +275,12 @@ def _blend_masks(
 
 
 def load_typeface(font: str | os.PathLike[str] | None, size: int) -> ImageFont.FreeTypeFont:
-    """The font file at a size in pixels; by default DejaVu Sans, which comes with matplotlib."""
+    """Load a font at a size in pixels; by default DejaVu Sans of matplotlib."""
     return _typeface(None if font is None else os.fspath(font), size)
 
 
 def font_size(picture: tuple[int, int]) -> int:
-    """Pixels of the letters on a picture of this (width, height)."""
+    """Font size in pixels for an image of this (width, height)."""
     return max(14, min(picture) // 48)
 
 
@@ -301,13 +297,13 @@ def _typeface(font: str | None, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _text_size(text: str, typeface: ImageFont.FreeTypeFont) -> tuple[float, float]:
-    """Width and height of a label: the text and a margin; all labels of a font have the same height."""
+    """Width and height of a label: the text and a margin."""
     ascent, descent = typeface.getmetrics()
     return typeface.getlength(text) + 0.5 * ascent, 1.1 * (ascent + descent)
 
 
 def _shorten(name: str, score: str, typeface: ImageFont.FreeTypeFont, width: int) -> str:
-    """The label of a name and a score; the name is cut at its end until the label fits into ``width``."""
+    """Label of a name and a score; the name is truncated until the label fits into ``width``."""
     text, kept = name + score, len(name)
     while kept and _text_size(text, typeface)[0] > width:
         kept -= 1
@@ -318,13 +314,13 @@ def _shorten(name: str, score: str, typeface: ImageFont.FreeTypeFont, width: int
 def _place_label(
     box: Sequence[float], size: tuple[float, float], picture: tuple[int, int], taken: list[Rectangle]
 ) -> Rectangle:
-    """Where a label goes: above its box, else inside, below or at the right end; wherever it hides least.
+    """Place a label above, inside, below or right-aligned with its box, with the least overlap.
 
     Args:
         box: x1, y1, x2, y2 of the object.
         size: (width, height) of the label.
-        picture: (width, height) of the picture, which the label never leaves.
-        taken: the labels placed so far.
+        picture: (width, height) of the image, to which the label is clipped.
+        taken: labels placed so far.
     """
     x1, y1, x2, y2 = box
     width, height = size
@@ -335,8 +331,8 @@ def _place_label(
         y = max(0.0, min(corner[1], picture[1] - 1 - height))
         return x, y, x + width, y + height
 
-    def hidden(place: Rectangle) -> float:
-        return sum(_overlap(place, other) for other in taken)
+    def hidden(label: Rectangle) -> float:
+        return sum(_overlap(label, other) for other in taken)
 
     return min((inside(corner) for corner in corners), key=hidden)
 
@@ -347,5 +343,5 @@ def _overlap(a: Rectangle, b: Rectangle) -> float:
 
 
 def _ink(color: RGB) -> str:
-    """Black or white, whichever reads better on ``color`` (ITU-R BT.601 luma)."""
+    """Black or white, by contrast with ``color`` (ITU-R BT.601 luma)."""
     return 'black' if np.dot(color, (0.299, 0.587, 0.114)) > 140 else 'white'

@@ -1,4 +1,4 @@
-"""A caption as a panel below its picture: every phrase underlined in the colour of its boxes."""
+"""Draw a caption as a panel, with phrases underlined in the colours of their boxes."""
 
 import os
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ def draw_caption(
     """Write a caption in black on white, in as many lines as it needs.
 
     Args:
-        caption: lines are broken at blanks, within a word only where it is wider than the panel.
-        marks: where they overlap, their lines are drawn below each other.
+        caption: wrapped at blanks, and within words wider than the panel.
+        marks: lines of overlapping marks are stacked.
         width: of the panel, in pixels.
         font_size: in pixels.
         font: a TrueType file, for alphabets that the default (DejaVu Sans) lacks.
@@ -52,14 +52,14 @@ def draw_caption(
         for mark, row in zip(marks, rows):
             first, last = max(mark.start, start), min(mark.end, end)
             if first < last:
-                left, right = (margin + typeface.getlength(text[start:place]) for place in (first, last))
+                left, right = (margin + typeface.getlength(text[start:index]) for index in (first, last))
                 y = top + ascent + descent + row * 2 * thickness
                 painter.rectangle((left, y, right - 1, y + thickness - 1), fill=mark.color)
     return np.array(panel)
 
 
 def stack(marks: Sequence[Mark]) -> list[int]:
-    """The row of each mark's line: the first in which it meets none of the longer marks."""
+    """Row of each mark's line: the first without an overlapping longer mark."""
     rows = [-1] * len(marks)
     for index in sorted(range(len(marks)), key=lambda index: marks[index].start - marks[index].end):
         mark = marks[index]

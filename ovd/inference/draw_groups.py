@@ -1,4 +1,4 @@
-"""See what a grouping model found before any word came into play: its groups, drawn on the image."""
+"""Draw the groups of a grouping model on the image."""
 
 import colorsys
 import os
@@ -22,9 +22,9 @@ class Groups:
     """The groups of one stage on one image.
 
     Attributes:
-        labels: int64 [H, W], the group of every pixel of the original image.
-        names: of all G groups: the number, from 1, and the word for the final group that it is or joins.
-        stage: 1 for the groups that patches form first.
+        labels: int64 [H, W], group of every pixel of the original image.
+        names: of all G groups: number, from 1, and class of the final group that it is or joins.
+        stage: from 1, the first grouping.
     """
 
     labels: np.ndarray
@@ -39,9 +39,7 @@ class Groups:
 
 @torch.no_grad()
 def find_groups(model: OpenVocabularyModel, inputs: Tensor, sample: Any) -> list[Groups]:
-    """The groups of an image at every stage, seen as a whole, whatever windows the model slides.
-
-    Who joins which group is read as the readout reads it.
+    """Compute the groups of the whole image at every stage, with the assignments of the readout.
 
     Args:
         model: a ``GroupViT``.
@@ -53,14 +51,14 @@ def find_groups(model: OpenVocabularyModel, inputs: Tensor, sample: Any) -> list
         ValueError: a model that does not group pixels.
     """
     if not isinstance(model, GroupViT):
-        raise ValueError(f'{type(model).__name__} does not group pixels: there are no groups to show')
+        raise ValueError(f'{type(model).__name__} does not group pixels')
     model.prepare_text()
     inputs = model.without_padding(inputs, sample)
     height, width = inputs.shape[2:]
     padded = pad_to_multiple(inputs, model.size_divisor)
     predictions = model.group_predictions(padded)
     output = predictions.output
-    # A readout that names places one by one names the groups here.
+    # A readout of level 'tokens' classifies the groups here.
     named = predictions._replace(token_embeddings=predictions.group_embeddings)
     table = model.readout.group_table(named, model.image_context(inputs), model.use_background)[0]
     words = [*model.vocabulary.labels, 'background']
@@ -78,7 +76,7 @@ def find_groups(model: OpenVocabularyModel, inputs: Tensor, sample: Any) -> list
 
 
 def _joins(output: GroupingOutput, stage: int, assignment: str) -> list[int]:
-    """The final group that each group of a stage joins most."""
+    """Final group with the largest share in each group of a stage."""
     if stage == len(output.soft):
         return list(range(output.features.shape[1]))
     grid = (1, output.soft[stage].shape[-1])
@@ -87,7 +85,7 @@ def _joins(output: GroupingOutput, stage: int, assignment: str) -> list[int]:
 
 
 def group_colors(count: int) -> list[RGB]:
-    """``count`` colours, neighbours in number far apart in hue; the first twenty are those of words."""
+    """``count`` colours, distinct for consecutive groups; up to 20 those of ``PALETTE``."""
     if count <= len(PALETTE):
         return list(PALETTE[:count])
     golden = (5**0.5 - 1) / 2

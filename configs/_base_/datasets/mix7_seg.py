@@ -3,7 +3,7 @@
 ADE20K, BDD100K, Cityscapes, COCO-Stuff, IDD, Mapillary Vistas and SUN RGB-D, those that MSeg joins (Lambert
 et al., CVPR 2020). The tables of names are ours: synonyms in ovd/assets/vocabularies/mix7.json join by
 themselves, `aliases` join the rest, leftovers such as 'metal' are ignored (None), and no class is dropped
-without being named here (absent='refuse'). Test with the section of any other base.
+without being named here (absent_policy='error'). Test with the section of any other base.
 """
 
 vocabulary = 'mix7'
@@ -165,7 +165,7 @@ train_dataloader = dict(
     dataset=dict(
         type='ovd.UnifiedSegDataset',
         vocabulary=vocabulary,
-        common=dict(type='ovd.OpenVocabularySegDataset', absent='refuse', pipeline=train_pipeline),
+        common=dict(type='ovd.OpenVocabularySegDataset', absent_policy='error', pipeline=train_pipeline),
         parts=_parts,
     ),
 )

@@ -1,7 +1,7 @@
-"""Segmentation data for open vocabularies: pixels are labelled by indices of a vocabulary.
+"""Segmentation data sets whose labels are indices of a vocabulary.
 
-Reading order: ``OpenVocabularySegDataset`` (what a data set is), ``LoadSegmentation`` (its step in a
-pipeline), ``label_rules.py`` (raw ids to labels), ``label_maps.py`` (files of ids, painting).
+Reading order: ``OpenVocabularySegDataset``, ``LoadSegmentation`` (its transform), ``label_rules.py`` (raw ids
+to labels), ``label_maps.py`` (files of ids, painting).
 """
 
 import os
@@ -29,38 +29,38 @@ _PATHS = {'img_path': 'image', 'seg_map_path': 'label map'}
 
 @DATASETS.register_module()
 class OpenVocabularySegDataset(BaseDataset):
-    """Images with maps of class ids, or with instances that are painted into such maps.
+    """Images with label maps, or with instances that are painted into label maps.
 
-    Labels are indices of the vocabulary; background, where it is a class, is the last, K. ``metainfo`` has
-    ``classes``, ``seen_classes`` and ``unseen_classes`` (the vocabulary's halves), ``annotated_classes``
-    (those the data know; the others merely compete), ``background``, ``vocabulary_hash`` and ``ann_file`` (or
-    the folder of the maps).
+    Labels are indices of the vocabulary; background, if it is a class, is K. ``metainfo`` has ``classes``,
+    ``seen_classes``, ``unseen_classes`` (novel), ``annotated_classes`` (with labels in the data; the others
+    are distractors), ``background``, ``vocabulary_hash`` and ``ann_file`` (or the folder of the maps).
 
     Args:
-        ann_file: a ``.txt`` list of stems, one a line; a COCO-style ``.json`` of instances, which are
-            painted, larger ones first; or empty: all images of the folder.
-        data_prefix: ``img_path`` and, unless instances are painted, ``seg_map_path``; a map is found under
-            the image's path with ``img_suffix`` replaced by ``seg_map_suffix``.
-        vocabulary: anything :meth:`Vocabulary.parse` takes; by default ``raw_classes``, or the categories of
-            the JSON by rising id.
-        raw_classes: the data set's own class names by rising raw id, in any spelling of
-            :meth:`Vocabulary.parse`, or a mapping from raw ids. They are matched with the vocabulary exactly,
-            then without regard to case, blanks and punctuation, then by synonyms (:func:`match_categories`).
-        raw_ids: the raw id of each of ``raw_classes``, or of the first one.
-        id_map: {raw id: class name, label or ``None`` for ignored}; goes before ``raw_classes``.
+        ann_file: a ``.txt`` list of stems, one per line; a COCO-style ``.json`` of instances, painted from
+            large to small; or empty: all images of the folder.
+        data_prefix: ``img_path`` and, for label maps, ``seg_map_path``. The path of a map is that of its
+            image with ``img_suffix`` replaced by ``seg_map_suffix``.
+        vocabulary: as for :meth:`Vocabulary.parse`; by default ``raw_classes``, or the categories of the JSON
+            by ascending id.
+        raw_classes: class names of the data set by ascending raw id, as for :meth:`Vocabulary.parse`, or {raw
+            id: name}; matched with the vocabulary by :func:`match_categories`.
+        raw_ids: raw id of each of ``raw_classes``, or of the first one.
+        id_map: {raw id: class name, label or ``None`` for ignored}; overrides ``raw_classes``.
         aliases: {raw class name: class name or ``None`` for ignored}; several may share a class.
-        background: what pixels of the background ids, or under no instance, are: ``'ignore'`` them, make them
-            a ``'class'``, or ``'none'``: there are no such pixels.
-        background_ids, ignore_ids: raw ids of the background and of pixels that count nowhere.
-        absent: what pixels of raw classes outside the vocabulary become: ``'ignore'``, ``'background'``, or
-            an error when the data set is built (``'refuse'``).
-        unseen: what pixels of unseen (novel) classes become: ``'ignore'`` (default in training),
-            ``'background'``, their class (``'keep'``, default in test mode), or an error (``'refuse'``).
-        extra_words: ``'refuse'`` (default in training) or ``'allow'`` words of the vocabulary without pixels.
-        label_by: what an instance is called: ``'category'``, a path into its annotation such as
+        background: pixels of ``background_ids``, or under no instance, are ``'ignore'``d, a ``'class'``, or
+            do not exist (``'none'``).
+        background_ids, ignore_ids: raw ids of background and of ignored pixels.
+        absent_policy: for pixels of raw classes outside the vocabulary: ``'drop'`` (ignored),
+            ``'background'``, or ``'error'`` when the data set is built.
+        unseen_policy: for pixels of unseen (novel) classes: ``'drop'`` (ignored; default in training),
+            ``'background'``, ``'keep'`` (default in test mode) or ``'error'``.
+        extra_words_policy: for classes of the vocabulary without pixels: ``'error'`` (default in training) or
+            ``'keep'``.
+        label_by: name of an instance: ``'category'``, a path into its annotation such as
             ``'attributes.color'``, or several of them, joined by blanks ('red star').
-        crowd: ``'paint'`` instances marked as crowds, ``'ignore'`` their pixels, or ``'skip'`` them.
-        missing: ``'refuse'`` or ``'drop'`` images that are not on disk or have no map.
+        crowd_policy: for crowd instances: ``'keep'``, ``'drop'`` (their pixels are ignored) or ``'skip'``
+            (they are not painted).
+        missing_policy: for images that are not on disk or have no map: ``'error'`` or ``'drop'``.
         path_parts: keep only the last so many parts of ``file_name`` in the JSON.
         kwargs: see ``mmengine.dataset.BaseDataset``.
     """
@@ -79,20 +79,20 @@ class OpenVocabularySegDataset(BaseDataset):
         background: str = 'none',
         background_ids: Sequence[int] = (),
         ignore_ids: Sequence[int] = (),
-        absent: str = 'ignore',
-        unseen: str | None = None,
-        extra_words: str | None = None,
+        absent_policy: str = 'drop',
+        unseen_policy: str | None = None,
+        extra_words_policy: str | None = None,
         label_by: str | Sequence[str] = 'category',
-        crowd: str = 'paint',
+        crowd_policy: str = 'keep',
         img_suffix: str = '.jpg',
         seg_map_suffix: str = '.png',
-        missing: str = 'refuse',
+        missing_policy: str = 'error',
         path_parts: int | None = None,
         test_mode: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_option('crowd', crowd, ('paint', 'ignore', 'skip'))
-        check_option('missing', missing, ('refuse', 'drop'))
+        check_option('crowd_policy', crowd_policy, ('keep', 'drop', 'skip'))
+        check_option('missing_policy', missing_policy, ('error', 'drop'))
         self.painted = ann_file.endswith('.json')
         self.label_by = (label_by,) if isinstance(label_by, str) else tuple(label_by)
         by_category = self.label_by == ('category',)
@@ -100,47 +100,39 @@ class OpenVocabularySegDataset(BaseDataset):
             background=background,
             background_ids=tuple(background_ids),
             ignore_ids=tuple(ignore_ids),
-            absent=absent,
-            unseen=unseen or ('keep' if test_mode else 'ignore'),
-            extra_words=extra_words or ('allow' if test_mode or not by_category else 'refuse'),
+            absent_policy=absent_policy,
+            unseen_policy=unseen_policy or ('keep' if test_mode else 'drop'),
+            extra_words_policy=extra_words_policy or ('keep' if test_mode or not by_category else 'error'),
             id_map=dict(id_map or {}),
             aliases=dict(aliases or {}),
         )
         self._check_arguments(ann_file, bool(raw_classes or id_map or background_ids or ignore_ids))
         self.vocabulary = None if vocabulary is None else Vocabulary.parse(vocabulary)
         self.raw_classes = name_ids(raw_classes, raw_ids) if raw_classes is not None else {}
-        self.crowd, self.missing, self.path_parts = crowd, missing, path_parts
+        self.crowd_policy, self.missing_policy, self.path_parts = crowd_policy, missing_policy, path_parts
         self.img_suffix, self.seg_map_suffix = img_suffix, seg_map_suffix
         super().__init__(ann_file, test_mode=test_mode, **kwargs)
 
     def _check_arguments(self, ann_file: str, with_ids: bool) -> None:
-        """Label maps need to know what their ids are; instances bring it along."""
-        if self.painted and with_ids:
+        """Label maps need names of their ids; instances have none."""
+        if self.painted == with_ids:
             raise ValueError(
-                f'{ann_file}: instances have no raw ids: raw_classes, id_map, background_ids and ignore_ids '
-                'go with label maps'
+                f'{ann_file or "label maps"}: raw_classes, id_map, background_ids and ignore_ids are for '
+                'label maps, which need them, and not for instances'
             )
         if self.painted and self.rules.background == 'none':
-            raise ValueError(
-                f"{ann_file}: pixels under no instance need a rule: background='ignore' or 'class'"
-            )
-        if not self.painted and not with_ids:
-            raise ValueError('label maps need raw_classes or an id_map, which say what their ids are')
+            raise ValueError(f"{ann_file}: instances need background='ignore' or 'class'")
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        if unknown := {'img_path', 'seg_map_path'} ^ (set(self.data_prefix) | {'seg_map_path'}):
-            raise ValueError(
-                f'data_prefix takes img_path and seg_map_path, {min(unknown)} is wrong or absent'
-            )
         self.source = self.ann_file or str(self.data_prefix.get('seg_map_path'))
         return self._present(self._read_instances() if self.painted else self._list_maps())
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        """The record of one image, with the table that ``LoadSegmentation`` needs."""
+        """Record of one image, with the label table for ``LoadSegmentation``."""
         return {**super().get_data_info(idx), 'label_table': self.label_table}
 
     def _list_maps(self) -> list[dict[str, Any]]:
-        """Records of images and their label maps, by the list or else by rising path."""
+        """Records of images and label maps, in the order of the list or by path."""
         if self.vocabulary is None:
             self.vocabulary = Vocabulary([name for _, name in sorted(self.raw_classes.items())])
         self._resolve(self.vocabulary, self.rules, self.raw_classes)
@@ -155,8 +147,6 @@ class OpenVocabularySegDataset(BaseDataset):
 
     def _list_stems(self, images: Path) -> list[str]:
         if self.ann_file:
-            if not Path(self.ann_file).is_file():
-                raise FileNotFoundError(f'list of images {self.ann_file} does not exist')
             return [line.strip() for line in Path(self.ann_file).read_text().splitlines() if line.strip()]
         if not images.is_dir():
             raise FileNotFoundError(f'folder of images {images} does not exist')
@@ -164,9 +154,7 @@ class OpenVocabularySegDataset(BaseDataset):
         return [file.relative_to(images).as_posix().removesuffix(self.img_suffix) for file in files]
 
     def _read_instances(self) -> list[dict[str, Any]]:
-        """Records of images and the masks to be painted."""
-        if self.data_prefix.get('seg_map_path') is not None:
-            raise ValueError(f'instances of {self.ann_file} are painted: leave seg_map_path out')
+        """Records of images and the masks to paint."""
         content = read_annotations(self.ann_file)
         names = self._instance_names(content)
         kinds = sorted(set(names.values()))
@@ -182,8 +170,8 @@ class OpenVocabularySegDataset(BaseDataset):
             if not annotation.get('segmentation'):
                 raise ValueError(f'{self.ann_file}: annotation {annotation["id"]} has no mask')
             is_crowd = bool(annotation.get('iscrowd'))
-            if not (is_crowd and self.crowd == 'skip'):
-                ignored = is_crowd and self.crowd == 'ignore'
+            if not (is_crowd and self.crowd_policy == 'skip'):
+                ignored = is_crowd and self.crowd_policy == 'drop'
                 code = _CROWD if ignored else codes[names[annotation['id']]]
                 segments[annotation['image_id']].append((code, annotation['segmentation']))
         return [
@@ -200,7 +188,7 @@ class OpenVocabularySegDataset(BaseDataset):
         ]
 
     def _instance_names(self, content: Annotations) -> dict[int, str]:
-        """What every annotation is called, as ``label_by`` says."""
+        """Name of every annotation by ``label_by``."""
         categories = {category['id']: category['name'] for category in content['categories']}
         names = {}
         for annotation in content['annotations']:
@@ -218,7 +206,7 @@ class OpenVocabularySegDataset(BaseDataset):
         return names
 
     def _resolve(self, vocabulary: Vocabulary, rules: LabelRules, raw_classes: Mapping[int, str]) -> None:
-        """Fix the table of labels, and publish the classes in ``metainfo``."""
+        """Set the label table and the classes in ``metainfo``."""
         resolved = rules.resolve(vocabulary, raw_classes, self.source)
         self.label_table = resolved.table
         names = vocabulary.labels
@@ -234,14 +222,14 @@ class OpenVocabularySegDataset(BaseDataset):
         )
 
     def _present(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The records whose image and map are on disk, as ``missing`` says."""
+        """Records whose files are on disk; others by ``missing_policy``."""
         gone: set[str] = set()
         for key, what in _PATHS.items():
             missing = find_missing(record[key] for record in records if key in record)
-            if missing and self.missing == 'refuse':
+            if missing and self.missing_policy == 'error':
                 raise FileNotFoundError(
                     f'{what} {missing[0]} does not exist; {len(missing)} of {len(records)} are missing '
-                    "(missing='drop' leaves such images out)"
+                    "(missing_policy='drop' drops them)"
                 )
             gone |= set(missing)
         present = [record for record in records if not gone & {record.get(key) for key in _PATHS}]
@@ -249,17 +237,17 @@ class OpenVocabularySegDataset(BaseDataset):
             raise ValueError(f'{self.ann_file or self.data_prefix["img_path"]} has no images on disk')
         if gone:
             MMLogger.get_current_instance().info(
-                f'{self.source}: left out {len(records) - len(present)} images whose files are missing'
+                f'{self.source}: dropped {len(records) - len(present)} images with missing files'
             )
         return present
 
 
 @TRANSFORMS.register_module()
 class LoadSegmentation(BaseTransform):
-    """Read, or paint, the labels of an image of ``OpenVocabularySegDataset``.
+    """Load or paint the label map of an image of ``OpenVocabularySegDataset``.
 
-    Adds ``gt_seg_map``, int16 or int32 [H, W], and lists it in ``seg_fields``. In training it comes before
-    whatever moves pixels; in testing after it, so that the labels stay in the original frame.
+    Adds ``gt_seg_map``, int16 or int32 [H, W], to the results and to ``seg_fields``. Place it before
+    geometric transforms in training, and after them in testing, so that labels keep the original size.
 
     Args:
         to_grey: see :func:`read_label_map`.
@@ -269,12 +257,7 @@ class LoadSegmentation(BaseTransform):
         self.to_grey = to_grey
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        table, segments = results.pop('label_table', None), results.pop('segments', None)
-        if table is None or (segments is None and 'seg_map_path' not in results):
-            raise ValueError(
-                f'{results.get("img_path")} comes without labels: LoadSegmentation needs a data set with '
-                'label maps or instances'
-            )
+        table, segments = results.pop('label_table'), results.pop('segments', None)
         if segments is None:
             source = str(results['seg_map_path'])
             raw = read_label_map(source, self.to_grey)
@@ -291,7 +274,7 @@ class LoadSegmentation(BaseTransform):
 
 
 def _check_size(source: str, found: tuple[int, ...], results: Mapping[str, Any]) -> None:
-    """Raise where the labels have another size than the image."""
+    """Raise ValueError if labels and image differ in size."""
     image = tuple(results.get('ori_shape', found))[:2]
     if tuple(found) == image:
         return
@@ -300,5 +283,5 @@ def _check_size(source: str, found: tuple[int, ...], results: Mapping[str, Any])
         f'{image[1]} x {image[0]}'
     )
     if tuple(found) == image[::-1]:
-        message += '; if the image was turned by its EXIF orientation, load it with exif=False'
+        message += '; if the image was rotated by its EXIF orientation, load it with exif=False'
     raise ValueError(message)

@@ -1,13 +1,13 @@
-"""Few-shot segmentation data: one class of an image at a time, the others are 'others'.
+"""Few-shot segmentation data: binary segmentation of one class per image.
 
-A data set's classes are cut into folds; a model is trained on the classes outside a fold and tested on those
-inside. An episode is an image and a class: labels are 1 on the class, 0 elsewhere, -1 where nothing counts,
-and ``class_id``, the class's place in the vocabulary, is in the sample's metainfo. In training an episode
-also brings support images of its class, which are training images like the query.
+Classes are split into folds; a model is trained on the classes outside a fold and tested on those inside. An
+episode is an image and a class: labels are 1 for the class, 0 for others, -1 for ignored pixels; the metainfo
+has ``class_id``, the index of the class in the vocabulary. A training episode also has support images of its
+class, used as further training images.
 
 Source: the protocol of HSNet (Min et al., ICCV 2021) as LSeg uses it (Li et al., ICLR 2022, Sec. 4.2).
 Reading order: ``FewShotDataset``, ``flatten_episodes``, ``SquareResize``; the data sets are in
-``few_shot_sets.py``.
+``few_shot_benchmarks.py``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,30 +30,28 @@ from .dataset import OpenVocabularySegDataset
 from .label_maps import IGNORE_INDEX, LabelTable, read_label_map
 from .label_rules import LabelRules
 
-Episode = tuple[int, int]  # the image's place in the data set, the class's in the vocabulary
+Episode = tuple[int, int]  # index of the image in the data set, index of the class in the vocabulary
 
 
 class FewShotDataset(OpenVocabularySegDataset):
-    """Episodes over a segmentation data set; subclasses say which classes and which episodes.
+    """Episodes over a segmentation data set; subclasses define folds and episodes.
 
-    In test mode an item is one packed query. In training it is a whole episode, whose ``inputs`` and
-    ``data_samples`` are lists of the query and its supports: the loader needs
-    ``collate_fn=dict(type='ovd.flatten_episodes')``. ``metainfo`` has in addition ``fold`` and
-    ``episode_classes``, the classes asked for here; the fold's classes are the unseen ones.
+    In test mode an item is one packed query; in training a whole episode with lists of ``inputs`` and
+    ``data_samples``, for ``collate_fn=dict(type='ovd.flatten_episodes')``. ``metainfo`` also has ``fold`` and
+    ``episode_classes``; the classes of the fold are the unseen ones.
 
-    Folds and lists go by the places of the classes, so the vocabulary must hold them in the order of the data
-    set, and with lists all of them.
+    Folds and lists refer to classes by index, so the vocabulary must have the order of the data set, and with
+    lists all of its classes.
 
     Args:
-        fold: which classes are left out of training and tested.
-        lists: folder of published lists; without it they are built from the files of the data set.
-        border: whether pixels that the data set leaves open are ``'ignore'``d or count as ``'others'``; by
-            default as published: ignored in testing, others in training.
-        unseen: what pixels of the fold's classes are in training: others (``'keep'``, as published), or
-            ``'ignore'``d.
-        supports: in training, images beside the query.
-        min_pixels: an image shows a class if its map has so many pixels of it (1 or more), when lists are
-            built.
+        fold: index of the held-out classes.
+        lists: folder of published lists; by default they are built from the data set.
+        border: ignored ids of the data set are ``'ignore'``d or ``'others'``; by default as published:
+            ignored in testing, others in training.
+        unseen_policy: in training, pixels of the fold's classes are others (``'keep'``, as published) or
+            ignored (``'drop'``).
+        supports: support images per training episode.
+        min_pixels: pixels for a class to count as shown in an image, when lists are built.
         kwargs: see :class:`OpenVocabularySegDataset`.
     """
 
@@ -66,7 +64,7 @@ class FewShotDataset(OpenVocabularySegDataset):
         vocabulary: Any,
         lists: str | None = None,
         border: str | None = None,
-        unseen: str = 'keep',
+        unseen_policy: str = 'keep',
         supports: int = 1,
         min_pixels: int = 1,
         test_mode: bool = False,
@@ -74,38 +72,31 @@ class FewShotDataset(OpenVocabularySegDataset):
     ) -> None:
         self.border = border or ('ignore' if test_mode else 'others')
         check_option('border', self.border, ('ignore', 'others'))
-        check_option('unseen', unseen, ('keep', 'ignore'))
-        if not 0 <= fold < self.num_folds:
-            raise ValueError(f'fold must be 0 to {self.num_folds - 1}, got {fold}')
-        if supports < 0 or min_pixels < 1:
-            raise ValueError(
-                f'supports must be 0 or more and min_pixels 1 or more, got {supports} and {min_pixels}'
-            )
+        check_option('unseen_policy', unseen_policy, ('keep', 'drop'))
+        check_option('fold', fold, range(self.num_folds))
         if unknown := {'indices', 'filter_cfg', 'background'} & kwargs.keys():
             raise ValueError(f'{type(self).__name__} does not take {min(unknown)!r}')
         self.fold, self.lists, self.supports, self.min_pixels = fold, lists, supports, min_pixels
         words = Vocabulary.parse(vocabulary)
-        if len(words) < self.num_folds:
-            raise ValueError(f'{len(words)} classes cannot be cut into {self.num_folds} folds')
         held_out = [words.names[label] for label in self.fold_classes(len(words))]
         super().__init__(
             vocabulary=Vocabulary.parse({**words.to_dict(), 'novel': held_out}),
             background='class',
-            unseen='keep' if test_mode else unseen,
+            unseen_policy='keep' if test_mode else unseen_policy,
             test_mode=test_mode,
             **kwargs,
         )
 
     def fold_classes(self, num_classes: int) -> Sequence[int]:
-        """The classes tested in this fold, rising."""
+        """Classes tested in this fold, ascending."""
         raise NotImplementedError
 
-    def read_lists(self, folder: Path, shown: 'Shown', wanted: Sequence[int]) -> list[Episode]:
-        """Every pair of an image and one of the wanted classes, from the published lists."""
+    def read_lists(self, folder: Path, by_class: 'ImagesByClass', wanted: Sequence[int]) -> list[Episode]:
+        """Pairs of an image and one of the wanted classes in the published lists."""
         raise NotImplementedError
 
     def test_episodes(self, pairs: list[Episode]) -> list[Episode]:
-        """The episodes of a test, from all pairs of the fold's classes."""
+        """Test episodes from all pairs of the fold's classes."""
         raise NotImplementedError
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -113,20 +104,20 @@ class FewShotDataset(OpenVocabularySegDataset):
         assert self.vocabulary is not None
         names, fold = self.vocabulary.labels, set(self.fold_classes(len(self.vocabulary)))
         wanted = [label for label in range(len(names)) if (label in fold) == self.test_mode]
-        shown = Shown(records, self.label_table, self.min_pixels)
+        by_class = ImagesByClass(records, self.label_table, self.min_pixels)
         if self.lists is None:
-            pairs = [(image, label) for label in wanted for image in shown.images_of(label)]
+            pairs = [(image, label) for label in wanted for image in by_class.images_of(label)]
         else:
-            pairs = self.read_lists(Path(self.lists), shown, wanted)
+            pairs = self.read_lists(Path(self.lists), by_class, wanted)
         if not pairs:
-            raise ValueError(f'{self.source}: no image shows a class asked for by fold {self.fold}')
+            raise ValueError(f'{self.source}: no image shows a class of fold {self.fold}')
         self.images_of: dict[int, list[int]] = {}
         for image, label in pairs:
             self.images_of.setdefault(label, []).append(image)
         for label, images in self.images_of.items():
             if len(images) <= self.supports and not self.test_mode:
                 raise ValueError(
-                    f'{self.source}: {len(images)} images show {names[label]!r}, an episode needs '
+                    f'{self.source}: {names[label]!r} has {len(images)} images, an episode needs '
                     f'{1 + self.supports}'
                 )
         self.episodes = np.array(self.test_episodes(pairs) if self.test_mode else pairs, np.int32)
@@ -140,25 +131,25 @@ class FewShotDataset(OpenVocabularySegDataset):
     def _resolve(self, vocabulary: Vocabulary, rules: LabelRules, raw_classes: Mapping[int, str]) -> None:
         super()._resolve(vocabulary, rules, raw_classes)
         kept = self.label_table.labels
-        if rules.unseen != 'keep':
-            kept = replace(rules, unseen='keep').resolve(vocabulary, raw_classes, self.source).table.labels
-        places = {raw: kept[raw] for raw in sorted(raw_classes) if 0 <= kept[raw] < len(vocabulary)}
-        for before, after in pairwise(places.values()):
+        if rules.unseen_policy != 'keep':
+            rules = replace(rules, unseen_policy='keep')
+            kept = rules.resolve(vocabulary, raw_classes, self.source).table.labels
+        indices = {raw: kept[raw] for raw in sorted(raw_classes) if 0 <= kept[raw] < len(vocabulary)}
+        for before, after in pairwise(indices.values()):
             if before > after:
                 first, second = vocabulary.names[before], vocabulary.names[after]
                 raise ValueError(
-                    f'{self.source}: {first!r} comes before {second!r} in the data set, in the vocabulary '
-                    f'it is the other way round; folds and lists go by the order of the data set'
+                    f'{self.source}: folds and lists need the class order of the data set, where {first!r} '
+                    f'precedes {second!r}'
                 )
-        absent = [name for raw, name in raw_classes.items() if raw not in places]
+        absent = [name for raw, name in raw_classes.items() if raw not in indices]
         if absent and self.lists is not None:
             raise ValueError(
-                f'{self.source}: lists number the classes of the data set, of which the vocabulary lacks '
-                f'{shorten(absent)}'
+                f'{self.source}: lists need all its classes, the vocabulary lacks {shorten(absent)}'
             )
 
     def table_of(self, label: int) -> LabelTable:
-        """What raw ids are when this class is asked for: 1, or 0, or ignored."""
+        """Label table of an episode with this class: 1, 0 or ignored."""
         border = 0 if self.border == 'others' else IGNORE_INDEX
         return LabelTable(
             {
@@ -173,7 +164,7 @@ class FewShotDataset(OpenVocabularySegDataset):
         return len(self.episodes)
 
     def prepare_data(self, idx: int) -> Any:
-        """The packed query in test mode, else the packed images of a whole episode."""
+        """Packed query in test mode, else the packed images of a whole episode."""
         image, label = self.draw_episode(idx)
         if self.test_mode:
             return self.pipeline(self._record(image, label))
@@ -182,12 +173,12 @@ class FewShotDataset(OpenVocabularySegDataset):
         return {key: [each[key] for each in packed] for key in packed[0]}
 
     def draw_episode(self, idx: int) -> Episode:
-        """The query of an item and its class."""
+        """Query image of an item and its class."""
         image, label = self.episodes[idx].tolist()
         return image, label
 
     def _draw_supports(self, query: int, label: int) -> list[int]:
-        """Other images of the class, without replacement; the loader seeds the generator."""
+        """Other images of the class, without replacement; the data loader seeds the generator."""
         others = [image for image in self.images_of[label] if image != query]
         return [others[i] for i in np.random.choice(len(others), self.supports, replace=False)]  # noqa: NPY002
 
@@ -195,27 +186,27 @@ class FewShotDataset(OpenVocabularySegDataset):
         return {**self.get_data_info(image), 'class_id': label, 'label_table': self._tables[label]}
 
 
-class Shown:
-    """Which images show which class.
+class ImagesByClass:
+    """Index from classes to the images that show them.
 
     Args:
-        records: of ``OpenVocabularySegDataset``; their order is kept.
+        records: of ``OpenVocabularySegDataset``, in order.
         table: labels of raw ids.
-        min_pixels: of a label map; an instance counts whatever its size.
+        min_pixels: of a class in a label map; instances of any size count.
     """
 
     def __init__(self, records: Sequence[Mapping[str, Any]], table: LabelTable, min_pixels: int) -> None:
         self.records, self.table, self.min_pixels = records, table, min_pixels
         self._images_of: dict[int, list[int]] | None = None
-        self._places: dict[str, int] | None = None
+        self._by_stem: dict[str, int] | None = None
 
     def images_of(self, label: int) -> list[int]:
-        """Places of the images that show a class; the first call looks at all of them."""
+        """Indices of the images that show a class; the first call reads all label maps."""
         if self._images_of is None:
             self._images_of = {}
-            for place, record in enumerate(self.records):
+            for index, record in enumerate(self.records):
                 for found in self._labels_in(record):
-                    self._images_of.setdefault(found, []).append(place)
+                    self._images_of.setdefault(found, []).append(index)
         return self._images_of.get(label, [])
 
     def _labels_in(self, record: Mapping[str, Any]) -> list[int]:
@@ -225,18 +216,18 @@ class Shown:
         labels = self.table.apply(read_label_map(source), source).ravel()
         return np.flatnonzero(np.bincount(labels[labels >= 0]) >= self.min_pixels).tolist()
 
-    def place(self, name: str, source: Path) -> int:
-        """The place of an image by its name; folder and suffix do not matter."""
-        if self._places is None:
-            self._places = {Path(record['img_path']).stem: i for i, record in enumerate(self.records)}
-        if Path(name).stem not in self._places:
+    def index(self, name: str, source: Path) -> int:
+        """Index of an image by name; folder and suffix do not matter."""
+        if self._by_stem is None:
+            self._by_stem = {Path(record['img_path']).stem: i for i, record in enumerate(self.records)}
+        if Path(name).stem not in self._by_stem:
             raise ValueError(f'{source}: image {name!r} is not in the data set')
-        return self._places[Path(name).stem]
+        return self._by_stem[Path(name).stem]
 
 
 @FUNCTIONS.register_module()
 def flatten_episodes(items: Sequence[Mapping[str, list[Any]]]) -> Any:
-    """Collate training episodes: their images become one batch of independent ones, queries first in each."""
+    """Collate training episodes to one batch of images; the query of each episode comes first."""
     return pseudo_collate(
         [
             {key: item[key][position] for key in item}
@@ -248,16 +239,15 @@ def flatten_episodes(items: Sequence[Mapping[str, list[Any]]]) -> Any:
 
 @TRANSFORMS.register_module()
 class SquareResize(BaseTransform):
-    """Squeeze an image to a square, whatever its shape, as the few-shot protocol does.
+    """Resize an image to a square without keeping its aspect ratio, as in the few-shot protocol.
 
-    The image is resized by Pillow (bilinear, smoothed when shrinking), labels take the nearest pixel by
-    torch's rule, floor(i * old / new).
+    Images are resized by Pillow (bilinear with antialiasing), labels by torch's nearest rule, floor(i * old /
+    new).
 
     Args:
         size: side of the square in pixels.
-        score_at: ``'square'``: predictions and labels are compared in the square, as published;
-            ``'original'`` leaves labels and ``ori_shape`` as they are. Training needs ``'square'``. An image
-            without labels, of which nothing is scored, keeps its ``ori_shape``.
+        score_at: ``'square'``: evaluate in the square, as published; required in training. ``'original'``
+            keeps labels and ``ori_shape``, as do images without labels.
     """
 
     def __init__(self, size: int = 480, score_at: str = 'square') -> None:
@@ -274,7 +264,7 @@ class SquareResize(BaseTransform):
         if self.score_at == 'square' and results.get('seg_fields'):
             results['ori_shape'] = square
             for key in results['seg_fields']:
-                rows, columns = (nearest_places(side, self.size) for side in results[key].shape)
+                rows, columns = (nearest_indices(side, self.size) for side in results[key].shape)
                 results[key] = results[key][rows[:, None], columns]
         return results
 
@@ -282,7 +272,7 @@ class SquareResize(BaseTransform):
         return f'{type(self).__name__}(size={self.size}, score_at={self.score_at!r})'
 
 
-def nearest_places(old: int, new: int) -> np.ndarray:
-    """Where each of ``new`` pixels comes from among ``old`` ones, computed in single precision like torch."""
-    places = np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(int)
-    return places.clip(max=old - 1)
+def nearest_indices(old: int, new: int) -> np.ndarray:
+    """Source index of each of ``new`` pixels among ``old``, in single precision like torch."""
+    indices = np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(int)
+    return indices.clip(max=old - 1)

@@ -1,8 +1,8 @@
-"""Label maps: files of raw ids, what each id stands for, and instances painted into a map.
+"""Label maps: reading and writing files, mapping raw ids to labels, painting instances.
 
-A raw id is what a file stores; a label is what the model learns: 0 .. K - 1 for the classes of the
-vocabulary, K for background where it is a class, ``IGNORE_INDEX`` for pixels that count nowhere. Labels are
-int16, or int32 beyond 32,766, so that no class index is special.
+Raw ids are stored in files. Labels are 0 .. K - 1 for the classes of the vocabulary, K for background if it
+is a class, and ``IGNORE_INDEX``. Labels are int16, or int32 beyond 32,766, so more than 255 classes are
+supported.
 """
 
 import os
@@ -23,44 +23,42 @@ _ONE_CHANNEL = ('1', 'L', 'P', 'I')  # modes of Pillow; 16 bits are I;16 and its
 
 
 def read_label_map(path: str | os.PathLike[str], to_grey: bool = False) -> np.ndarray:
-    """Read a file of ids: grey, palette (the index counts, not the colour) or 16-bit grey.
+    """Read a file of ids: grey, palette (read as indices) or 16-bit grey.
 
     Args:
-        to_grey: take the brightness of a colour file, as masks of black and white are stored at times.
+        to_grey: convert colour files to grey, for black and white masks stored as RGB.
     Returns:
         bool, uint8, uint16 or int32 [H, W], as stored.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an empty, truncated or undecodable file, or one of several channels; the message names it.
+        ValueError: a damaged file, or several channels; the message names it.
     """
     with open_image(path, 'label map') as image:
         mode = image.mode
         if to_grey or mode.split(';')[0] in _ONE_CHANNEL:
             return np.array(image.convert('L') if to_grey else image)
-    raise ValueError(f'label map {path} has pixels of mode {mode}, expected one channel of whole numbers')
+    raise ValueError(f'label map {path} has mode {mode}, expected one channel of integers')
 
 
 def write_label_map(path: str | os.PathLike[str], labels: np.ndarray, num_labels: int) -> None:
-    """Write labels [H, W] as a PNG of 8 bits, or of 16 from 256 labels on; ``IGNORE_INDEX`` is the top value.
+    """Write labels [H, W] as an 8-bit PNG, 16-bit from 256 labels on; ``IGNORE_INDEX`` is the maximum.
 
     Args:
-        labels: whole numbers from ``IGNORE_INDEX`` to ``num_labels - 1``.
+        labels: integers from ``IGNORE_INDEX`` to ``num_labels - 1``.
     """
     kind = np.uint8 if num_labels <= np.iinfo(np.uint8).max else np.uint16
     top = np.iinfo(kind).max
-    if num_labels > top:
-        raise ValueError(f'{num_labels} labels do not fit into a PNG of 16 bits')
     stored = np.where(labels == IGNORE_INDEX, top, labels).astype(kind)
     with atomic_path(path) as temporary:
         Image.fromarray(stored).save(temporary, format='PNG')
 
 
 class LabelTable:
-    """The label of every raw id of a data set.
+    """Lookup table from raw ids to labels.
 
     Args:
         labels: label, or ``IGNORE_INDEX``, of each raw id.
-        refused: raw ids that must not occur, and the reason.
+        refused: raw ids that are an error, and the reason.
     """
 
     def __init__(self, labels: Mapping[int, int], refused: Mapping[int, str] | None = None) -> None:
@@ -68,7 +66,7 @@ class LabelTable:
         self.refused = dict(refused or {})
         for raw in (*self.labels, *self.refused):
             if not isinstance(raw, int) or not 0 <= raw <= HIGHEST_ID:
-                raise ValueError(f'a raw id is a whole number from 0 to {HIGHEST_ID}, got {raw!r}')
+                raise ValueError(f'raw ids are integers from 0 to {HIGHEST_ID}, got {raw!r}')
         highest = max(self.labels.values(), default=IGNORE_INDEX)
         kind = np.int16 if highest < np.iinfo(np.int16).max else np.int32
         self._unknown = np.iinfo(kind).min
@@ -78,12 +76,12 @@ class LabelTable:
                 self._column[raw] = label
 
     def apply(self, raw: np.ndarray, source: str) -> np.ndarray:
-        """Labels [H, W], int16 or int32, of raw ids [H, W].
+        """Map raw ids [H, W] to labels [H, W], int16 or int32.
 
         Args:
-            source: where the ids come from, for messages.
+            source: the file, for messages.
         Raises:
-            ValueError: an id that is unknown or refused; the message names it, the file and the known ones.
+            ValueError: an unknown or refused id; the message names it, the file and the known ids.
         """
         if raw.dtype == bool:
             raw = raw.astype(np.uint8)
@@ -102,11 +100,11 @@ class LabelTable:
             if found in self.refused or found not in self.labels
         ]
         found, count = wrong[0]
-        message = f'label map {source} holds id {found} ({count} pixels)'
+        message = f'label map {source} has id {found} ({count} pixels)'
         if found in self.refused:
             return f'{message}: {self.refused[found]}'
         others = f', and {len(wrong) - 1} more unknown ids' if len(wrong) > 1 else ''
-        return f'{message}{others}; this data set has {_ranges(self.labels)}'
+        return f'{message}{others}; known ids are {_ranges(self.labels)}'
 
 
 def _ranges(ids: Iterable[int]) -> str:
@@ -125,13 +123,13 @@ def _ranges(ids: Iterable[int]) -> str:
 def paint_instances(
     segments: Sequence[tuple[int, Any]], height: int, width: int, ground: int, source: str
 ) -> np.ndarray:
-    """Paint masks into one map, larger ones first, so that a small object on a large one is seen.
+    """Paint masks into one map, from large to small.
 
     Args:
-        segments: (raw id, COCO segmentation) per instance: polygons in pixels, or a run-length code. Of two
-            masks of equal area the later one is on top.
+        segments: (raw id, COCO segmentation) per instance: polygons in pixels, or RLE. Of two masks of equal
+            area the later one is on top.
         ground: raw id of pixels under no mask.
-        source: the picture, for messages.
+        source: the image, for messages.
     Returns:
         raw ids, int32 [H, W].
     """
@@ -143,24 +141,20 @@ def paint_instances(
 
 
 def decode_mask(segmentation: Any, height: int, width: int, source: str) -> np.ndarray:
-    """Mask, bool [H, W], of a COCO segmentation.
+    """Decode a COCO segmentation to a mask, bool [H, W].
 
     Raises:
-        ValueError: neither polygons of at least three points nor a run-length code of this size.
+        ValueError: neither polygons of at least three points nor RLE of this size.
     """
     if isinstance(segmentation, Mapping):
         size = list(segmentation.get('size', ()))
         if size != [height, width] or 'counts' not in segmentation:
-            raise ValueError(
-                f'{source}: the run-length code of a mask has size {size}, expected {[height, width]}'
-            )
+            raise ValueError(f'{source}: mask has RLE of size {size}, expected {[height, width]}')
         if isinstance(segmentation['counts'], list):
             segmentation = mask_utils.frPyObjects(dict(segmentation), height, width)
         return np.asarray(mask_utils.decode(segmentation)).astype(bool)
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError(f'{source}: a mask is {segmentation!r}, expected polygons or a run-length code')
-    for polygon in segmentation:
+    for polygon in segmentation or [segmentation]:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(f'{source}: a polygon is {polygon!r}, expected at least three points x, y')
+            raise ValueError(f'{source}: mask has polygon {polygon!r}, expected three or more points x, y')
     codes = mask_utils.frPyObjects(segmentation, height, width)
     return np.asarray(mask_utils.decode(mask_utils.merge(codes))).astype(bool)

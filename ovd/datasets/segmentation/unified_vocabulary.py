@@ -1,4 +1,4 @@
-"""Several segmentation data sets under one vocabulary, and a sampler that weighs them."""
+"""Joint training on several segmentation data sets with one vocabulary, and a weighted sampler."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,18 +16,18 @@ from ..annotations import shorten
 
 @DATASETS.register_module()
 class UnifiedSegDataset(ConcatDataset):
-    """Segmentation data sets joined by one vocabulary, each with its own classes and ids.
+    """Concatenation of segmentation data sets with different classes and ids, under one vocabulary.
 
-    Every part matches its class names with the vocabulary, by name or synonym or its ``aliases``; what it has
-    no word for is its ``absent``. Pixels of a word that a part does not know carry whatever class the part
-    gave them. ``metainfo`` is that of the whole: ``annotated_classes`` are those of any part.
+    Each part matches its class names with the vocabulary, by name, synonym or ``aliases``; others are handled
+    by its ``absent_policy``. ``annotated_classes`` of ``metainfo`` are those of any part.
 
     Args:
-        vocabulary: anything :meth:`Vocabulary.parse` takes.
-        parts: configs of data sets such as ``ovd.OpenVocabularySegDataset``, without a vocabulary.
-        common: arguments of every part, such as ``pipeline``; a part's own go first.
-        test_mode: handed to the parts.
-        extra_words: ``'refuse'`` (default in training) or ``'allow'`` words that no part has pixels for.
+        vocabulary: as for :meth:`Vocabulary.parse`.
+        parts: configs of data sets such as ``ovd.OpenVocabularySegDataset``, without ``vocabulary``.
+        common: default arguments of every part, such as ``pipeline``.
+        test_mode: of the parts.
+        extra_words_policy: for classes without pixels in any part: ``'error'`` (default in training) or
+            ``'keep'``.
     """
 
     def __init__(
@@ -36,19 +36,17 @@ class UnifiedSegDataset(ConcatDataset):
         parts: Sequence[Mapping[str, Any]],
         common: Mapping[str, Any] | None = None,
         test_mode: bool = False,
-        extra_words: str | None = None,
+        extra_words_policy: str | None = None,
     ) -> None:
         self.vocabulary = Vocabulary.parse(vocabulary)
-        if not parts:
-            raise ValueError('a unified data set needs at least one part')
         if own := [index for index, part in enumerate(parts) if 'vocabulary' in part]:
-            raise ValueError(f'part {own[0]} has a vocabulary; all parts share the one of the whole')
+            raise ValueError(f'part {own[0]} has a vocabulary: give it to the unified data set')
         given = {**(common or {}), 'vocabulary': self.vocabulary, 'test_mode': test_mode}
-        datasets = [DATASETS.build({**given, 'extra_words': 'allow', **part}) for part in parts]
+        datasets = [DATASETS.build({**given, 'extra_words_policy': 'keep', **part}) for part in parts]
         known = {name for dataset in datasets for name in dataset.metainfo['annotated_classes']}
         names, is_novel = self.vocabulary.labels, self.vocabulary.is_novel
         absent = [name for name, novel in zip(names, is_novel) if name not in known and not novel]
-        if absent and (extra_words or ('allow' if test_mode else 'refuse')) == 'refuse':
+        if absent and (extra_words_policy or ('keep' if test_mode else 'error')) == 'error':
             raise ValueError(f'no part has pixels for {len(absent)} classes: {shorten(absent)}')
         kinds = [dataset.metainfo['background'] for dataset in datasets]
         super().__init__(datasets, ignore_keys=['background', 'annotated_classes', 'ann_file'])
@@ -61,15 +59,15 @@ class UnifiedSegDataset(ConcatDataset):
 
 @DATA_SAMPLERS.register_module()
 class WeightedPartsSampler(Sampler[int]):
-    """Draw the part of a joined data set by weight, then its next image; endless, for iteration-based loops.
+    """Infinite sampler of a concatenated data set: draw a part by weight, then its next image.
 
-    Within a part images come in shuffled rounds, so that none is repeated before all were seen. All processes
-    share one sequence, of which each takes every ``world_size``-th index.
+    Images of a part are sampled without replacement, reshuffled every round. Processes share one sequence, of
+    which each takes every ``world_size``-th index.
 
     Args:
-        dataset: with ``cumulative_sizes``, such as ``UnifiedSegDataset`` or mmengine's ``ConcatDataset``.
-        weights: one per part, in any unit; equal by default.
-        seed: by default drawn, and the same on all processes.
+        dataset: a ``ConcatDataset``, such as ``UnifiedSegDataset``.
+        weights: relative, one per part; equal by default.
+        seed: by default random, equal on all processes.
     """
 
     def __init__(self, dataset: Any, weights: Sequence[float] | None = None, seed: int | None = None) -> None:
@@ -77,9 +75,7 @@ class WeightedPartsSampler(Sampler[int]):
         self.parts = list(zip([0, *ends[:-1]], ends))
         self.weights = torch.ones(len(ends)) if weights is None else torch.tensor(weights, dtype=torch.float)
         if len(self.weights) != len(ends) or self.weights.min() < 0 or not self.weights.sum() > 0:
-            raise ValueError(
-                f'weights must be {len(ends)} numbers of zero or more, not all zero, got {weights}'
-            )
+            raise ValueError(f'weights must be {len(ends)} numbers >= 0, not all zero, got {weights}')
         self.rank, self.world_size = get_dist_info()
         self.size = len(dataset)
         self.seed = sync_random_seed() if seed is None else seed
@@ -97,18 +93,18 @@ class WeightedPartsSampler(Sampler[int]):
                 yield next(rounds[part])
 
     def _rounds(self, part: int) -> Iterator[int]:
-        """The indices of a part, shuffled anew in every round."""
+        """Indices of a part, reshuffled every round."""
         random = torch.Generator().manual_seed(self.seed + 1 + part)
         start, end = self.parts[part]
         while True:
             yield from (start + torch.randperm(end - start, generator=random)).tolist()
 
     def skip(self, num_samples: int) -> None:
-        """Start after so many indices of this process, as a resumed run does."""
+        """Start after ``num_samples`` indices of this process, for resuming."""
         self._skipped = num_samples
 
     def __len__(self) -> int:
         return self.size
 
     def set_epoch(self, epoch: int) -> None:
-        """Without effect: the sequence has no epochs."""
+        """Do nothing: the sequence has no epochs."""

@@ -1,4 +1,4 @@
-"""What turns scored groups into background: a threshold, words for what is no object, or both."""
+"""Background decision for groups: thresholds, background words, or both."""
 
 import logging
 from collections.abc import Callable
@@ -18,20 +18,19 @@ Embed = Callable[[Vocabulary], TextEmbeddings]
 
 
 class GroupBackground(nn.Module):
-    """Decide group by group; the decision is about the group's best class.
+    """Decide for each group whether it is background.
 
-    A group is background when its best class scores strictly less than that class's threshold, or when one of
-    its rivals, the background words and the vector that the model learned, scores higher than every class.
+    A group is background if its best class scores less than the threshold of that class, or if a background
+    word or the learned background embedding scores higher than every class.
 
     Args:
-        threshold: one number for all classes.
-        thresholds: a file of ``tools/calibrate_thresholds.py``, in place of ``threshold``.
-        kind, missing: which thresholds of the file, see ``Thresholds.values``.
-        names: words for background (sky, wall, grass, ...), in any spelling of ``Vocabulary.parse``. They
-            compete with the classes; those that are classes of the vocabulary in use are left out.
-        learned: the background vector of the model competes with the classes.
-        keep_best: the group of an image (of a window, when the model slides one) that exceeds its threshold
-            most, or misses it least, is never background for its threshold.
+        threshold: one threshold for all classes.
+        thresholds: file of ``tools/calibrate_thresholds.py``, instead of ``threshold``.
+        kind, fallback: which thresholds of the file, see ``Thresholds.values``.
+        names: background words (sky, wall, grass, ...), as for ``Vocabulary.parse``; those that are classes
+            are left out.
+        learned: the learned background embedding of the model competes with the classes.
+        keep_best: per image (or window), exempt the group with the largest margin from its threshold.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class GroupBackground(nn.Module):
         threshold: float | None = None,
         thresholds: str | Path | None = None,
         kind: str = 'per_class',
-        missing: str = 'refuse',
+        fallback: str = 'error',
         names: Any = None,
         learned: bool = False,
         keep_best: bool = False,
@@ -47,15 +46,12 @@ class GroupBackground(nn.Module):
         super().__init__()
         if threshold is not None and thresholds is not None:
             raise ValueError(
-                f'give threshold ({threshold}) or a file of thresholds ({thresholds}), not both; '
-                'threshold=None takes that of a base config away'
+                f'background has both threshold={threshold} and thresholds={str(thresholds)!r}; '
+                'set threshold=None to replace that of a base config'
             )
         if threshold is None and thresholds is None and names is None and not learned:
-            raise ValueError(
-                'background needs a threshold, a file of thresholds, names of what is background, or '
-                'learned=True'
-            )
-        self.kind, self.missing, self.keep_best, self.learned = kind, missing, keep_best, learned
+            raise ValueError('background needs threshold, thresholds, names or learned=True')
+        self.kind, self.fallback, self.keep_best, self.learned = kind, fallback, keep_best, learned
         self._numbers = None if thresholds is None else Thresholds.load(thresholds)
         if threshold is not None:
             self._numbers, self.kind = Thresholds(threshold), 'overall'
@@ -66,12 +62,12 @@ class GroupBackground(nn.Module):
         self.embeddings: Tensor | None
 
     def use_text_embeddings(self, text: TextEmbeddings, embed: Embed | None, device: torch.device) -> None:
-        """Look up the thresholds of the classes, and encode the background words that are no classes.
+        """Look up the thresholds of the classes, and encode the background words that are not classes.
 
         Raises:
-            ValueError: see ``Thresholds.values``; background words without a text tower to encode them.
+            ValueError: see ``Thresholds.values``; background words without ``embed``.
         """
-        values = None if self._numbers is None else self._numbers.values(text, self.kind, self.missing)
+        values = None if self._numbers is None else self._numbers.values(text, self.kind, self.fallback)
         self.values = None if values is None else values.to(device)
         self.embeddings = None
         if self._names is None:
@@ -85,28 +81,27 @@ class GroupBackground(nn.Module):
         if not names:
             return
         if embed is None:
-            raise ValueError(f'background words such as {names[0]!r} need a text tower, this model has none')
+            raise ValueError(f'no text encoder for background words such as {names[0]!r}')
         self.embeddings = embed(Vocabulary(names)).embeddings.to(device)
 
     def rivals(self, learned: Tensor | None) -> list[Tensor]:
-        """What competes with the classes, some of [S, D], unit length.
+        """Embeddings that compete with the classes, a list of [S, D], unit length.
 
         Args:
-            learned: the background vector of the model [D], if it has one.
+            learned: learned background embedding of the model [D], if any.
         """
         found = [] if self.embeddings is None else [self.embeddings]
         if self.learned:
-            if learned is None:
-                raise ValueError('background=dict(learned=True) needs a model with a background vector')
+            assert learned is not None, 'GroupViT checks that it has one'
             found.append(learned.float()[None])
         return found
 
     def is_background(self, scores: Tensor, others: Tensor) -> Tensor:
-        """Which groups are background.
+        """Decide which groups are background.
 
         Args:
             scores: [B, G, K], of the classes.
-            others: [B, G, S], of the rivals; S may be 0.
+            others: [B, G, S], of the background embeddings; S may be 0.
         Returns:
             bool [B, G].
         """

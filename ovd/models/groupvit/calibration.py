@@ -1,4 +1,4 @@
-"""Find the thresholds below which a group of a grouping model is background.
+"""Calibration of the thresholds below which a group is background.
 
 Reading order: calibrate (with masks), calibrate_without_masks; count_scores, count_absent (passes over data).
 """
@@ -31,17 +31,17 @@ def calibrate(
     bins: int = 1000,
     limit: int | None = None,
 ) -> Thresholds:
-    """Thresholds from images with masks.
+    """Fit thresholds on images with masks.
 
-    The overall threshold has the best mean IoU; each class with enough pixels gets the one with its own best
-    IoU; where at least three seen classes have enough pixels, a threshold is learned from their text
-    embeddings, for which pixels of unseen classes are not looked at.
+    The overall threshold maximises mean IoU; the threshold of a class with enough pixels its own IoU. With at
+    least three such seen classes, a threshold is also regressed on text embeddings, ignoring pixels of unseen
+    classes.
 
     Args:
-        model: a ``GroupViT`` with a ``SoftReadout``, on its device.
-        batches: one image each, of a data set with ``gt_sem_seg``; not those that scores are reported on.
-        with_background: whether the label after the classes occurs and means background.
-        min_pixels: fewest pixels of a class with a threshold of its own.
+        model: a ``GroupViT`` with a ``SoftReadout``.
+        batches: of one image, with ``gt_sem_seg``; never the images of reported scores.
+        with_background: whether label K occurs and means background.
+        min_pixels: pixels that a class needs for its own threshold.
         bins: resolution of scores; thresholds are exact to 1 / bins.
         limit: number of images, by default all.
     Raises:
@@ -82,16 +82,15 @@ def calibrate_without_masks(
     bins: int = 1000,
     limit: int | None = None,
 ) -> Thresholds:
-    """Thresholds from images alone: what a class scores on images that hardly show it.
+    """Fit thresholds on images without labels.
 
-    Of the groups of all images whose prior for a class is below ``max_prior``, the given share scores below
-    the threshold of the class. No label is read.
+    The threshold of a class is a quantile of its scores in images with a low prior for it.
 
     Args:
-        model, batches, bins, limit: see ``calibrate``; no ``gt_sem_seg`` is needed.
-        quantile: that share.
-        max_prior: highest probability of a class on an image that counts as not showing it.
-        min_groups: fewest groups of a class with a threshold of its own.
+        model, batches, bins, limit: see ``calibrate``; ``gt_sem_seg`` is not read.
+        quantile: share of scores below the threshold.
+        max_prior: class probability below which an image counts as not showing the class.
+        min_groups: groups that a class needs for its own threshold.
     """
     counts, images = count_absent(model, batches, max_prior, bins, limit)
     values, is_own, overall = quantiles(counts, quantile, min_groups)
@@ -112,7 +111,7 @@ def calibrate_without_masks(
 def count_scores(
     model: GroupViT, batches: Batches, with_background: bool, bins: int, limit: int | None = None
 ) -> tuple[ScoreCounts, int]:
-    """Count every pixel by the class of its group and that class's score, in every window that shows it.
+    """Count every pixel of every window by the class of its group and the score of that class.
 
     Returns:
         the counts and the number of images.
@@ -123,7 +122,7 @@ def count_scores(
     counts = ScoreCounts.empty(classes, bins, with_background)
 
     def count(inputs: Tensor, context: Tensor | None) -> ScoreMaps:
-        """A network for the model's inference whose fourth channel holds the true labels."""
+        """Network for the model's inference; the fourth input channel holds the true labels."""
         images, truth = inputs[:, :3], inputs[:, 3].round().long().flatten(1)
         size = (images.shape[2], images.shape[3])
         padded = pad_to_multiple(images, model.size_divisor)
@@ -132,27 +131,27 @@ def count_scores(
         best, label = scores.max(dim=-1)
         if others.shape[-1]:
             label = label.masked_fill(others.amax(dim=-1) > best, IGNORE_INDEX)
-        owner = readout.owners(predictions, (padded.shape[2], padded.shape[3]), size).flatten(1)
+        row = readout.assigned_rows(predictions, (padded.shape[2], padded.shape[3]), size).flatten(1)
         counted = truth != IGNORE_INDEX
-        columns = (label.gather(1, owner), best.gather(1, owner), truth)
+        columns = (label.gather(1, row), best.gather(1, row), truth)
         pixels = [column[counted].cpu().numpy() for column in columns]
         counts.add(pixels[0], pixels[1], pixels[2], is_unseen)
         return TensorScores(inputs[:, :1])
 
-    def see(inputs: Tensor, sample: Any) -> None:
+    def process(inputs: Tensor, sample: Any) -> None:
         truth = sample.gt_sem_seg.data[None].to(inputs)
         truth = F.interpolate(truth, size=inputs.shape[2:], mode='nearest-exact')
         with_truth = torch.cat([inputs, truth], dim=1)
         _single_scale(model.inference)(count, with_truth, model.image_context(inputs, [sample]))
 
-    return counts, _for_each_image(model, batches, see, limit)
+    return counts, _for_each_image(model, batches, process, limit)
 
 
 @torch.no_grad()
 def count_absent(
     model: GroupViT, batches: Batches, max_prior: float, bins: int, limit: int | None = None
 ) -> tuple[np.ndarray, int]:
-    """Count what each class scores in groups of images that hardly show it.
+    """Count scores of each class in groups of images with a low prior for it.
 
     Returns:
         int64 [K, bins], and the number of images.
@@ -160,23 +159,23 @@ def count_absent(
     readout = _soft_readout(model)
     counts = np.zeros((len(model.vocabulary), bins), np.int64)
 
-    def see(inputs: Tensor, sample: Any) -> None:
+    def process(inputs: Tensor, sample: Any) -> None:
         predictions = model.group_predictions(pad_to_multiple(inputs, model.size_divisor))
         prior = model.image_context(inputs, [sample])
         prior = readout.image_prior(predictions) if prior is None else prior
         absent = (prior[0] < max_prior).nonzero().flatten()
         scores = readout.group_scores(predictions, prior, every_class=True)[0][0, :, absent]
-        places = (scores * bins).long().clamp(max=bins - 1)
-        rows = absent.expand_as(places).flatten().cpu().numpy()
-        np.add.at(counts, (rows, places.flatten().cpu().numpy()), 1)
+        indices = (scores * bins).long().clamp(max=bins - 1)
+        rows = absent.expand_as(indices).flatten().cpu().numpy()
+        np.add.at(counts, (rows, indices.flatten().cpu().numpy()), 1)
 
-    return counts, _for_each_image(model, batches, see, limit)
+    return counts, _for_each_image(model, batches, process, limit)
 
 
 def _for_each_image(
-    model: GroupViT, batches: Batches, see: Callable[[Tensor, Any], None], limit: int | None
+    model: GroupViT, batches: Batches, process: Callable[[Tensor, Any], None], limit: int | None
 ) -> int:
-    """Preprocess each image and hand it on with its sample; the number of images."""
+    """Call ``process`` with each preprocessed image and its sample; return the number of images."""
     model.prepare_text()
     model.eval()
     done = 0
@@ -184,10 +183,8 @@ def _for_each_image(
         if done == limit:
             break
         data = model.data_preprocessor(batch, False)
-        if len(data['inputs']) != 1:
-            raise ValueError(f'calibration takes one image at a time, got a batch of {len(data["inputs"])}')
-        sample = data['data_samples'][0]
-        see(model.without_padding(data['inputs'], sample), sample)
+        (sample,) = data['data_samples']
+        process(model.without_padding(data['inputs'], sample), sample)
         done += 1
     return done
 
@@ -196,11 +193,11 @@ def _soft_readout(model: GroupViT) -> SoftReadout:
     readout = model.readout if isinstance(model, GroupViT) else None
     if not isinstance(readout, SoftReadout):
         raise ValueError(
-            f'thresholds belong to a SoftReadout, this model has {type(readout or model).__name__}'
+            f'calibration requires a GroupViT with SoftReadout, got {type(readout or model).__name__}'
         )
     return readout
 
 
 def _single_scale(inference: Inference) -> Inference:
-    """The way a model sees windows, without averaging over scales and mirror images."""
+    """Inference of one scale without flips."""
     return inference.inference if isinstance(inference, MultiScale) else inference

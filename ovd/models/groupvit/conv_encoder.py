@@ -1,10 +1,10 @@
-"""A small GroupViT image encoder whose groups hold nothing but what their own members show.
+"""A small convolutional GroupViT image encoder whose group features depend on their members only.
 
-Words reach a group only through the mean of its members' features, and these see no further than a few
-convolutions. So a group that covers two things is named badly, and naming well is grouping well; with
-attention before the average every group can know the whole image, and nothing rewards grouping.
+A group's feature is the mean of local features of its members, so a group that covers two objects matches no
+word well, and the loss rewards good grouping. With attention before the mean, every group could see the whole
+image, and grouping would not matter.
 
-Source: Xu et al., GroupViT, CVPR 2022, with the value path cut off from the attention; measured in
+Source: Xu et al., GroupViT, CVPR 2022, without attention in the value path; measured in
 docs/groupvit_shapes.md. Reading order: ConvGrouping, LocalMixer.
 """
 
@@ -26,25 +26,23 @@ STRIDE = 8
 
 @MODELS.register_module()
 class ConvGrouping(nn.Module):
-    """Image to groups in stages: tokens of stride 8 into many segments, these into fewer, and so on.
+    """Image to groups in stages: tokens of stride 8 to many segments, to fewer, and so on.
 
     Two streams: values, local features of the last of three convolutional stages, are averaged over the
-    members of a group and become its feature; keys, from the first two stages and positions, decide who the
-    members are. From the second grouping on the keys of segments also know the values and, through blocks
-    over segments and group tokens together, each other.
+    members of a group; keys, from the first two stages and positions, determine the members. From the second
+    grouping on, keys also depend on the values and, through transformer blocks, on each other.
 
     Args:
         stem: arguments of ``ClipResNet``; its first three stages are used, the third without its stride.
         dim: C, width of the values.
         mixers: ``LocalMixer`` layers over the values.
         key_dim: width of the keys and the group tokens.
-        num_groups: groups that each stage leaves, led by as many learned tokens.
+        num_groups: groups, and learned group tokens, of each stage.
         depths: blocks before each grouping.
         num_heads: of the blocks.
         mlp_ratio: hidden width of a block's MLP over ``key_dim``.
-        image_size: side that the table of positions is made for; other sizes work too.
-        standardize: standardise the keys that meet the groups, by the statistics of the batch; without it one
-            group tends to take everything.
+        image_size: side of the position table; other input sizes are interpolated.
+        standardize: standardise keys by batch statistics; without it one group tends to take everything.
         scale: initial multiplier of the cosines, see ``CosineMerge``.
         eps: see ``GroupingBlock``.
         assignment: arguments of every ``Assignment``.
@@ -69,11 +67,8 @@ class ConvGrouping(nn.Module):
         super().__init__()
         if not num_groups or len(num_groups) != len(depths):
             raise ValueError(
-                f'expected as many numbers of groups as depths, at least one, '
-                f'got {tuple(num_groups)} and {tuple(depths)}'
+                f'num_groups and depths must have equal length, got {tuple(num_groups)} and {tuple(depths)}'
             )
-        if image_size % STRIDE:
-            raise ValueError(f'image_size must be a multiple of {STRIDE}, got {image_size}')
         self.patch_size = STRIDE
         self.dim = dim
         self.num_groups = num_groups[-1]
@@ -105,11 +100,11 @@ class ConvGrouping(nn.Module):
         self.value_keys = nn.ModuleList(nn.Linear(dim, key_dim) for _ in num_groups[1:])
 
     def forward(self, images: Tensor) -> GroupingOutput:
-        """Images [B, 3, H, W], normalised pixels of any size -> their groups; ``tokens`` are the values.
+        """Normalised images [B, 3, H, W] of any size -> groups; ``tokens`` are the values.
 
-        ``pooled`` is the mean over the groups that have members.
+        ``pooled`` is the mean over groups with members.
         """
-        values, keys, grid = self.look(images)
+        values, keys, grid = self.encode(images)
         soft: list[Tensor] = []
         hard: list[Tensor] = []
         members: list[Tensor] = []  # [B, groups of the stage, h * w]
@@ -127,24 +122,20 @@ class ConvGrouping(nn.Module):
         pooled = (features * used).sum(1) / used.sum(1).clamp(min=1)
         return GroupingOutput(features, pooled, tuple(soft), tuple(hard), grid, values)
 
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Images [B, 3, H, W] -> values [B, h * w, C], keys [B, h * w, key_dim] and the grid (h, w)."""
-        if min(images.shape[-2:]) < STRIDE:
-            raise ValueError(
-                f'images of {images.shape[-2]} x {images.shape[-1]} pixels have no place of {STRIDE}'
-            )
         shallow, middle, deep = self.stem(images)
         grid = (middle.shape[-2], middle.shape[-1])
         values = self.embed(deep.flatten(2).transpose(1, 2))
         for mixer in self.mixers:
             values = mixer(values, grid)
-        looks = torch.cat([F.adaptive_avg_pool2d(shallow, grid), middle], dim=1)
-        keys = self.keys(self.norm_keys(looks.flatten(2).transpose(1, 2)))
+        early = torch.cat([F.adaptive_avg_pool2d(shallow, grid), middle], dim=1)
+        keys = self.keys(self.norm_keys(early.flatten(2).transpose(1, 2)))
         return self.norm(values), keys + resize_positions(self.positions, self.grid, grid), grid
 
 
 class LocalMixer(nn.Module):
-    """Layer norm, 3x3 convolution, GELU, linear, added to the input; does nothing at the start.
+    """Residual layer norm, 3 x 3 convolution, GELU, linear; initialised as the identity.
 
     Args:
         dim: C.

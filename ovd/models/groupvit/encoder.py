@@ -1,7 +1,7 @@
-"""GroupViT's image encoder: a vision transformer whose tokens merge, stage by stage, into a few groups.
+"""GroupViT's image encoder: a vision transformer whose tokens are merged into groups stage by stage.
 
 Source: Xu et al., GroupViT, CVPR 2022, Sec. 3.1. Reading order: GroupingTransformer, GroupingStage, Block,
-the tables of positions.
+position tables.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ...options import check_option
 from ...registry import MODELS
 from .grouping import Assignment, Grouped, GroupingBlock, GroupingOutput, GroupProjector, Mlp
 
@@ -21,22 +22,22 @@ Size = int | tuple[int, int]
 
 @MODELS.register_module()
 class GroupingTransformer(nn.Module):
-    """Image to groups; the lists have one entry per stage, and every stage but the last ends in a grouping.
+    """Image to groups. Lists have one entry per stage; every stage but the last ends in a grouping.
 
     Args:
-        image_size: side, or (height, width), that the table of positions is made for; other sizes work too.
-        patch_size: side of a patch. What is left of an image at its right and lower border is not looked at.
+        image_size: side, or (height, width), of the position table; other input sizes are interpolated.
+        patch_size: side of a patch. Incomplete patches at the right and lower border are ignored.
         dims: width of each stage.
         depths: blocks of each stage.
         num_heads: of each stage.
         num_group_tokens: learned tokens of each stage; 0 for the last.
-        num_output_groups: what each grouping leaves, one entry less.
+        num_output_groups: groups after each grouping, one entry less.
         mlp_ratio: hidden width of a block's MLP over its width.
-        positions: 'simple', a learned table, or 'fourier', a fixed one of sines, see ``sine_positions``.
-        drop_path: highest rate of stochastic depth; grows linearly from 0 over the blocks.
+        positions: 'simple', a learned table, or 'fourier', see ``sine_positions``.
+        drop_path: maximum rate of stochastic depth; increases linearly from 0 over the blocks.
         grouping: further arguments of every ``GroupingBlock``.
         assignment: arguments of every ``Assignment``.
-        with_checkpoint: in training, compute the blocks again in the backward pass to save memory.
+        with_checkpoint: recompute the blocks in the backward pass to save memory.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class GroupingTransformer(nn.Module):
         self._register_load_state_dict_pre_hook(self._fit_positions)
 
     def forward(self, images: Tensor) -> GroupingOutput:
-        """Images [B, 3, H, W], normalised pixels of any size -> their groups."""
+        """Normalised images [B, 3, H, W] of any size -> groups."""
         x, grid = self.embed(images)
         tokens, soft, hard = None, [], []
         for stage in self.stages:
@@ -109,10 +110,6 @@ class GroupingTransformer(nn.Module):
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images [B, 3, H, W] -> patches with their positions, [B, h * w, C], and the grid (h, w)."""
-        if min(images.shape[-2:]) < self.patch_size:
-            raise ValueError(
-                f'images of {images.shape[-2]} x {images.shape[-1]} pixels have no patch of {self.patch_size}'
-            )
         patches = self.patch_embed(images)
         grid = (patches.shape[-2], patches.shape[-1])
         table = resize_positions(self.positions, self.grid, grid)
@@ -126,7 +123,7 @@ class GroupingTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def _fit_positions(self, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
-        """Resize a table of positions that is about to be loaded from another, square, grid."""
+        """Load hook: resize a position table of another, square, grid."""
         key = f'{prefix}positions'
         table = tensors.get(key)
         if isinstance(table, Tensor) and table.dim() == 3 and table.shape[1] != self.positions.shape[1]:
@@ -134,7 +131,7 @@ class GroupingTransformer(nn.Module):
 
 
 class GroupingStage(nn.Module):
-    """Blocks over segments and group tokens together, then a grouping.
+    """Transformer blocks over segments and group tokens, then a grouping.
 
     Args:
         dim: width.
@@ -170,14 +167,14 @@ class GroupingStage(nn.Module):
     def forward(
         self, segments: Tensor, previous: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Grouped | None]:
-        """One stage.
+        """Run one stage.
 
         Args:
             segments: [B, L, C].
             previous: group tokens of the stage before, after its blocks; None for the first stage.
         Returns:
-            the new segments; this stage's group tokens after its blocks; who joined which group. The last two
-            are None in the last stage.
+            the new segments; this stage's group tokens after its blocks; the grouping. The last two are None
+            in the last stage.
         """
         if self.group_tokens is None or self.grouping is None:
             return self._run(segments), None, None
@@ -232,7 +229,7 @@ class Block(nn.Module):
 
 
 def resize_positions(table: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Bicubic resize of a table [1, h * w, C] from one grid (h, w) to another; equal grids: as it is."""
+    """Resize a table [1, h * w, C] from one grid (h, w) to another, bicubic."""
     if source == target:
         return table
     grid = table.float().transpose(1, 2).unflatten(2, source)
@@ -241,39 +238,36 @@ def resize_positions(table: Tensor, source: tuple[int, int], target: tuple[int, 
 
 
 def square_grid(count: int) -> tuple[int, int]:
-    """The square grid of ``count`` patches.
+    """Square grid of ``count`` patches.
 
     Raises:
-        ValueError: it is no square.
+        ValueError: ``count`` is not a square.
     """
     side = round(count**0.5)
     if side * side != count:
-        raise ValueError(f'a table of {count} positions belongs to no square grid and cannot be resized')
+        raise ValueError(f'a position table of {count} rows is not a square grid')
     return side, side
 
 
 def sine_positions(grid: tuple[int, int], dim: int) -> Tensor:
     """Fixed table [1, h * w, C]: sines and cosines of the column, then of the row, each C / 4 wide.
 
-    The table counts down the columns while patches are counted along the rows, so on a square grid a patch
-    receives the place mirrored at the diagonal. Weights that were trained with this table need it so.
+    The table is column-major while patches are row-major, so on a square grid a patch gets the position
+    mirrored at the diagonal. Released weights were trained with this table.
     """
-    if dim % 4:
-        raise ValueError(f'sine positions need a width that 4 divides, got {dim}')
     height, width = grid
     column, row = torch.meshgrid(torch.arange(width), torch.arange(height), indexing='ij')
     frequencies = 10000.0 ** -(torch.arange(dim // 4) / (dim // 4))
-    across, down = (place.reshape(-1, 1) * frequencies for place in (column, row))
+    across, down = (index.reshape(-1, 1) * frequencies for index in (column, row))
     return torch.cat([across.sin(), across.cos(), down.sin(), down.cos()], dim=1)[None]
 
 
 def _make_positions(kind: str, grid: tuple[int, int], dim: int) -> nn.Parameter:
-    if kind == 'simple':
-        table = torch.empty(1, grid[0] * grid[1], dim)
-        return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+    check_option('positions', kind, ('simple', 'fourier'))
     if kind == 'fourier':
         return nn.Parameter(sine_positions(grid, dim), requires_grad=False)
-    raise ValueError(f"positions {kind!r} are none of 'simple', 'fourier'")
+    table = torch.empty(1, grid[0] * grid[1], dim)
+    return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
 
 
 def _check_stages(
@@ -283,19 +277,16 @@ def _check_stages(
     num_group_tokens: Sequence[int],
     num_output_groups: Sequence[int],
 ) -> None:
-    """Refuse lists of stages that do not belong together."""
+    """Raise ValueError for lists of unequal length or stages without group tokens."""
     lists = {'dims': dims, 'depths': depths, 'num_heads': num_heads, 'num_group_tokens': num_group_tokens}
     stages = len(depths)
     if any(len(values) != stages for values in lists.values()) or len(num_output_groups) != stages - 1:
         lists['num_output_groups'] = num_output_groups
         raise ValueError(
-            f'the lists of stages do not fit each other: '
-            f'{", ".join(f"{name} has {len(values)}" for name, values in lists.items())} entries'
+            f'lists of stages differ in length: '
+            f'{", ".join(f"{name} has {len(values)}" for name, values in lists.items())}'
         )
     if stages < 2 or num_group_tokens[-1] or not all(num_group_tokens[:-1]):
         raise ValueError(
-            f'expected group tokens in all of at least two stages but the last, got {tuple(num_group_tokens)}'
+            f'num_group_tokens must be positive for all but the last of >= 2 stages, got {num_group_tokens}'
         )
-    for dim, heads in zip(dims, num_heads):
-        if dim % heads:
-            raise ValueError(f'{heads} heads do not divide a width of {dim}')

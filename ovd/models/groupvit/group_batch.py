@@ -1,4 +1,4 @@
-"""What is asked of groups beyond agreeing with captions: the seam for further losses and for pooling."""
+"""GroupBatch: inputs of GroupViT's auxiliary losses and of image pooling."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from .grouping import GroupingOutput
 
 @dataclass(frozen=True, eq=False)
 class GroupBatch:
-    """What a grouping model knows of B images, and in training of their texts.
+    """Outputs of a grouping model for B images, in training also for their texts.
 
     Attributes:
         output: of the image encoder.
         image_embeddings: [B, D], unit length.
         project: features [..., C] of groups, images or tokens to the joint space [..., D], not normalised.
-        scale: 0-dim, the multiplier of cosines.
-        background: [D], unit length, the learned vector of what no word describes; None without one.
+        scale: 0-dim, the logit scale.
+        background: [D], unit length, the learned background embedding, if any.
         text_embeddings: [B, 1 + N, D], unit length: the captions and their prompts; None in evaluation.
         samples: B training samples; empty in evaluation.
     """
@@ -40,5 +40,5 @@ class GroupBatch:
 
     @cached_property
     def token_embeddings(self) -> Tensor | None:
-        """Tokens in the joint space [B, L, D], unit length; None when the encoder gives none."""
+        """Tokens in the joint space [B, L, D], unit length; None without tokens."""
         return None if self.output.tokens is None else l2_normalize(self.project(self.output.tokens))

@@ -1,4 +1,4 @@
-"""Grouping of image segments by learned tokens: the core of GroupViT, tensors in and tensors out.
+"""Grouping of image segments by learned group tokens, the core of GroupViT.
 
 Source: Xu et al., GroupViT, CVPR 2022, Sec. 3.1, eq. 2-5; where the released model differs from the paper
 (attention before the assignment, channel MLP, the count plus one of the average) this follows the model.
@@ -15,18 +15,17 @@ from torch.nn import functional as F
 
 
 class GroupingOutput(NamedTuple):
-    """What a grouping image encoder knows about B images.
+    """Output of a grouping image encoder for B images.
 
     Attributes:
         features: [B, G, C], the final groups after the last norm.
         pooled: [B, C], the image.
-        soft: for each grouping, [B, S2, L] float32: how each of its L segments spreads over its S2 groups,
-            without noise; columns sum to one. The first L are the patches, row by row, the last S2 is G.
-        hard: as ``soft``, what the features were computed with: columns are one-hot unless the assignment
-            is a soft one; in training with noise.
+        soft: for each grouping, assignment of its L segments to its S2 groups without noise, [B, S2, L]
+            float32; columns sum to one. L of the first grouping are the patches, S2 of the last is G.
+        hard: as ``soft``, the assignments that the features were computed with: one-hot unless assignment is
+            soft; with noise in training.
         grid: (h, w) of the patches.
-        tokens: [B, h * w, C], features of the patches that may be read like groups; None when the encoder
-            has no such features.
+        tokens: [B, h * w, C], features of the patches in the space of the groups, if any.
     """
 
     features: Tensor
@@ -70,7 +69,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class Assignment(nn.Module):
-    """How segments choose their groups; all of it in float32.
+    """Assignment of segments to groups, in float32.
 
     Args:
         hard: one-hot choices with a straight-through gradient, else plain softmax and no noise.
@@ -80,14 +79,12 @@ class Assignment(nn.Module):
 
     def __init__(self, hard: bool = True, gumbel: bool = True, tau: float = 1.0) -> None:
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f'tau of the assignment must be positive, got {tau}')
         self.hard = hard
         self.gumbel = gumbel
         self.tau = tau
 
     def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """logits [..., S2, L] -> what to use and the noise-free soft assignment, both of that shape."""
+        """logits [..., S2, L] -> the assignment to use and the noise-free soft one, both of that shape."""
         soft = soft_assignment(logits)
         if not self.hard:
             return soft, soft
@@ -96,7 +93,7 @@ class Assignment(nn.Module):
         return straight_through(soft), soft
 
     def noise(self, logits: Tensor) -> Tensor:
-        """What is added to the logits in training."""
+        """Noise added to the logits in training."""
         return gumbel_noise(logits)
 
 
@@ -109,7 +106,7 @@ class Grouped(NamedTuple):
 
 
 class GroupingBlock(nn.Module):
-    """Merge L segments into S2 groups, led by S1 group tokens.
+    """Merge L segments into S2 groups, queried by S1 group tokens.
 
     Args:
         dim: C, width of segments and tokens.
@@ -120,10 +117,10 @@ class GroupingBlock(nn.Module):
         token_ratio: hidden width of the token mix over C.
         channel_ratio: hidden width of the channel MLP over C.
         cross_ratio: hidden width over C of the MLP after the attention.
-        eps: added to the number of members that a group's sum is divided by. At 1 an empty group is zero and
-            its gradient bounded; small values make training diverge.
+        eps: added to the number of members in a group's mean. At 1 an empty group is zero with bounded
+            gradient; small values make training diverge.
         residual: add the group token to the mean of its members.
-        assignment: how segments choose, by default hard with Gumbel noise in training.
+        assignment: by default hard with Gumbel noise in training.
     """
 
     def __init__(
@@ -158,7 +155,7 @@ class GroupingBlock(nn.Module):
         )
 
     def forward(self, segments: Tensor, tokens: Tensor) -> Grouped:
-        """segments [B, L, C] and tokens [B, S1, C] -> S2 new segments and who joined them."""
+        """segments [B, L, C] and tokens [B, S1, C] -> S2 groups and the assignments."""
         segments = self.norm_segments(segments)
         groups = self.cross(self.norm_mixed(self.mix(self.norm_tokens(tokens))), segments)
         merged, soft, hard = self.merge(groups, segments)
@@ -173,7 +170,7 @@ class Merge(nn.Module):
     Args:
         dim: C.
         eps: see ``GroupingBlock``.
-        assignment: how segments choose.
+        assignment: of segments to groups.
     """
 
     def __init__(self, dim: int, eps: float, assignment: Assignment) -> None:
@@ -195,19 +192,18 @@ class Merge(nn.Module):
 
 
 class CosineMerge(nn.Module):
-    """As ``Merge``, by the angle between groups and keys, and averaging values that are not the keys.
+    """As ``Merge``, with cosine logits, and values other than the keys.
 
-    Cosines of features that share a large common part are all alike, and one group takes every segment;
-    ``center`` removes that part.
+    Features with a large common component have similar cosines, and one group takes every segment; ``center``
+    removes that component.
 
     Args:
         dim: C.
         scale: initial multiplier of the cosines; learned.
         max_scale: its upper bound.
-        center: module from rows [N, C] of projected keys to centred ones, such as a batch norm; by default
-            they stay.
+        center: module that centres projected keys [N, C], such as a batch norm, if any.
         eps: see ``GroupingBlock``.
-        assignment: how segments choose, by default hard with Gumbel noise in training.
+        assignment: by default hard with Gumbel noise in training.
     """
 
     def __init__(
@@ -249,7 +245,7 @@ def average(assignment: Tensor, values: Tensor, eps: float) -> Tensor:
 
 
 class CrossAttentionBlock(nn.Module):
-    """Groups look at the segments; post-norm, the inputs are normed already.
+    """Cross attention from groups to segments; post-norm, for normed inputs.
 
     Args:
         dim: C.
@@ -280,13 +276,13 @@ class CrossAttentionBlock(nn.Module):
 
 
 class GroupProjector(nn.Module):
-    """Group tokens of one stage, after its blocks, as a start for those of the next; width C to ``out_dim``.
+    """Project the group tokens of one stage, after its blocks, to initialise those of the next.
 
     Args:
-        dim: C of the tokens that come.
-        num_tokens: how many come.
-        num_out: how many leave.
-        out_dim: their width.
+        dim: C.
+        num_tokens: S1, number of input tokens.
+        num_out: number of output tokens.
+        out_dim: width of the output tokens.
         token_ratio: hidden width of the token mix over C.
     """
 

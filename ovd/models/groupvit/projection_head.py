@@ -1,4 +1,4 @@
-"""From a tower's features to the joint space, with statistics of the batch of all processes."""
+"""Projection heads into the joint space, with batch statistics over all processes."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from .grouping import Mlp
 
 
 class JointBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of rows [N, C] by the statistics of all processes' rows, on any device.
+    """Batch normalisation of rows [N, C] synchronised over processes, on any device.
 
-    torch's own synchronised layer works on accelerators only. Processes may have different numbers of rows.
+    ``nn.SyncBatchNorm`` requires an accelerator. Processes may have different numbers of rows.
     """
 
     running_mean: Tensor
@@ -20,13 +20,13 @@ class JointBatchNorm(nn.BatchNorm1d):
     momentum: float
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[N, C] -> [N, C], float32; by the running statistics in evaluation."""
+        """[N, C] -> [N, C], float32; uses running statistics in evaluation."""
         with torch.autocast(rows.device.type, enabled=False):
             rows = rows.float()
             if self.training and world_size() == 1 and len(rows) < 2:
                 raise ValueError(
-                    'batch normalisation needs at least two images in a step, got one: raise batch_size, or '
-                    'leave an incomplete last batch out with drop_last=True'
+                    'batch normalisation needs at least two images per step: increase batch_size, or drop an '
+                    'incomplete last batch with drop_last=True'
                 )
             if not self.training or world_size() == 1:
                 return super().forward(rows)
@@ -44,7 +44,7 @@ class JointBatchNorm(nn.BatchNorm1d):
 
 @MODELS.register_module()
 class ProjectionHead(nn.Module):
-    """Linear, batch norm, ReLU, linear; the vectors that come out are not normalised.
+    """Linear, batch norm, ReLU, linear; outputs are not normalised.
 
     Args:
         dim: C of the features.
@@ -61,14 +61,14 @@ class ProjectionHead(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[..., C] -> [..., D]; in training the statistics are those of all the rows together."""
+        """[..., C] -> [..., D]; batch statistics are over all leading axes."""
         rows = self.norm(self.fc1(features.flatten(0, -2)))
         return self.fc2(rows.relu()).unflatten(0, features.shape[:-1])
 
 
 @MODELS.register_module()
 class NormProjection(nn.Module):
-    """Layer norm, linear, GELU, linear; groups and images are treated alike, whatever is in the batch.
+    """Layer norm, linear, GELU, linear; independent of the batch.
 
     Args:
         dim, embed_dim, hidden_dim: see ``ProjectionHead``.

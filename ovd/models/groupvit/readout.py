@@ -1,8 +1,8 @@
-"""From groups of an image to scores of its pixels, for any words.
+"""Readouts: class scores of pixels from the groups of an image.
 
-Source: Xu et al., GroupViT, CVPR 2022, Sec. 3.3 and what its released evaluation does beyond the paper.
-Reading order: GroupPredictions (what a grouping model found), GroupReadout (what both readouts share),
-ReferenceReadout (the released evaluation), SoftReadout (ours), compose_maps, GroupScores (the result).
+Source: Xu et al., GroupViT, CVPR 2022, Sec. 3.3, and its released evaluation.
+Reading order: GroupPredictions (input), GroupReadout (base class), ReferenceReadout (the released
+evaluation), SoftReadout (ours), compose_maps, GroupScores (output).
 """
 
 import logging
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...encoders.text_embeddings import TextEmbeddings
 from ...layers.score_maps import CutScores, ScoreMaps, TensorScores, argmax_labels, resized
+from ...options import check_option
 from ...registry import MODELS
 from .background import Embed, GroupBackground
 from .grouping import GroupingOutput
@@ -28,10 +29,9 @@ class GroupPredictions(NamedTuple):
         output: of the image encoder.
         group_embeddings: [B, G, D], unit length.
         image_embeddings: [B, D], unit length.
-        scale: 0-dim, the multiplier of cosines.
-        background: [D], unit length, what the model learned to be like no word; None if it did not.
-        token_embeddings: [B, L, D], unit length, of the places on ``output.grid``, row by row; None if the
-            model gives none.
+        scale: 0-dim, the logit scale.
+        background: [D], unit length, the learned background embedding, if any.
+        token_embeddings: [B, L, D], unit length, of the cells of ``output.grid``, row by row, if any.
     """
 
     output: GroupingOutput
@@ -43,14 +43,14 @@ class GroupPredictions(NamedTuple):
 
 
 class GroupReadout(nn.Module):
-    """Name the groups, then let every pixel take the score of its group; has no parameters.
+    """Classify groups and score each pixel by its groups; has no parameters.
 
     Attributes:
         with_background: whether channel K, the last, is background.
-        presence_side: shorter side in pixels at which a whole image should be shown to the encoder for
-            ``image_prior``; None when the readout asks for no prior of the whole image.
-        assignment: which assignments tell the pixels of a group, see ``compose_maps``.
-        has_rivals: whether anything competes with the classes for a group.
+        presence_side: shorter side in pixels of the whole image for ``image_prior``; None: no prior of the
+            whole image.
+        assignment: assignments between pixels and groups, see ``compose_maps``.
+        has_rivals: whether background embeddings compete with the classes.
     """
 
     with_background = False
@@ -66,18 +66,18 @@ class GroupReadout(nn.Module):
     def use_text_embeddings(
         self, text: TextEmbeddings, embed: Embed | None = None, device: torch.device | str = 'cpu'
     ) -> None:
-        """Answer with these classes from now on.
+        """Set the classes.
 
         Args:
             text: K classes.
             embed: encodes further words that a readout may need.
-            device: where the scores are computed.
+            device: of the scores.
         """
         self.text_embeddings = text.embeddings.to(device)
         if len(text) == 1 and not self.has_rivals:
             logger.warning(
-                'a single word has nothing to compete with, so every group is %r: add words for other '
-                "things, or take a readout with background=dict(names='stuff')",
+                "a single class without background: every group is %r; add classes or set the readout's "
+                "background=dict(names='stuff')",
                 text.vocabulary.names[0],
             )
 
@@ -88,14 +88,13 @@ class GroupReadout(nn.Module):
         prior: Tensor | None = None,
         background: bool = True,
     ) -> ScoreMaps:
-        """Scores of every pixel.
+        """Compute scores of every pixel.
 
         Args:
-            predictions: of B images, or of B windows of images.
+            predictions: of B images or windows.
             size: (height, width) of those images in pixels.
-            prior: [B, K], ``image_prior`` of the whole images where ``predictions`` are of windows; by
-                default that of the predictions themselves.
-            background: False: no group is background and channel K, where there is one, is zero.
+            prior: [B, K], ``image_prior`` of the whole images; by default that of ``predictions``.
+            background: False: no group is background, and channel K, if any, is zero.
         Returns:
             maps of K classes (K + 1 with background) on a grid of ``size``.
         """
@@ -105,43 +104,42 @@ class GroupReadout(nn.Module):
     def group_table(
         self, predictions: GroupPredictions, prior: Tensor | None = None, background: bool = True
     ) -> Tensor:
-        """What a pixel of each group scores, [B, G, K] or, with background, [B, G, K + 1]; float32.
+        """Class scores of each group, [B, G, K] or, with background, [B, G, K + 1]; float32.
 
-        Arguments as those of ``forward``.
+        Arguments as in ``forward``.
         """
         raise NotImplementedError
 
     def image_prior(self, predictions: GroupPredictions) -> Tensor:
-        """How probable each class is on the image as a whole, [B, K]; rows sum to one."""
+        """Class probabilities of the whole images, [B, K]."""
         return (predictions.scale * _cosine(predictions.image_embeddings, self._words())).softmax(dim=-1)
 
     _is_one_hot = False
 
     def _words(self) -> Tensor:
         if self.text_embeddings is None:
-            raise ValueError('the readout has no words: call use_text_embeddings first')
+            raise ValueError('no vocabulary: call use_text_embeddings first')
         return self.text_embeddings
 
 
 @MODELS.register_module()
 class ReferenceReadout(GroupReadout):
-    """The released evaluation, step by step, with its defects.
+    """Reproduces the released evaluation, including its defects.
 
-    Every pixel belongs to one group. A group scores the product of two softmaxes, one of them over the
-    classes that are most probable on the image. With background, a pixel of a group whose best score lies
-    below the threshold scores 1 for background; the threshold never exceeds the best score of the image, so
-    each image (each window, when the model slides one) keeps a foreground group.
+    Every pixel belongs to one group. The score of a group is the product of two softmaxes, one of them over
+    the most probable classes of the image. With background, groups whose best score is below the threshold
+    score 1 for background. The threshold is at most the best score of the image (or window), so each keeps a
+    foreground group.
 
     Args:
         background: the threshold; None: no background.
-        class_topk: classes of an image that may be named.
+        class_topk: number of candidate classes per image.
     """
 
     _is_one_hot = True
 
     def __init__(self, background: float | None = None, class_topk: int = 5) -> None:
         super().__init__()
-        _check_topk(class_topk)
         self.threshold, self.class_topk = background, class_topk
         self.with_background = background is not None
 
@@ -161,24 +159,22 @@ class ReferenceReadout(GroupReadout):
 
 @MODELS.register_module()
 class SoftReadout(GroupReadout):
-    """Pixels keep their share in every group: a pixel scores the sum over groups of share x group's score.
+    """Soft assignment: the score of a pixel is the sum over groups of its share times the group's score.
 
-    The shares are interpolated, not decided, so scales, flips and windows average into finer outlines. Every
-    default can be changed by itself.
+    Shares are interpolated, so scales, flips and windows average to finer outlines.
 
     Args:
-        affinity: 'double_softmax': product of the softmax over the classes that may be named and that over
-            all classes; 'softmax': the first of the two.
-        class_topk: how many classes of an image may be named, the most probable on it; None: all.
-        presence: where that is judged: 'image', once on the whole image, or 'window', on each window anew.
-        presence_side: shorter side at which the whole image is judged; training size is what the encoder is
-            used to.
-        unit_votes: scale the scores of each group so that its best class, or background, has 1. Outlines
-            between groups then lie where their shares are equal, whatever the confidence of their names.
-        one_hot: give each pixel to its best group before scoring.
-        assignment: shares come from 'soft' assignments, or from the 'hard' ones that features come from.
-        level: what is named: 'groups', or 'tokens', each place of the encoder's grid by itself, where the
-            model gives embeddings of them.
+        affinity: 'double_softmax': product of the softmax over candidate classes and that over all classes;
+            'softmax': the first of the two.
+        class_topk: number of candidate classes per image, the most probable ones; None: all.
+        presence: compute these probabilities once on the whole 'image', or on each 'window'.
+        presence_side: shorter side of the whole image for that; best the training size.
+        unit_votes: scale the scores of each group to a maximum of 1, so that the outline between two groups
+            depends on their shares only.
+        one_hot: assign each pixel to its best group before scoring.
+        assignment: shares come from 'soft' or 'hard' assignments.
+        level: classify 'groups', or 'tokens', each cell of the encoder's grid, if the model has token
+            embeddings.
         background: arguments of ``GroupBackground``; None: no background.
     """
 
@@ -195,16 +191,11 @@ class SoftReadout(GroupReadout):
         background: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ('affinity', affinity, ('softmax', 'double_softmax')),
-            ('presence', presence, ('image', 'window')),
-            ('assignment', assignment, ('soft', 'hard')),
-            ('level', level, ('groups', 'tokens')),
-        ):
-            if value not in known:
-                raise ValueError(f'{name} {value!r} is none of {", ".join(map(repr, known))}')
+        check_option('affinity', affinity, ('softmax', 'double_softmax'))
+        check_option('presence', presence, ('image', 'window'))
+        check_option('assignment', assignment, ('soft', 'hard'))
+        check_option('level', level, ('groups', 'tokens'))
         if class_topk is not None:
-            _check_topk(class_topk)
             self.presence_side = presence_side if presence == 'image' else None
         self.affinity, self.class_topk = affinity, class_topk
         self.unit_votes, self._is_one_hot = unit_votes, one_hot
@@ -234,18 +225,17 @@ class SoftReadout(GroupReadout):
             return resized(maps, size, align_corners=False)
         return GroupScores(compose_maps(output, assignment=self.assignment), table, size, self._is_one_hot)
 
-    def owners(
+    def assigned_rows(
         self, predictions: GroupPredictions, input_size: tuple[int, int], image_size: tuple[int, int]
     ) -> Tensor:
-        """Which row of ``group_table`` each pixel follows most, int64 [B, H, W] of ``image_size``."""
+        """Row of ``group_table`` with the largest share in each pixel, int64 [B, H, W] of ``image_size``."""
         if self.level == 'groups':
             return group_labels(predictions.output, input_size, image_size, assignment=self.assignment)
         rows, columns = predictions.output.grid
         device = predictions.group_embeddings.device
         y = torch.arange(input_size[0], device=device)[: image_size[0]] * rows // input_size[0]
         x = torch.arange(input_size[1], device=device)[: image_size[1]] * columns // input_size[1]
-        owners = y[:, None] * columns + x
-        return owners.expand(len(predictions.group_embeddings), *image_size)
+        return (y[:, None] * columns + x).expand(len(predictions.group_embeddings), *image_size)
 
     def group_table(
         self, predictions: GroupPredictions, prior: Tensor | None = None, background: bool = True
@@ -266,11 +256,11 @@ class SoftReadout(GroupReadout):
     def group_scores(
         self, predictions: GroupPredictions, prior: Tensor | None = None, every_class: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """What thresholds apply to: scores of the classes [B, G, K] and of what is background [B, G, S].
+        """Scores before thresholds, of the classes [B, G, K] and of background embeddings [B, G, S].
 
         Args:
             predictions, prior: see ``forward``.
-            every_class: let every class be named, whatever ``class_topk`` says.
+            every_class: ignore ``class_topk``.
         """
         words = self._words()
         classes = len(words)
@@ -279,7 +269,7 @@ class SoftReadout(GroupReadout):
         embeddings = predictions.group_embeddings
         if self.level == 'tokens':
             if predictions.token_embeddings is None:
-                raise ValueError("level='tokens' needs a model that gives embeddings of its tokens")
+                raise ValueError("level='tokens' requires an image encoder with tokens")
             embeddings = predictions.token_embeddings
         logits = predictions.scale * _cosine(embeddings, words)
         possible = logits
@@ -295,19 +285,16 @@ class SoftReadout(GroupReadout):
 
 
 def compose_maps(output: GroupingOutput, stages: int | None = None, assignment: str = 'soft') -> Tensor:
-    """How each patch spreads over the groups of a stage: product of the assignments up to it.
+    """Assignment of each patch to the groups of a stage: product of the assignments up to it.
 
     Args:
         output: of B images.
-        stages: how many groupings, from the first; by default all, which gives the final groups.
-        assignment: 'soft', or 'hard' for the ones that the features were computed with.
+        stages: number of groupings, from the first; by default all, for the final groups.
+        assignment: 'soft' or 'hard', see ``GroupingOutput``.
     Returns:
         [B, G, h, w], sums to one over G.
     """
     assignments = output.soft if assignment == 'soft' else output.hard
-    stages = len(assignments) if stages is None else stages
-    if not 1 <= stages <= len(assignments):
-        raise ValueError(f'stages must lie between 1 and {len(assignments)}, got {stages}')
     shares = assignments[0]
     for further in assignments[1:stages]:
         shares = further @ shares
@@ -322,13 +309,13 @@ def group_labels(
     stages: int | None = None,
     assignment: str = 'soft',
 ) -> Tensor:
-    """The group with the largest share in each pixel, for drawing and for measuring groups without names.
+    """Group with the largest share in each pixel, for drawing and for mask metrics.
 
     Args:
         output: of B images.
-        input_size: (height, width) of what the encoder saw.
-        image_size: that without padding at the right and the bottom, by default ``input_size``.
-        size: of the result, for example of the original image; by default ``image_size``.
+        input_size: (height, width) of the encoder's input.
+        image_size: the same without padding on the right and below, by default ``input_size``.
+        size: of the result, for example the original image; by default ``image_size``.
         stages, assignment: see ``compose_maps``.
     Returns:
         int64 [B, H, W].
@@ -342,18 +329,16 @@ def group_labels(
 
 
 class GroupScores(ScoreMaps):
-    """Scores of pixels that share in groups; rows are computed when they are asked for.
+    """Scores of pixels from shares and scores of groups, computed on demand.
 
     Args:
-        maps: [B, G, h, w], the pixels' shares in the groups, on the encoder's grid.
-        table: [B, G, C], the scores of the groups.
-        size: (height, width) of the result; the maps are interpolated to it.
-        one_hot: give each pixel to the group with its largest share.
+        maps: [B, G, h, w], shares of pixels in groups, on the encoder's grid.
+        table: [B, G, C], scores of the groups.
+        size: (height, width) of the result; shares are interpolated to it.
+        one_hot: assign each pixel to the group with its largest share.
     """
 
     def __init__(self, maps: Tensor, table: Tensor, size: tuple[int, int], one_hot: bool = False) -> None:
-        if maps.shape[:2] != table.shape[:2]:
-            raise ValueError(f'group maps {list(maps.shape)} do not go with scores {list(table.shape)}')
         self.shares = resized(TensorScores(maps), size, align_corners=False)
         self.table, self.one_hot = table, one_hot
         self.batch, self.channels = table.shape[0], table.shape[2]
@@ -365,8 +350,8 @@ class GroupScores(ScoreMaps):
         table = self.table[:, :, channels].transpose(1, 2)  # [B, C', G]
         if not self.one_hot:
             return torch.matmul(table, shares.to(table).flatten(2)).unflatten(2, shares.shape[2:])
-        owner = shares.argmax(dim=1).flatten(1)[:, None].expand(-1, table.shape[1], -1)
-        return table.gather(2, owner).unflatten(2, shares.shape[2:])
+        group = shares.argmax(dim=1).flatten(1)[:, None].expand(-1, table.shape[1], -1)
+        return table.gather(2, group).unflatten(2, shares.shape[2:])
 
     def images(self, start: int, stop: int) -> ScoreMaps:
         part = object.__new__(GroupScores)
@@ -383,11 +368,6 @@ def _cosine(embeddings: Tensor, words: Tensor) -> Tensor:
 
 
 def _below_top(prior: Tensor, count: int) -> Tensor:
-    """Which classes are not among the ``count`` most probable, bool [B, K]."""
+    """True for classes not among the ``count`` most probable, bool [B, K]."""
     top = prior.topk(min(count, prior.shape[-1]), dim=-1).indices
     return torch.ones_like(prior, dtype=torch.bool).scatter_(-1, top, False)
-
-
-def _check_topk(class_topk: int) -> None:
-    if class_topk < 1:
-        raise ValueError(f'class_topk must be at least 1, got {class_topk}')

@@ -1,4 +1,4 @@
-"""GroupViT: segments that grow out of captions; trained without masks, it names them by any words.
+"""GroupViT: segmentation learned from captions alone, by grouping image patches.
 
 Source: Xu et al., GroupViT: Semantic Segmentation Emerges from Text Supervision, CVPR 2022; the released
 model where it differs from the paper.
@@ -30,45 +30,42 @@ from ...text.templates import Templates
 from ..segmentor import OpenVocabularySegmentor
 from .group_batch import GroupBatch
 from .grouping import GroupingOutput
-from .own_text_encoder import OwnTextEncoder
+from .model_text_encoder import ModelTextEncoder
 from .projection_head import ProjectionHead
 from .readout import GroupPredictions, SoftReadout, group_labels
 
-_LONGEST = 8  # a longer strip seen whole is at most so many times as long as ``presence_side``
+_LONGEST = 8  # the longer side of a whole image is at most so many times ``presence_side``
 
 
 @MODELS.register_module()
 class GroupViT(OpenVocabularySegmentor):
-    """Image encoder with grouping and text encoder, trained to agree on image-caption pairs.
+    """Image encoder with grouping and text encoder, trained contrastively on image-caption pairs.
 
-    The words of ``text`` are encoded by the model itself, anew whenever its weights have changed.
+    The vocabulary is encoded by the model's text encoder, and again whenever its weights have changed.
 
     Args:
-        image_encoder: a module that turns images into a ``GroupingOutput``, with ``dim``, its width, and
-            ``patch_size``.
-        text_encoder: arguments of ``build_text_transformer`` to start from scratch, or of
-            ``build_clip_text`` to start from a CLIP, whose joint space is then that of the model.
-        embed_dim: D of the joint space; of no use with a CLIP.
+        image_encoder: module from images to a ``GroupingOutput``, with attributes ``dim`` and ``patch_size``.
+        text_encoder: arguments of ``build_text_transformer`` to train from scratch, or of
+            ``build_clip_text`` to start from a CLIP and its joint image-text space.
+        embed_dim: D of the joint space; unused with a CLIP.
         hidden_dim: of the projection heads.
-        image_projection: a module from features [..., C] to the joint space; it is built with ``dim`` and
-            ``embed_dim`` besides. By default a ``ProjectionHead`` of ``hidden_dim``.
-        temperature: its inverse is the initial multiplier of cosines.
-        max_logit_scale: upper bound of that multiplier.
-        caption_weight: of the loss between images and captions.
-        multi_label: arguments of ``MultiLabelLoss``, and ``share_scale`` to have no multiplier of its own;
-            None leaves it out.
-        background: learn a vector [D] for what no word describes; pooling, objectives and the readout may
-            use it.
-        pooling: a module from a ``GroupBatch``, whose image embeddings are those of the mean of the groups,
-            to better ones [B, D]; by default they stay.
+        image_projection: module from features [..., C] to the joint space, built with ``dim`` and
+            ``embed_dim``; by default a ``ProjectionHead`` of ``hidden_dim``.
+        temperature: inverse of the initial logit scale.
+        max_logit_scale: upper bound of the logit scale.
+        caption_weight: of the image-caption loss.
+        multi_label: arguments of ``MultiLabelLoss``, and ``share_scale`` to use the logit scale of the
+            caption loss; None: no multi-label loss.
+        background: learn a background embedding [D] for pooling, objectives and readout.
+        pooling: module from a ``GroupBatch`` to image embeddings [B, D]; by default the mean of the groups.
         objectives: modules from a ``GroupBatch`` to further losses.
-        readout: from groups to pixels, see ``ovd/models/groupvit/readout.py``.
-        size_divisor: images are padded on the right and below to a multiple of it; by default the patch
-            size. With 1 the border that fills no patch is not looked at, as in the released evaluation.
-        text: arguments of ``TextSource`` but ``encoder``; prompts are averaged before they are normalised
-            unless ``normalize_each`` is set.
+        readout: from groups to pixels, see readout.py.
+        size_divisor: images are padded on the right and below to a multiple of it; by default the patch size.
+            With 1, incomplete patches at the border are ignored, as in the released evaluation.
+        text: arguments of ``TextSource`` except ``encoder``; by default prompts are averaged before
+            normalisation.
         test_cfg: see ``OpenVocabularySegmentor``; ``keep_groups`` adds ``pred_groups``, the final group of
-            every pixel of the whole image, by the assignments that the readout goes by.
+            every pixel of the whole image, by the assignments of the readout.
         **kwargs: of ``OpenVocabularySegmentor``.
     """
 
@@ -94,10 +91,8 @@ class GroupViT(OpenVocabularySegmentor):
         **kwargs: Any,
     ) -> None:
         if text and 'encoder' in text:
-            raise ValueError(
-                f'GroupViT encodes its words itself; text.encoder {text["encoder"]!r} has no use'
-            )
-        own_text = OwnTextEncoder(self)
+            raise ValueError(f'GroupViT uses its own text encoder: remove text.encoder={text["encoder"]!r}')
+        own_text = ModelTextEncoder(self)
         defaults = {'templates': 'a photo of a {}.', 'normalize_each': False}
         super().__init__(text={**defaults, **(text or {}), 'encoder': own_text}, **kwargs)
         self.own_text = own_text
@@ -134,7 +129,7 @@ class GroupViT(OpenVocabularySegmentor):
     # --- the two towers ---------------------------------------------------------------------------------
 
     def encode_image(self, inputs: Tensor) -> GroupingOutput:
-        """Preprocessed images [B, 3, H, W] -> their groups, not yet in the joint space."""
+        """Preprocessed images [B, 3, H, W] -> groups, not yet in the joint space."""
         return self.image_encoder(inputs)
 
     def project_image(self, features: Tensor) -> Tensor:
@@ -144,42 +139,33 @@ class GroupViT(OpenVocabularySegmentor):
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """token_ids [T, L] -> [T, D], not normalised.
 
-        Equal texts go through the transformer once, and none of them longer than the longest; both is exact.
+        Duplicates are encoded once and padding after the longest text is cut; the result is unchanged.
 
         Raises:
-            ValueError: texts that do not go with the text encoder.
+            ValueError: texts longer than the context of the text encoder.
         """
-        self._check_tokens(token_ids)
+        context = len(self.text_encoder.positional_embedding)
+        if token_ids.shape[1] > context:
+            raise ValueError(
+                f'texts have {token_ids.shape[1]} tokens, the text encoder reads {context}: set '
+                f'context_length={context} in ovd.CaptionPrompts'
+            )
         distinct, rows = token_ids.unique(dim=0, return_inverse=True)
         distinct = distinct[:, : int(self.text_encoder.needed_lengths(distinct).max())]
         return self.text_encoder.project(self.text_encoder.pool(distinct)[rows])
 
-    def _check_tokens(self, token_ids: Tensor) -> None:
-        context, known = len(self.text_encoder.positional_embedding), self.text_encoder.token_embedding
-        if token_ids.shape[1] > context:
-            raise ValueError(
-                f'texts come as {token_ids.shape[1]} tokens, the text encoder reads {context}: say '
-                f'context_length={context} in ovd.CaptionPrompts'
-            )
-        largest = int(token_ids.max())
-        if largest >= known.num_embeddings:
-            raise ValueError(
-                f'token {largest} is none of the {known.num_embeddings} of text_encoder.vocab_size'
-            )
-
     # --- training ---------------------------------------------------------------------------------------
 
     def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
-        """Contrastive losses of image-caption pairs, and figures that tell whether nouns and groups serve.
+        """Contrastive losses of image-caption pairs, and statistics of nouns and groups.
 
         Args:
             inputs: [B, 3, H, W].
             data_samples: B samples with ``token_ids`` int64 [1 + N, L], the caption first, then N prompts of
-                its nouns; ``noun_mask`` bool [N], False for a filler; ``noun_ids`` int64 [N] where the
-                options of the multi-label loss need them.
+                its nouns; ``noun_mask`` bool [N], False for padding; ``noun_ids`` int64 [N] if the options of
+                the multi-label loss require them.
         Returns:
-            the losses; 'nouns', how many prompts of an image are nouns and no fillers, on average; and what
-            ``monitors`` gives.
+            the losses; 'nouns', mean number of noun prompts per image; and ``monitors``.
         """
         with torch.no_grad():
             for scale in (self.logit_scale, self.multi_label_logit_scale):
@@ -189,7 +175,7 @@ class GroupViT(OpenVocabularySegmentor):
         if self.multi_label_loss is None:
             token_ids = token_ids if self.objectives else token_ids[:, :1]
         elif token_ids.shape[1] < 2:
-            raise ValueError('the multi-label loss needs prompts of nouns; token_ids hold the caption alone')
+            raise ValueError('multi_label requires noun prompts, token_ids have only captions')
         output = self.encode_image(inputs)
         texts = l2_normalize(self.encode_text(token_ids.flatten(0, 1))).unflatten(0, token_ids.shape[:2])
         batch = replace(self.group_batch(output), text_embeddings=texts, samples=data_samples)
@@ -207,7 +193,7 @@ class GroupViT(OpenVocabularySegmentor):
         return losses | self.monitors(output)
 
     def group_batch(self, output: GroupingOutput) -> GroupBatch:
-        """Images in the joint space, with what objectives and the pooling may look at besides."""
+        """Project images into the joint space; inputs of objectives and pooling."""
         scale = self.logit_scale.clamp(max=self.max_logit_scale).exp()
         background = None if self.background is None else l2_normalize(self.background)
         images = l2_normalize(self.project_image(output.pooled))
@@ -216,12 +202,11 @@ class GroupViT(OpenVocabularySegmentor):
 
     @torch.no_grad()
     def monitors(self, output: GroupingOutput) -> dict[str, Tensor]:
-        """Figures of a training batch; maps that collapse show as an entropy near 0 and empty groups near 1.
+        """Statistics of a training batch; collapse shows as entropy near 0 and empty groups near 1.
 
         Returns:
-            'scale'; for each grouping i 'group_entropy_i', the entropy of how the segments of an image
-            distribute over its groups, 1 when all groups have equally many, and 'empty_groups_i', the part of
-            the groups that no segment joined.
+            'scale'; for each grouping i 'group_entropy_i', the normalised entropy of segments over groups (1:
+            all groups of equal size), and 'empty_groups_i', the share of groups without segments.
         """
         figures = {'scale': self.logit_scale.exp()}
         for i, hard in enumerate(output.hard):
@@ -235,7 +220,7 @@ class GroupViT(OpenVocabularySegmentor):
 
     @property
     def with_background(self) -> bool:
-        """Whether the readout knows a channel K for what no word describes."""
+        """Whether the readout has a background channel K."""
         return self.readout.with_background
 
     def score_maps(self, inputs: Tensor, context: Tensor | None = None) -> ScoreMaps:
@@ -259,7 +244,7 @@ class GroupViT(OpenVocabularySegmentor):
     def image_context(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None
     ) -> Tensor | None:
-        """How probable the classes are on the whole images [B, K], where the readout asks for it."""
+        """Class probabilities of the whole images [B, K], if the readout uses them."""
         side = self.readout.presence_side
         if side is None:
             return None
@@ -271,15 +256,15 @@ class GroupViT(OpenVocabularySegmentor):
         return self.readout.image_prior(self.group_predictions(small))
 
     def extract_feat(self, inputs: Tensor) -> GroupingOutput:
-        """mmseg's name for ``encode_image``."""
+        """Same as ``encode_image``, for mmseg."""
         return self.encode_image(inputs)
 
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
-        """Label every pixel; of samples with captions (``token_ids``) give the two embeddings instead.
+        """Label every pixel; for samples with captions (``token_ids``), embed image and caption instead.
 
         Returns:
-            the samples, with what ``OpenVocabularySegmentor`` gives, or with ``image_embeddings`` [D] and
-            ``text_embeddings`` [D] of the caption, unit length.
+            the samples with predictions as in ``OpenVocabularySegmentor``, or with ``image_embeddings`` [D]
+            and ``text_embeddings`` [D] of the caption, unit length.
         """
         if not data_samples or 'token_ids' not in data_samples[0]:
             return super().predict(inputs, data_samples)
@@ -291,13 +276,13 @@ class GroupViT(OpenVocabularySegmentor):
         return data_samples
 
     def set_test_cfg(self, test_cfg: Mapping[str, Any]) -> None:
-        """Predict in another way from now on."""
+        """Set the options of ``predict``."""
         options = dict(test_cfg)
         self.keep_groups = options.pop('keep_groups', False)
         super().set_test_cfg(options)
 
     def add_to_samples(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> None:
-        """With ``keep_groups``: ``pred_groups``, int64 [1, H, W] at the original size."""
+        """Add ``pred_groups``, int64 [1, H, W] at the original size, if ``keep_groups``."""
         if not self.keep_groups:
             return
         height, width = inputs.shape[2:]
@@ -322,10 +307,10 @@ class GroupViT(OpenVocabularySegmentor):
         patch = self.image_encoder.patch_size
         return max(1, round(length / patch)) * patch
 
-    # --- words ------------------------------------------------------------------------------------------
+    # --- text ------------------------------------------------------------------------------------------
 
     def prepare_text(self) -> None:
-        """Encode the words where there are none yet, or again where the weights have changed."""
+        """Encode the vocabulary unless it is encoded with the current weights."""
         super().prepare_text()
         current = self._encoded
         assert isinstance(current, TextEmbeddings)
@@ -333,18 +318,18 @@ class GroupViT(OpenVocabularySegmentor):
             self.set_vocabulary(current.vocabulary, self._templates)
 
     def set_vocabulary(self, vocabulary: Any, templates: 'Templates | None' = None) -> None:
-        """Answer with other words from now on; see ``OpenVocabularyModel``."""
+        """Set the vocabulary; see ``OpenVocabularyModel``."""
         if isinstance(vocabulary, TextEmbeddings):
             templates = vocabulary.templates or None
         super().set_vocabulary(vocabulary, templates)
         self._templates = templates
 
     def use_text_embeddings(self, text_embeddings: TextEmbeddings) -> None:
-        """Hand the class vectors to the readout."""
+        """Pass class embeddings to the readout."""
         self.readout.use_text_embeddings(text_embeddings, self._source().embed, self.logit_scale.device)
 
     def train(self, mode: bool = True) -> 'GroupViT':
-        """Also a sign that the weights may have changed."""
+        """Switch mode and invalidate cached text embeddings."""
         self.text_changes += 1
         return super().train(mode)
 
@@ -364,10 +349,10 @@ def build_text_transformer(
     mlp_ratio: float = 4.0,
     with_checkpoint: bool = False,
 ) -> tuple[TokenTower, dict[str, Any]]:
-    """CLIP's text transformer without a projection, and what its weights do not tell of it.
+    """CLIP's text transformer without projection, and its settings for the fingerprint.
 
     Args:
-        with_checkpoint: in training, compute the blocks again in the backward pass to save memory.
+        with_checkpoint: recompute blocks in the backward pass to save memory.
     """
     transformer = TextTransformer(
         context_length=context_length,
@@ -386,11 +371,11 @@ def build_text_transformer(
 def build_clip_text(
     clip: str, pretrained: str | None = None, frozen: bool = False
 ) -> tuple[TokenTower, dict[str, Any], int]:
-    """The text tower of a CLIP with its projection, what its weights do not tell of it, and D.
+    """A CLIP's text tower with projection, its settings for the fingerprint, and D.
 
     Args:
         clip, pretrained: ``model`` and ``pretrained`` of ``build_clip``.
-        frozen: do not train it.
+        frozen: exclude it from training.
     """
     loaded = build_clip(clip, pretrained)
     tower = TokenTower(getattr(loaded.model, 'text', loaded.model))
@@ -399,7 +384,7 @@ def build_clip_text(
 
 
 def stacked(data_samples: Sequence[SegDataSample], name: str) -> Tensor | None:
-    """A field of all samples as one tensor, None where they have no such field."""
+    """Stack a field of all samples; None if they do not have it."""
     if name not in data_samples[0]:
         return None
     return torch.stack([sample.get(name) for sample in data_samples])

@@ -1,7 +1,6 @@
-"""From counted scores to thresholds; numbers only, no model.
+"""Fit thresholds to score histograms.
 
-Reading order: ScoreCounts (what was counted), fit_overall, fit_per_class, fit_learned; quantiles (without
-masks).
+Reading order: ScoreCounts, fit_overall, fit_per_class, fit_learned; quantiles (without masks).
 """
 
 from collections.abc import Sequence
@@ -12,21 +11,21 @@ import numpy as np
 Array = np.ndarray
 
 _RIDGES = (*np.logspace(-4, 4, 17).tolist(), float('inf'))
-_EDGE = 1e-3  # thresholds this close to 0 or 1 are taken as that far when their logit is needed
+_EDGE = 1e-3  # thresholds are clipped this far from 0 and 1 before taking logits
 
 
 @dataclass
 class ScoreCounts:
-    """Pixels by the class they would be given and its score, int64; bin i holds scores from i / N on.
+    """Pixel counts by predicted class and score, int64; bin i holds scores from i / N on.
 
     Attributes:
-        right: [K, N], pixels of that class.
+        right: [K, N], pixels of the predicted class.
         wrong: [K, N], pixels of another class or of background.
-        wrong_unseen: [K, N], those of ``wrong`` whose class is an unseen one.
+        wrong_unseen: [K, N], those of ``wrong`` of an unseen class.
         wrong_background: [N], those of ``wrong`` that are background, over all classes.
         truth: [K], pixels of each class.
-        background: pixels of background; None when the data have no such pixels.
-        pixels: all that count, those that would be given to no class too.
+        background: pixels of background; None if the data have no background label.
+        pixels: all labelled pixels.
     """
 
     right: Array
@@ -39,7 +38,7 @@ class ScoreCounts:
 
     @classmethod
     def empty(cls, classes: int, bins: int, with_background: bool) -> 'ScoreCounts':
-        """No pixels yet."""
+        """All counts zero."""
 
         def zeros(*shape: int) -> Array:
             return np.zeros(shape, np.int64)
@@ -63,7 +62,7 @@ class ScoreCounts:
         """Count pixels.
 
         Args:
-            label: [n], the class a pixel would be given, -1: none whatever the threshold.
+            label: [n], predicted class, -1: none for any threshold.
             score: [n], its score in 0..1.
             truth: [n], 0..K - 1, or K for background.
             is_unseen: bool [K].
@@ -75,10 +74,10 @@ class ScoreCounts:
             self.background += int((truth == classes).sum())
         given = label >= 0
         label, score, truth = label[given], score[given], truth[given]
-        places = label * bins + np.minimum((score * bins).astype(np.int64), bins - 1)
+        indices = label * bins + np.minimum((score * bins).astype(np.int64), bins - 1)
 
         def count(chosen: Array) -> Array:
-            return np.bincount(places[chosen], minlength=classes * bins).reshape(classes, bins)
+            return np.bincount(indices[chosen], minlength=classes * bins).reshape(classes, bins)
 
         right = label == truth
         is_background = truth == classes
@@ -88,7 +87,7 @@ class ScoreCounts:
         self.wrong_background += count(is_background).sum(axis=0)
 
     def without_unseen(self) -> 'ScoreCounts':
-        """As if pixels of unseen classes were ignored."""
+        """Counts with pixels of unseen classes ignored."""
         return ScoreCounts(
             self.right,
             self.wrong - self.wrong_unseen,
@@ -106,7 +105,7 @@ class ScoreCounts:
         return right / (truth + wrong)
 
     def background_iou(self) -> Array | None:
-        """IoU of background for every threshold common to all classes, [N + 1]."""
+        """IoU of background for every overall threshold, [N + 1]."""
         if not self.background:
             return None
         predicted = self.pixels - _at_least((self.right + self.wrong).sum(axis=0))
@@ -115,14 +114,14 @@ class ScoreCounts:
 
 
 def fit_overall(counts: ScoreCounts) -> float:
-    """The threshold with the best mean IoU over the classes that occur, and background where it is a class.
+    """Threshold with the best mean IoU over classes with pixels, and background if it is a class.
 
     Raises:
-        ValueError: no class occurs.
+        ValueError: no class has pixels.
     """
     present = counts.iou()[counts.truth > 0]
     if not len(present):
-        raise ValueError('no pixel of any class was counted: nothing to fit thresholds on')
+        raise ValueError('no pixels of any class to fit thresholds on')
     background = counts.background_iou()
     if background is not None:
         present = np.concatenate([present, background[None]])
@@ -130,12 +129,12 @@ def fit_overall(counts: ScoreCounts) -> float:
 
 
 def fit_per_class(counts: ScoreCounts, overall: float, min_pixels: int) -> tuple[Array, Array]:
-    """For each class the threshold with its best IoU.
+    """Threshold of each class with its best IoU.
 
     Args:
-        overall: what classes get that have fewer than ``min_pixels``, or are never right.
+        overall: threshold of classes with fewer than ``min_pixels`` or without a right pixel.
     Returns:
-        thresholds [K], and bool [K], which of them are the class's own.
+        thresholds [K], and bool [K], False for the overall threshold.
     """
     curves = counts.iou()
     is_own = (counts.truth >= max(min_pixels, 1)) & (counts.right.sum(axis=1) > 0)
@@ -148,11 +147,11 @@ class LearnedThreshold:
     """sigmoid(w . t + b) of a class with unit text embedding t.
 
     Attributes:
-        weight: w [D]; zero when no direction of the embeddings told thresholds apart.
+        weight: w [D]; zero if the overall threshold is best.
         bias: b.
-        ridge: the penalty that predicted held-out classes best; inf: the overall threshold for all.
-        held_out_iou: mean IoU of the classes when each is predicted from the others.
-        overall_iou: mean IoU of the same classes with one threshold for all.
+        ridge: penalty with the best held-out IoU; inf: the overall threshold for all.
+        held_out_iou: mean IoU of classes predicted from the others.
+        overall_iou: mean IoU of the same classes with the overall threshold.
     """
 
     weight: Array
@@ -167,14 +166,14 @@ def fit_learned(
 ) -> LearnedThreshold:
     """Regress the thresholds of some classes on their text embeddings.
 
-    Ridge regression of the thresholds' logits. The penalty is the one with the best mean IoU when each class
-    is left out in turn and gets its threshold from the others; the largest gives all the overall threshold.
+    Ridge regression of the logits of thresholds. The penalty is chosen by leave-one-out mean IoU; the largest
+    one gives the overall threshold for all.
 
     Args:
-        counts: pixels of classes that are not to be looked at are left out already.
+        counts: without pixels of excluded classes.
         text_embeddings: [K, D].
         classes: bool [K], those to learn from.
-        min_pixels: classes with fewer do not count.
+        min_pixels: classes with fewer are skipped.
     Raises:
         ValueError: fewer than three classes remain.
     """
@@ -189,35 +188,33 @@ def fit_learned(
     targets = _logit(values[chosen])
 
     def held_out_iou(ridge: float) -> float:
-        places = [
+        predicted = [
             _predict(_ridge(np.delete(words, i, 0), np.delete(targets, i), ridge, overall), words[i])
             for i in range(len(chosen))
         ]
-        return float(np.mean([_at(curve, place) for curve, place in zip(curves, places)]))
+        return float(np.mean([_at(curve, threshold) for curve, threshold in zip(curves, predicted)]))
 
     scores = [held_out_iou(ridge) for ridge in _RIDGES]
-    best = max(range(len(_RIDGES)), key=lambda i: (scores[i], _RIDGES[i]))  # of equals the simplest
+    best = max(range(len(_RIDGES)), key=lambda i: (scores[i], _RIDGES[i]))  # ties: the largest penalty
     weight, bias = _ridge(words, targets, _RIDGES[best], overall)
     plain = float(np.mean([_at(curve, overall) for curve in curves]))
     return LearnedThreshold(weight, bias, _RIDGES[best], scores[best], plain)
 
 
 def quantiles(counts: Array, quantile: float, min_scores: int) -> tuple[Array, Array, float]:
-    """Thresholds that a share of the scores of each class stays below.
+    """Quantiles of the scores of each class.
 
     Args:
         counts: [K, N], scores of each class by bin; bin i holds scores from i / N on.
-        quantile: that share, 0..1.
-        min_scores: classes with fewer get the threshold of all scores together.
+        quantile: in 0..1.
+        min_scores: classes with fewer get the quantile of all scores.
     Returns:
-        thresholds [K]; bool [K], which of them are the class's own; the threshold of all together.
+        thresholds [K]; bool [K], False for the overall threshold; the overall threshold.
     Raises:
         ValueError: there are no scores.
     """
-    if not 0 < quantile < 1:
-        raise ValueError(f'quantile must lie between 0 and 1, got {quantile}')
     if counts.sum() == 0:
-        raise ValueError('no image was sure enough not to show a class: raise the highest prior')
+        raise ValueError('no image has a prior below --max-prior for any class: increase it')
 
     def threshold(row: Array) -> float:
         return (int(np.searchsorted(row.cumsum(), quantile * row.sum())) + 1) / counts.shape[1]
@@ -229,13 +226,13 @@ def quantiles(counts: Array, quantile: float, min_scores: int) -> tuple[Array, A
 
 
 def _at_least(counts: Array) -> Array:
-    """[..., N] by bin -> [..., N + 1]: how many lie at j / N or above."""
+    """Counts by bin [..., N] -> number at or above j / N, [..., N + 1]."""
     sums = counts[..., ::-1].cumsum(axis=-1)[..., ::-1]
     return np.concatenate([sums, np.zeros_like(sums[..., :1])], axis=-1)
 
 
 def _best(curve: Array) -> float:
-    """The middle of the first stretch of thresholds on which ``curve`` [N + 1] is largest."""
+    """Middle of the first run of thresholds where ``curve`` [N + 1] is largest."""
     is_best = curve >= curve.max() - 1e-12
     start = int(is_best.argmax())
     rest = is_best[start:]
@@ -244,7 +241,7 @@ def _best(curve: Array) -> float:
 
 
 def _at(curve: Array, threshold: float) -> float:
-    """The value of ``curve`` [N + 1] for a threshold: scores at or above it pass, as far as bins can tell."""
+    """Value of ``curve`` [N + 1] at a threshold, rounded up to a bin."""
     return float(curve[int(np.ceil(np.clip(threshold, 0, 1) * (len(curve) - 1) - 1e-9))])
 
 
@@ -272,5 +269,5 @@ def _ridge(words: Array, targets: Array, ridge: float, overall: float) -> tuple[
 
 
 def names_of(names: Sequence[str], chosen: Array) -> list[str]:
-    """The names that are chosen by a bool [K]."""
+    """Names selected by a bool [K]."""
     return [name for name, own in zip(names, chosen) if own]

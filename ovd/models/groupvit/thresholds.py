@@ -1,7 +1,6 @@
-"""Thresholds below which a class is background: one for all, one per class, or one computed from its words.
+"""Background thresholds: one for all classes, one per class, or predicted from text embeddings.
 
-Numbers are fitted by ``tools/calibrate_thresholds.py`` and travel as a JSON file with the class names inside,
-so the order of the words never matters. Reading order: Thresholds (the file), Thresholds.values (its use).
+Fitted by ``tools/calibrate_thresholds.py`` and stored as JSON by class name, so class order does not matter.
 """
 
 import json
@@ -17,6 +16,7 @@ from torch import Tensor
 from ...encoders.text_embeddings import TextEmbeddings
 from ...encoders.text_encoder import check_same_encoder
 from ...files import write_json
+from ...options import check_option
 
 _FORMAT = 'ovd.thresholds'
 _VERSION = 1
@@ -25,16 +25,16 @@ KINDS = ('overall', 'per_class', 'learned')
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a calibration found.
+    """Result of a calibration.
 
     Attributes:
-        overall: the one threshold for all classes.
+        overall: threshold for all classes.
         per_class: by class name; may be empty.
-        weight: D numbers w of the threshold sigmoid(w . t + b) of a class with the unit text embedding t, or
-            None when it was not fitted.
+        weight: w [D] of the threshold sigmoid(w . t + b) of a class with text embedding t; None if not
+            fitted.
         bias: b.
-        encoder_fingerprint: of the text encoder that w goes with; '' when it is not known.
-        fit: how the numbers came about, JSON values for the reader.
+        encoder_fingerprint: of the text encoder of w; '' if unknown.
+        fit: how the thresholds were fitted, JSON values for the reader.
     """
 
     overall: float
@@ -51,24 +51,21 @@ class Thresholds:
         if self.weight is not None and not all(math.isfinite(value) for value in (*self.weight, self.bias)):
             raise ValueError('the learned threshold has weights that are not finite')
 
-    def values(self, text: TextEmbeddings, kind: str, missing: str = 'refuse') -> Tensor:
-        """One threshold for each class of a vocabulary.
+    def values(self, text: TextEmbeddings, kind: str, fallback: str = 'error') -> Tensor:
+        """Threshold of each class of a vocabulary.
 
         Args:
             text: K classes.
             kind: 'overall', 'per_class' or 'learned'.
-            missing: with 'per_class', what a class without a number of its own gets: 'refuse' is an error,
-                'overall' and 'learned' are those thresholds.
+            fallback: with 'per_class', for classes without a threshold: 'error', 'overall' or 'learned'.
         Returns:
             [K] float32, on the CPU.
         Raises:
-            ValueError: an unknown kind; classes without a number; a learned threshold that was not fitted or
-                belongs to another text encoder.
+            ValueError: an unknown option; classes without a threshold; a learned threshold that was not
+                fitted or belongs to another text encoder.
         """
-        if kind not in KINDS:
-            raise ValueError(f'thresholds of kind {kind!r}, expected one of {KINDS}')
-        if missing not in ('refuse', 'overall', 'learned'):
-            raise ValueError(f"missing={missing!r}, expected 'refuse', 'overall' or 'learned'")
+        check_option('kind', kind, KINDS)
+        check_option('fallback', fallback, ('error', 'overall', 'learned'))
         if kind == 'learned':
             return self._learned(text)
         values = torch.full((len(text),), float(self.overall))
@@ -76,12 +73,12 @@ class Thresholds:
             return values
         names = text.vocabulary.names
         without = [name for name in names if name not in self.per_class]
-        if without and missing == 'refuse':
+        if without and fallback == 'error':
             raise ValueError(
-                f'{len(without)} of {len(names)} classes have no threshold of their own, the first is '
-                f"{without[0]!r}: calibrate with these words, or say missing='overall' or 'learned'"
+                f'{len(without)} of {len(names)} classes have no threshold, such as {without[0]!r}: '
+                f"calibrate with these classes, or set fallback='overall' or 'learned'"
             )
-        if without and missing == 'learned':
+        if without and fallback == 'learned':
             values = self._learned(text)
         for label, name in enumerate(names):
             if name in self.per_class:
@@ -90,14 +87,7 @@ class Thresholds:
 
     def _learned(self, text: TextEmbeddings) -> Tensor:
         if self.weight is None:
-            raise ValueError(
-                'these thresholds hold no learned threshold; it is fitted with masks of seen classes'
-            )
-        if len(self.weight) != text.embed_dim:
-            raise ValueError(
-                f'the learned threshold reads embeddings of width {len(self.weight)}, '
-                f'the classes have {text.embed_dim}'
-            )
+            raise ValueError('no learned threshold was fitted: that needs masks of at least 3 seen classes')
         check_same_encoder(self.encoder_fingerprint, text.encoder_fingerprint, 'the learned thresholds')
         return torch.sigmoid(text.embeddings @ torch.tensor(self.weight) + self.bias)
 
@@ -115,23 +105,19 @@ class Thresholds:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not such a file, or a damaged one.
+            ValueError: another format, or a damaged file.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f'threshold file {path} does not exist; tools/calibrate_thresholds.py makes it'
+                f'threshold file {path} does not exist; create it with tools/calibrate_thresholds.py'
             )
         try:
             content = json.loads(path.read_text(encoding='utf-8'))
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{path} is no valid JSON: {error}') from None
-        if not isinstance(content, dict) or content.get('format') != _FORMAT:
-            raise ValueError(f'{path} holds no thresholds; make it with tools/calibrate_thresholds.py')
-        if content.get('version') != _VERSION:
-            raise ValueError(f'{path} has format version {content.get("version")!r}, expected {_VERSION}')
-        learned = content.get('learned')
-        try:
+            found = content['format'], content['version']
+            if found != (_FORMAT, _VERSION):
+                raise ValueError(f'format {found}, expected {(_FORMAT, _VERSION)}')
+            learned = content.get('learned')
             return cls(
                 overall=content['overall'],
                 per_class=content['per_class'],
@@ -141,4 +127,4 @@ class Thresholds:
                 fit=content.get('fit', {}),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f'{path} is damaged: {error!r}') from None
+            raise ValueError(f'{path} is not a valid threshold file: {error!r}') from None

@@ -229,8 +229,6 @@ def test_pixel_shares_are_distributions_and_compose_over_stages() -> None:
     three = output._replace(soft=(*output.soft, torch.rand(1, 2, 3).softmax(1)))
     by_hand = torch.einsum('bsp,bts,but->bup', *three.soft)
     assert torch.allclose(compose_maps(three).flatten(2), by_hand, atol=1e-6)
-    with pytest.raises(ValueError, match='between 1 and 2, got 3'):
-        compose_maps(output, 3)
 
 
 def test_group_labels_drop_the_padding_and_follow_the_original_size() -> None:
@@ -360,7 +358,7 @@ def test_words_for_background_win_where_they_fit_best() -> None:
     only = with_words(SoftReadout(background={'names': ['sky'], 'threshold': 1.0}), text, names, embed)
     assert argmax_labels(only(predictions, (1, 3)))[0, 0].tolist() == [2, 2, 2]
 
-    with pytest.raises(ValueError, match="background words such as 'sky' need a text tower"):
+    with pytest.raises(ValueError, match='sky'):
         with_words(SoftReadout(background=background), text, names)
     nothing_left = with_words(SoftReadout(background={'names': ['cat']}), text, names)
     assert nothing_left.group_table(predictions).shape == (1, 3, 3)
@@ -377,9 +375,7 @@ def test_a_single_word_without_rivals_is_warned_of(caplog: pytest.LogCaptureFixt
     ):
         caplog.clear()
         readout = with_words(SoftReadout(background=background), text[:1], ['cat'], embed)
-        assert (
-            "a single word has nothing to compete with, so every group is 'cat'" in caplog.text
-        ) is is_alone
+        assert ("every group is 'cat'" in caplog.text) is is_alone
         caplog.clear()
         with_words(readout, text[:2], ['cat', 'dog'], embed)
         assert not caplog.text
@@ -392,8 +388,6 @@ def test_a_learned_background_vector_competes_with_the_classes() -> None:
     readout = with_words(SoftReadout(background={'learned': True}), axes(3)[:2])
     labels = argmax_labels(readout(predictions._replace(background=axes(3)[2]), (1, 3)))
     assert labels[0, 0].tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match='needs a model with a background vector'):
-        readout(predictions, (1, 3))
 
 
 def test_tokens_can_be_named_by_themselves() -> None:
@@ -405,9 +399,9 @@ def test_tokens_can_be_named_by_themselves() -> None:
     assert torch.allclose(readout.group_table(given)[0], scores, atol=1e-6)
     expected = F.interpolate(scores.T.reshape(1, 6, 4, 5), size=(9, 11), mode='bilinear')
     assert torch.allclose(materialize(readout(given, (9, 11))), expected, atol=1e-6)
-    assert readout.owners(given, (8, 10), (8, 10))[0, ::2, ::2].flatten().tolist() == list(range(20))
-    assert readout.owners(given, (8, 10), (7, 9)).shape == (1, 7, 9)
-    with pytest.raises(ValueError, match='needs a model that gives embeddings of its tokens'):
+    assert readout.assigned_rows(given, (8, 10), (8, 10))[0, ::2, ::2].flatten().tolist() == list(range(20))
+    assert readout.assigned_rows(given, (8, 10), (7, 9)).shape == (1, 7, 9)
+    with pytest.raises(ValueError, match='tokens'):
         readout(predictions, (9, 11))
 
 
@@ -423,7 +417,7 @@ def test_shares_can_come_from_the_assignments_of_the_features() -> None:
     readout = with_words(SoftReadout(assignment='hard'), text)
     dense = torch.einsum('bghw,bgk->bkhw', maps, readout.group_table(given))
     assert torch.allclose(materialize(readout(given, (4, 5))), dense)
-    assert torch.equal(readout.owners(given, (4, 5), (4, 5)), maps.argmax(1))
+    assert torch.equal(readout.assigned_rows(given, (4, 5), (4, 5)), maps.argmax(1))
 
 
 def test_each_class_has_its_own_threshold(tmp_path: Any) -> None:
@@ -436,9 +430,9 @@ def test_each_class_has_its_own_threshold(tmp_path: Any) -> None:
         readout = SoftReadout(affinity='softmax', background={'thresholds': path})
         with_words(readout, axes(2), names)
         assert argmax_labels(readout(predictions, (1, 2)))[0, 0].tolist() == expected
-    with pytest.raises(ValueError, match="1 of 2 classes have no threshold of their own, the first is 'cow'"):
+    with pytest.raises(ValueError, match='cow'):
         with_words(SoftReadout(background={'thresholds': path}), axes(2), ['cat', 'cow'])
-    overall = SoftReadout(affinity='softmax', background={'thresholds': path, 'missing': 'overall'})
+    overall = SoftReadout(affinity='softmax', background={'thresholds': path, 'fallback': 'overall'})
     with_words(overall, axes(2), ['dog', 'cow'])
     assert argmax_labels(overall(predictions, (1, 2)))[0, 0].tolist() == [2, 1]
 
@@ -446,15 +440,13 @@ def test_each_class_has_its_own_threshold(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ('build', 'message'),
     [
-        (lambda: SoftReadout(affinity='cosine'), "affinity 'cosine' is none of"),
-        (lambda: SoftReadout(presence='batch'), "presence 'batch' is none of"),
-        (lambda: SoftReadout(assignment='both'), "assignment 'both' is none of 'soft', 'hard'"),
-        (lambda: SoftReadout(level='pixels'), "level 'pixels' is none of 'groups', 'tokens'"),
-        (lambda: SoftReadout(class_topk=0), 'class_topk must be at least 1, got 0'),
-        (lambda: ReferenceReadout(class_topk=0), 'class_topk must be at least 1, got 0'),
-        (lambda: SoftReadout(background={}), 'background needs a threshold'),
-        (lambda: SoftReadout(background={'threshold': 0.5, 'thresholds': 'x.json'}), 'not both'),
-        (lambda: ReferenceReadout().group_table(toy()[0]), 'the readout has no words'),
+        (lambda: SoftReadout(affinity='cosine'), 'affinity'),
+        (lambda: SoftReadout(presence='batch'), 'presence'),
+        (lambda: SoftReadout(assignment='both'), 'assignment'),
+        (lambda: SoftReadout(level='pixels'), 'level'),
+        (lambda: SoftReadout(background={}), 'learned=True'),
+        (lambda: SoftReadout(background={'threshold': 0.5, 'thresholds': 'x.json'}), r'x\.json'),
+        (lambda: ReferenceReadout().group_table(toy()[0]), 'vocabulary'),
     ],
 )
 def test_mistakes_are_named(build: Any, message: str) -> None:

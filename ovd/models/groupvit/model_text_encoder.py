@@ -1,4 +1,4 @@
-"""A model's own text tower as the encoder of its words, whatever becomes of the weights."""
+"""The text tower of a trainable model as text encoder; embeddings follow its weights."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ from ...files import sha256_json, sha256_tensors
 
 
 class HasTextTower(Protocol):
-    """What a model must offer to encode its own words.
+    """A model with a text tower.
 
     Attributes:
         embed_dim: D.
         text_encoder: token_ids [T, L] -> [T, D].
-        text_settings: what the shapes of its weights do not tell; part of the fingerprint.
-        text_changes: a number that moves on whenever the weights may have changed behind torch's back.
+        text_settings: settings that the shapes of its weights do not show; part of the fingerprint.
+        text_changes: incremented whenever weights may have changed without autograd noticing.
     """
 
     embed_dim: int
@@ -30,11 +30,11 @@ class HasTextTower(Protocol):
     text_changes: int
 
 
-class OwnTextEncoder:
-    """``TextBackend`` over the tower of a model; its fingerprint follows the weights.
+class ModelTextEncoder:
+    """``TextBackend`` with the text tower of a model; its fingerprint depends on the weights.
 
     Args:
-        model: owns the tower; looked at when words are encoded, so it may still be under construction.
+        model: read when texts are encoded, so it may still be under construction.
     """
 
     dtype = torch.float32
@@ -50,7 +50,7 @@ class OwnTextEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits; hashed anew only after the weights may have changed."""
+        """16 hexadecimal digits; recomputed only after the weights may have changed."""
         tensors = {
             name: tensor
             for name, tensor in self._model.text_encoder.state_dict().items()
@@ -63,7 +63,7 @@ class OwnTextEncoder:
         return self._hashed[1]
 
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """T texts -> [T, D], not normalised, float32; as in evaluation."""
+        """T texts -> [T, D], not normalised, float32; the tower is in eval mode."""
         with self._evaluating() as encoder:
             return encoder.encode(texts, batch_size)
 

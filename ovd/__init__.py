@@ -1,7 +1,7 @@
 """Open-vocabulary dense prediction on the OpenMMLab stack.
 
-``Predictor``, ``Vocabulary``, ``TextEmbeddings`` and ``load_config`` are imported when they are first used:
-``import ovd`` itself loads neither torch nor a host.
+``load``, ``Predictor``, ``Vocabulary``, ``TextEmbeddings`` and ``load_config`` are imported when they are
+first used: ``import ovd`` itself loads neither torch nor a host.
 """
 
 import importlib
@@ -13,15 +13,16 @@ from .version import __version__
 if TYPE_CHECKING:
     from .config import load_config
     from .encoders.text_embeddings import TextEmbeddings
-    from .inference.predictor import Predictor
+    from .inference.predictor import Predictor, load
     from .text.vocabulary import Vocabulary
 
-__all__ = ['Predictor', 'TextEmbeddings', 'Vocabulary', '__version__', 'load_config']
+__all__ = ['Predictor', 'TextEmbeddings', 'Vocabulary', '__version__', 'load', 'load_config']
 
 _MODULES = {
     'Predictor': '.inference.predictor',
     'TextEmbeddings': '.encoders.text_embeddings',
     'Vocabulary': '.text.vocabulary',
+    'load': '.inference.predictor',
     'load_config': '.config',
 }
 

@@ -246,7 +246,10 @@ def read_model_folder(folder: PathLike, allow: Iterable[str] = ()) -> ModelFolde
     hashes = verify_hashes(folder)
     missing = [name for name in _REQUIRED if name not in hashes]
     if missing:
-        raise FileNotFoundError(f'{folder} is no model folder: {HASHES} does not list {missing[0]}')
+        raise FileNotFoundError(
+            f'{folder} is no model folder: {HASHES} does not list {missing[0]}; a text or image encoder is '
+            f'named in a config instead'
+        )
     content = _read_json(folder / CONFIG)
     source = str(folder / CONFIG)
     if content.get('format') != FORMAT or content.get('version') != VERSION:

@@ -324,6 +324,13 @@ class Predictor:
         return name_colors(self.vocabulary.labels)
 
 
+def load(
+    name: str | os.PathLike[str], device: str | torch.device | None = None, allow: Iterable[str] = ()
+) -> Predictor:
+    """Open a model folder, given by its path or by its name: ``Predictor.from_pretrained``."""
+    return Predictor.from_pretrained(name, device, allow)
+
+
 def _source(image: ImageSource) -> Any:
     """What an answer remembers of its image."""
     return image.source if isinstance(image, LoadedImage) else image

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ovd
 from ovd.cli.console import run_tool
 from ovd.inference.model_folder import (
     HASHES,
@@ -174,6 +175,7 @@ def test_models_are_found_by_name(folder: Path, home: Path) -> None:
     home.mkdir()
     shutil.copytree(folder, home / 'my-lseg')
     assert find_model_folder('my-lseg') == home / 'my-lseg'
+    assert ovd.load('my-lseg', device='cpu').name == 'lseg'
     assert find_model_folder(folder) == folder
     with pytest.raises(FileNotFoundError, match='ovd fetch groupvit-gcc-yfcc'):
         find_model_folder('groupvit-gcc-yfcc')
@@ -194,6 +196,8 @@ def test_a_text_encoder_under_the_home_is_referred_to(tmp_path: Path, home: Path
     images = pictures(tmp_path)
     before = Predictor(small.config, small.checkpoint, device='cpu').predict(images)
     assert_identical(Predictor.from_pretrained('lseg', device='cpu').predict(images), before)
+    with pytest.raises(FileNotFoundError, match='encoder is named in a config'):
+        ovd.load('tiny-clip')
     (clip / 'open_clip_config.json').write_text('{}')
     with pytest.raises(ValueError, match='model:tiny-clip, which is not the one'):
         read_model_folder(packed)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     section = config.get('pseudo_labels')
     # What training needs of the labels is not needed to make them, nor to try in another file.
     made_here = [(each.get('pseudo_labels') or {}).get('out') for each in (config, load_config(args.config))]
-    check_needs(config, 'train', made_here)
+    check_needs(config, 'demo', made_here)
     register_all_modules(init_default_scope=True)
     device = find_device(args.device, local_rank)
     workers = args.workers if args.workers is not None else (0 if device == 'cpu' else 4)

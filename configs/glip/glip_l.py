@@ -7,8 +7,13 @@ Li et al., CVPR 2022. Published zero-shot AP on COCO val2017: 51.4 (released wei
 million images); the training data of the base configuration are not those.
 """
 
-_base_ = './glip_t_a_o365.py'
+_base_ = [
+    '../_base_/models/glip_t.py',
+    '../_base_/datasets/objects365_glip.py',
+    '../_base_/schedules/glip.py',
+]
 
+needs = dict(always=_base_.model_needs)
 model = dict(
     backbone=dict(
         embed_dims=192,
@@ -19,11 +24,6 @@ model = dict(
         init_cfg=dict(checkpoint='data/weights/swin_large_patch4_window12_384_22k.pth'),
     ),
     neck=dict(in_channels=[384, 768, 1536]),
-    bbox_head=dict(
-        num_blocks=8,
-        fusion=dict(embed_dims=2048, num_heads=8),
-        text_layer=dict(num_heads=12, hidden_channels=3072),
-        checkpointed=True,
-    ),
+    bbox_head=dict(num_blocks=8, **_base_.deep_fusion),
 )
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-2))

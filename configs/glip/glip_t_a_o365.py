@@ -1,4 +1,4 @@
-"""GLIP-T (A): Swin-T, no fusion before the last layer; trained on Objects365, asked for COCO.
+"""GLIP-T (A): Swin-T, no fusion before the last layer; trained on Objects365, tested on COCO.
 
     python tools/train.py configs/glip_t_a_o365.py
     python tools/convert_checkpoint.py --from glip glip_tiny_a_mmdet-b3654169.pth \\
@@ -9,55 +9,10 @@ Li et al., CVPR 2022. Published zero-shot AP on COCO val2017: 42.9. 30 epochs of
 64: 32 V100 GPUs in the paper. Pixels are BGR and resized by Pillow, as the weights expect.
 """
 
-_base_ = ['../_base_/datasets/objects365_glip.py', '../_base_/schedules/glip.py', '../_base_/runtime.py']
+_base_ = [
+    '../_base_/models/glip_t.py',
+    '../_base_/datasets/objects365_glip.py',
+    '../_base_/schedules/glip.py',
+]
 
-model = dict(
-    type='ovd.GLIP',
-    text=dict(
-        vocabulary='coco',
-        encoder=dict(model='data/weights/bert_base_uncased', pretrained=True, max_tokens=256),
-    ),
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[103.53, 116.28, 123.675],
-        std=[57.375, 57.12, 58.395],
-        bgr_to_rgb=False,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='SwinTransformer',
-        embed_dims=96,
-        depths=[2, 2, 6, 2],
-        num_heads=[3, 6, 12, 24],
-        window_size=7,
-        drop_path_rate=0.2,
-        out_indices=(1, 2, 3),
-        convert_weights=True,
-        init_cfg=dict(type='Pretrained', checkpoint='data/weights/swin_tiny_patch4_window7_224.pth'),
-    ),
-    neck=dict(
-        type='FPN_DropBlock',
-        in_channels=[192, 384, 768],
-        out_channels=256,
-        relu_before_extra_convs=True,
-        add_extra_convs='on_output',
-        num_outs=5,
-    ),
-    bbox_head=dict(
-        channels=256,
-        num_blocks=6,
-        dyhead=dict(deformable=True, upsample='bilinear'),
-        strides=(8, 16, 32, 64, 128),
-        anchor_scale=8.0,
-        topk=9,
-    ),
-    test_cfg=dict(
-        score_thr=0.05,
-        nms_pre=1000,
-        nms=dict(type='nms', iou_threshold=0.6),
-        max_per_img=100,
-        ranking='centerness',
-        aggregation='mean',
-        pairs_per_forward=4,
-    ),
-)
+needs = dict(always=_base_.model_needs)

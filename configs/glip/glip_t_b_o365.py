@@ -5,12 +5,11 @@
 Li et al., CVPR 2022. Published zero-shot AP on COCO val2017: 44.9.
 """
 
-_base_ = './glip_t_a_o365.py'
+_base_ = [
+    '../_base_/models/glip_t.py',
+    '../_base_/datasets/objects365_glip.py',
+    '../_base_/schedules/glip.py',
+]
 
-model = dict(
-    bbox_head=dict(
-        fusion=dict(embed_dims=2048, num_heads=8),
-        text_layer=dict(num_heads=12, hidden_channels=3072),
-        checkpointed=True,
-    )
-)
+needs = dict(always=_base_.model_needs)
+model = dict(bbox_head=_base_.deep_fusion)

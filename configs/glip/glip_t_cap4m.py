@@ -9,8 +9,14 @@ trained on CC3M and SBU instead: 46.6. The teacher is GLIP-T (C); captions stand
 run by us.
 """
 
-_base_ = './glip_t_c_o365_goldg.py'
+_base_ = [
+    '../_base_/models/glip_t.py',
+    '../_base_/datasets/objects365_glip.py',
+    '../_base_/schedules/glip.py',
+]
 
+needs = dict(always=_base_.model_needs)
+model = dict(bbox_head=_base_.deep_fusion)
 captions = 'data/cap4m/pseudo_boxes.jsonl'
 pseudo_labels = dict(
     out=captions,
@@ -28,8 +34,10 @@ pseudo_labels = dict(
 )
 train_dataloader = dict(
     dataset=dict(
+        _base_.joined_train,
         datasets=[
-            *_base_.train_dataloader.dataset.datasets,
+            _base_.objects365_train,
+            *_base_.goldg_train,
             dict(
                 type='ovd.GroundingDataset',
                 data_root='data/cap4m/',
@@ -52,6 +60,6 @@ train_dataloader = dict(
                     _base_.grounding_steps[-1],
                 ],
             ),
-        ]
+        ],
     )
 )

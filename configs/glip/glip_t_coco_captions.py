@@ -13,20 +13,10 @@ _base_ = './glip_t_c_o365_goldg.py'
 
 load_from = 'work_dirs/glip_t_c.safetensors'  # tools/convert_checkpoint.py --from glip makes it
 caption_words = dict(
-    person=[
-        *('man', 'woman', 'boy', 'girl', 'child', 'kid', 'lady', 'guy', 'baby', 'toddler', 'player', 'skier'),
-        *(
-            'snowboarder',
-            'surfer',
-            'skateboarder',
-            'rider',
-            'pedestrian',
-            'crowd',
-            'batter',
-            'pitcher',
-            'chef',
-        ),
-    ],
+    person=(
+        'man woman boy girl child kid lady guy baby toddler player skier snowboarder surfer '
+        'skateboarder rider pedestrian crowd batter pitcher chef'
+    ).split(),
     motorcycle=['motorbike', 'moped', 'scooter'],
     bicycle=['bike'],
     airplane=['plane', 'jet', 'aeroplane', 'airliner'],
@@ -76,3 +66,4 @@ param_scheduler = [
     dict(type='MultiStepLR', by_epoch=False, milestones=[30_000, 40_000], gamma=0.1),
 ]
 auto_scale_lr = dict(enable=True, base_batch_size=32)
+needs = dict(train=_base_.needs.test)

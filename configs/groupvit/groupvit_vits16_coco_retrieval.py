@@ -9,13 +9,15 @@ Recall at 1 over the set and within batches of 256, both directions. No number i
 _base_ = './groupvit_vits16_gcc_yfcc.py'
 
 coco_root = 'data/coco/'
-needs = [
-    dict(
-        path=coco_root + 'annotations/captions_val2017.json',
-        what='COCO 2017 captions',
-        how='see data/README.md, section COCO',
-    ),
-]
+needs = dict(
+    test=[
+        dict(
+            path=coco_root + 'annotations/captions_val2017.json',
+            what='COCO 2017 captions',
+            how='see data/README.md, section COCO',
+        ),
+    ]
+)
 test_dataloader = dict(
     batch_size=32,
     num_workers=4,

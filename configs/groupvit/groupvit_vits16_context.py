@@ -8,46 +8,24 @@ Xu et al., CVPR 2022. Weights: those that NVlabs/GroupViT publishes, for non-com
 groupvit_vits16_gcc_yfcc.py. Windows of 448 pixels on images with a shorter side of 448; a group whose best
 class scores below 0.35 is background. Published: 22.4 (weights GCC+YFCC), 23.7 (GCC+RedCaps) mIoU with
 background, evaluated as in groupvit_vits16_context_reference.py. Here the readout is ours: soft shares,
-classes of the whole image, no group that has to be foreground. About 2 GB of GPU memory (estimate). Not yet
-run by us, for want of weights.
+classes of the whole image, no group that has to be foreground. About 2 GB of GPU memory (estimate). Not
+reproduced: the released weights were not available.
 """
 
-_base_ = ['../_base_/models/groupvit_vits16.py', '../_base_/datasets/context_seg.py', '../_base_/runtime.py']
-
-default_scope = 'mmseg'
-vocabulary = 'context59_groupvit'  # ovd/assets/vocabularies/context59_groupvit.json
-test_pipeline = [
-    dict(type='ovd.LoadImage'),
-    dict(type='Resize', scale=(2048, 448), keep_ratio=True),
-    dict(type='ovd.LoadSegmentation'),
-    dict(type='PackSegInputs'),
+_base_ = [
+    '../_base_/models/groupvit_vits16.py',
+    '../_base_/datasets/segmentation.py',
+    '../_base_/runtime.py',
 ]
 
-model = dict(
-    text=dict(vocabulary=vocabulary),
-    readout=dict(type='ovd.SoftReadout', background=dict(threshold=0.35)),
-    test_cfg=dict(mode='slide', crop_size=448, stride=224),
-)
-
+default_scope = 'mmseg'
+data = 'context'
+vocabulary = 'context59_groupvit'  # ovd/assets/vocabularies/context59_groupvit.json
+threshold = 0.35
+test_pipeline = _base_.resized_test_pipeline
+model = dict(text=dict(vocabulary=vocabulary), **_base_.segmentation)
 train_dataloader = None
 val_dataloader = None
 val_evaluator = None
-test_dataloader = dict(dataset=dict(vocabulary=vocabulary, pipeline=test_pipeline))
 test_cfg = dict(type='TestLoop')
-
-# For tools/calibrate_thresholds.py: pictures of the training set, seen as in the test.
-calibration_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='ovd.OpenVocabularySegDataset',
-        data_root=_base_.data_root,
-        ann_file='ImageSets/SegmentationContext/train.txt',
-        data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClassContext'),
-        vocabulary=vocabulary,
-        pipeline=test_pipeline,
-        test_mode=True,
-        **_base_._labels,
-    ),
-)
+calibration_dataloader = _base_.calibration_images  # for tools/calibrate_thresholds.py

@@ -2,14 +2,10 @@
 
     python tools/test.py configs/groupvit_vits16_context_reference.py groupvit.safetensors
 
-Published: 22.4 (weights GCC+YFCC), 23.7 (GCC+RedCaps) mIoU, background included. Each window
-by itself: at most five classes, a best group that is never background; borders that fill no patch are not
-looked at. Not yet run by us, for want of weights.
+Published: 22.4 (weights GCC+YFCC), 23.7 (GCC+RedCaps) mIoU, background included.
+Not reproduced: the released weights were not available.
 """
 
 _base_ = './groupvit_vits16_context.py'
 
-model = dict(
-    size_divisor=1,
-    readout=dict(_delete_=True, type='ovd.ReferenceReadout', background=0.35),
-)
+model = _base_.released_segmentation

@@ -10,29 +10,11 @@ zero-shot ImageNet 51.6 %; mIoU 50.8 on VOC, 23.7 on Context, 27.5 on COCO objec
 
 _base_ = './groupvit_vits16_gcc_yfcc.py'
 
-data_root = 'data/'
-how = 'see data/README.md, section Image-caption pairs'
-needs = [
-    *_base_.needs[:2],
-    dict(path=data_root + 'redcaps12m', what='RedCaps12M as tar shards', how=how),
-]
+third = 'redcaps12m'
 epoch = 25_914_635 // 4096  # steps
-
 model = dict(multi_label=None)
 train_pipeline = [
     _base_.train_pipeline[0],
     dict(type='ovd.CaptionPrompts', count=0),
     _base_.train_pipeline[2],
 ]
-train_dataloader = dict(
-    dataset=dict(
-        shards=[data_root + 'gcc3m/*.tar', data_root + 'gcc12m/*.tar', data_root + 'redcaps12m/*.tar'],
-        pipeline=train_pipeline,
-    )
-)
-train_cfg = dict(max_iters=30 * epoch, val_interval=30 * epoch)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=4e-6 / 1.6e-3, by_epoch=False, end=2 * epoch),
-    dict(type='CosineAnnealingLR', eta_min_ratio=4e-5 / 1.6e-3, by_epoch=False, T_max=30 * epoch),
-]
-default_hooks = dict(checkpoint=dict(interval=epoch))

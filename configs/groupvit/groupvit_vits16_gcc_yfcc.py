@@ -19,12 +19,16 @@ _base_ = '../_base_/runtime.py'
 default_scope = 'mmseg'
 data_root = 'data/'
 how = 'see data/README.md, section Image-caption pairs'
-needs = [
-    dict(path=data_root + 'gcc3m', what='CC3M as tar shards', how=how),
-    dict(path=data_root + 'gcc12m', what='CC12M as tar shards', how=how),
-    dict(path=data_root + 'yfcc14m', what='YFCC14M as tar shards', how=how),
-]
+third = 'yfcc14m'
 epoch = 28_663_147 // 4096  # steps
+max_iters = 30 * epoch
+needs = dict(
+    train=[
+        dict(path=data_root + 'gcc3m', what='CC3M as tar shards', how=how),
+        dict(path=data_root + 'gcc12m', what='CC12M as tar shards', how=how),
+        dict(path=data_root + third, what=f'{third} as tar shards', how=how),
+    ]
+)
 
 model = dict(
     type='ovd.GroupViT',
@@ -65,13 +69,13 @@ train_dataloader = dict(
     sampler=None,
     dataset=dict(
         type='ovd.CaptionShards',
-        shards=[data_root + 'gcc3m/*.tar', data_root + 'gcc12m/*.tar', data_root + 'yfcc14m/*.tar'],
+        shards=[data_root + 'gcc3m/*.tar', data_root + 'gcc12m/*.tar', f'{data_root}{third}/*.tar'],
         shuffle_buffer=10000,
         exact_resume=False,
         pipeline=train_pipeline,
     ),
 )
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=30 * epoch, val_interval=30 * epoch)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1.6e-3, betas=(0.9, 0.999), weight_decay=0.05),
@@ -95,7 +99,7 @@ optim_wrapper = dict(
 # Both from the first step on: as timm does it, the cosine's clock runs during the warm-up.
 param_scheduler = [
     dict(type='LinearLR', start_factor=4e-6 / 1.6e-3, by_epoch=False, end=2 * epoch),
-    dict(type='CosineAnnealingLR', eta_min_ratio=4e-5 / 1.6e-3, by_epoch=False, T_max=30 * epoch),
+    dict(type='CosineAnnealingLR', eta_min_ratio=4e-5 / 1.6e-3, by_epoch=False, T_max=max_iters),
 ]
 auto_scale_lr = dict(enable=True, base_batch_size=4096)
 default_hooks = dict(checkpoint=dict(interval=epoch, max_keep_ckpts=2))

@@ -12,13 +12,11 @@ report 78.9 and 33.7 (isl-org/lang-seg, issue 32). Not yet trained by us.
 
 _base_ = './lseg_vitl16_ade20k.py'
 
-_channels = (96, 192, 384, 768)
+channels = (96, 192, 384, 768)
 model = dict(
     backbone=dict(
         vit=dict(model='vit_base_patch32_384'),
         hooks=(2, 5, 8, 11),
-        channels=_channels,
         init_cfg=dict(checkpoint='data/weights/vit_base_patch32_384.safetensors'),
-    ),
-    neck=dict(in_channels=_channels),
+    )
 )

@@ -12,7 +12,4 @@ checkpoint reaches 80.78 pixAcc and 32.07 mIoU (isl-org/lang-seg, issue 17); the
 _base_ = './lseg_vitl16_ade20k.py'
 
 vocabulary = 'ade150_lseg'  # ovd/assets/vocabularies/ade150_lseg.json
-model = dict(text=dict(vocabulary=vocabulary), head=dict(half=True))
-train_dataloader = dict(dataset=dict(vocabulary=vocabulary))
-val_dataloader = dict(dataset=dict(vocabulary=vocabulary))
-test_dataloader = dict(dataset=dict(vocabulary=vocabulary))
+model = dict(head=dict(half=True))

@@ -1,4 +1,5 @@
-"""LSeg zero-shot on COCO-Stuff: trained on 156 words, asked for all 171; everything else as in its parent.
+"""LSeg zero-shot on COCO-Stuff: trained on 156 words, tested with all 171; otherwise as
+lseg_vitl16_coco_stuff.py.
 
     torchrun --nproc-per-node 8 tools/train.py configs/lseg_vitl16_coco_stuff_unseen.py --launcher pytorch
     python tools/test.py configs/lseg_vitl16_coco_stuff_unseen.py CHECKPOINT
@@ -13,7 +14,3 @@ published score of LSeg. Not yet trained by us.
 _base_ = './lseg_vitl16_coco_stuff.py'
 
 vocabulary = 'cocostuff_unseen15'  # ovd/assets/vocabularies/cocostuff_unseen15.json
-model = dict(text=dict(vocabulary=vocabulary))
-train_dataloader = dict(dataset=dict(vocabulary=vocabulary))
-val_dataloader = dict(dataset=dict(vocabulary=vocabulary))
-test_dataloader = dict(dataset=dict(vocabulary=vocabulary))

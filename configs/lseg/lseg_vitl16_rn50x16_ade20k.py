@@ -9,13 +9,5 @@ Published: 82.78 pixAcc, 47.25 mIoU (recalled). Not yet trained by us.
 
 _base_ = './lseg_vitl16_ade20k.py'
 
-_clip = 'data/weights/clip_rn50x16'
-model = dict(text=dict(encoder=dict(model=_clip)), head=dict(embed_dim=768))
-needs = [
-    dict(
-        path='data/ade/ADEChallengeData2016/annotations/validation',
-        what='ADE20K scene parsing',
-        how='see data/README.md, section ADE20K',
-    ),
-    dict(path=_clip, what="OpenAI's CLIP RN50x16", how='see data/README.md, section Weights'),
-]
+clip = dict(model='data/weights/clip_rn50x16')
+model = dict(head=dict(embed_dim=768))

@@ -5,9 +5,9 @@
     python tools/test.py configs/groupvit_shapes.py work_dirs/groupvit_shapes/latest.pth
     python tools/test.py configs/groupvit_shapes_retrieval.py work_dirs/groupvit_shapes/latest.pth
 
-Xu et al., CVPR 2022, in small and with what it takes to work on 2,000 pictures: groups average local features
+Xu et al., CVPR 2022, in small and with what it takes to work on 2,000 images: groups average local features
 of the tiny CLIP's convolutions, choose by cosines of standardised keys, and answer for the nouns of the
-captions. The tiny CLIP has seen captions only as well. 240 steps of 64 pictures, minutes on two cores; what
+captions. The tiny CLIP has seen captions only as well. 240 steps of 64 images, minutes on two cores; what
 was tried, and the scores, are in docs/groupvit_shapes.md.
 """
 
@@ -18,7 +18,11 @@ data_root = 'data/shapes/'
 vocabulary = 'shapes'  # the 24 nouns: ovd/assets/vocabularies/shapes.json
 clip = 'clip_tiny_shapes'
 needs = [
-    dict(path=data_root + 'annotations', what='OV-Shapes', how='ovd data shapes (tools/make_shapes.py)'),
+    dict(
+        path=data_root + 'annotations',
+        what='OV-Shapes',
+        how='ovd data shapes (tools/make_shapes.py)',
+    ),
 ]
 
 model = dict(
@@ -88,36 +92,30 @@ train_dataloader = dict(
         ],
     ),
 )
-val_dataloader = dict(
-    batch_size=16,
-    num_workers=1,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='ovd.OpenVocabularySegDataset',
-        data_root=data_root,
-        ann_file='annotations/instances_val_all.json',
-        data_prefix=dict(img_path='val'),
-        vocabulary=vocabulary,
-        background='class',
-        pipeline=[dict(type='ovd.LoadImage'), dict(type='ovd.LoadSegmentation'), dict(type='PackSegInputs')],
-        test_mode=True,
-    ),
-)
-test_dataloader = dict(
-    batch_size=16,
-    num_workers=1,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='ovd.OpenVocabularySegDataset',
-        data_root=data_root,
-        ann_file='annotations/instances_test_all.json',
-        data_prefix=dict(img_path='test'),
-        vocabulary=vocabulary,
-        background='class',
-        pipeline=[dict(type='ovd.LoadImage'), dict(type='ovd.LoadSegmentation'), dict(type='PackSegInputs')],
-        test_mode=True,
-    ),
-)
+_tests = {
+    split: dict(
+        batch_size=16,
+        num_workers=1,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(
+            type='ovd.OpenVocabularySegDataset',
+            data_root=data_root,
+            ann_file=f'annotations/instances_{split}_all.json',
+            data_prefix=dict(img_path=split),
+            vocabulary=vocabulary,
+            background='class',
+            pipeline=[
+                dict(type='ovd.LoadImage'),
+                dict(type='ovd.LoadSegmentation'),
+                dict(type='PackSegInputs'),
+            ],
+            test_mode=True,
+        ),
+    )
+    for split in ('val', 'test')
+}
+val_dataloader = _tests['val']
+test_dataloader = _tests['test']
 val_evaluator = [
     dict(type='ovd.SegmentationMetric'),
     dict(type='ovd.GroupingMetric', baseline_groups=8),
@@ -147,4 +145,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.03, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.02, by_epoch=False, begin=30, end=max_iters),
 ]
-default_hooks = dict(checkpoint=dict(interval=max_iters))
+default_hooks = dict(checkpoint=dict(interval=50))

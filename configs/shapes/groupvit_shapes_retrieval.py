@@ -1,4 +1,4 @@
-"""Retrieval of configs/groupvit_shapes.py: pictures and their first captions among 96 of the test split.
+"""Retrieval of configs/groupvit_shapes.py: images and their first captions among 96 of the test split.
 
 python tools/test.py configs/groupvit_shapes_retrieval.py work_dirs/groupvit_shapes/latest.pth
 """

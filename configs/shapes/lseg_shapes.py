@@ -6,11 +6,11 @@
 
 240 classes, every colour with every noun; the pixels of 48 pairs are ignored in training. Testing asks for
 all 240 at once. The image side starts from the tiny CLIP's, which has seen the pairs in captions; the words
-are its text tower's and stay fixed. 600 steps of 16 pictures, minutes on two cores; scores and times are in
+are its text tower's and stay fixed. 600 steps of 16 images, minutes on two cores; scores and times are in
 docs/results.md.
 """
 
-_base_ = '../_base_/runtime.py'
+_base_ = '../_base_/schedules/shapes.py'
 
 default_scope = 'mmseg'
 data_root = 'data/shapes/'
@@ -18,7 +18,11 @@ vocabulary = 'shapes_pairs'  # 240 pairs, 48 of them unseen: ovd/assets/vocabula
 label_by = ('attributes.color', 'category')
 clip = dict(model='clip_tiny_shapes')
 needs = [
-    dict(path=data_root + 'annotations', what='OV-Shapes', how='ovd data shapes (tools/make_shapes.py)'),
+    dict(
+        path=data_root + 'annotations',
+        what='OV-Shapes',
+        how='ovd data shapes (tools/make_shapes.py)',
+    ),
 ]
 
 model = dict(
@@ -68,45 +72,25 @@ train_dataloader = dict(
         **shapes,
     ),
 )
-val_dataloader = dict(
-    batch_size=16,
-    num_workers=1,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        ann_file='annotations/instances_val_all.json',
-        data_prefix=dict(img_path='val'),
-        pipeline=test_pipeline,
-        test_mode=True,
-        **shapes,
-    ),
-)
-test_dataloader = dict(
-    batch_size=16,
-    num_workers=1,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        ann_file='annotations/instances_test_all.json',
-        data_prefix=dict(img_path='test'),
-        pipeline=test_pipeline,
-        test_mode=True,
-        **shapes,
-    ),
-)
+_tests = {
+    split: dict(
+        batch_size=16,
+        num_workers=1,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(
+            ann_file=f'annotations/instances_{split}_all.json',
+            data_prefix=dict(img_path=split),
+            pipeline=test_pipeline,
+            test_mode=True,
+            **shapes,
+        ),
+    )
+    for split in ('val', 'test')
+}
+val_dataloader = _tests['val']
+test_dataloader = _tests['test']
 val_evaluator = dict(type='ovd.SegmentationMetric')
 test_evaluator = val_evaluator
 
 max_iters = 600
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=5.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=50, end=max_iters),
-]
-default_hooks = dict(checkpoint=dict(interval=max_iters))
 find_unused_parameters = True  # FPN's convolutions of the three coarser maps, which nobody reads

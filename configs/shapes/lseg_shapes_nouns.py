@@ -13,16 +13,5 @@ what is left of their IoU is not owed to the words. Scores are in docs/results.m
 _base_ = './lseg_shapes.py'
 
 vocabulary = 'shapes'  # 24 nouns, 8 of them novel: ovd/assets/vocabularies/shapes.json
-nouns = dict(vocabulary=vocabulary, label_by='category')
-model = dict(text=dict(vocabulary=vocabulary))
-train_dataloader = dict(dataset=nouns)
-val_dataloader = dict(dataset=nouns)
-test_dataloader = dict(dataset=nouns)
-
+label_by = 'category'
 max_iters = 900
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=50, end=max_iters),
-]
-default_hooks = dict(checkpoint=dict(interval=max_iters))

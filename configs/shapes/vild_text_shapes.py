@@ -8,13 +8,6 @@ Needs no region embeddings. It finds base classes and few of the novel ones: doc
 
 _base_ = './vild_shapes.py'
 
+max_iters = 400
 model = dict(roi_head=dict(bbox_head=dict(mode='vild_text')))
 train_dataloader = dict(dataset=dict(pipeline=_base_.train_pipeline))
-
-max_iters = 400
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=50, end=max_iters),
-]
-default_hooks = dict(checkpoint=dict(interval=max_iters))

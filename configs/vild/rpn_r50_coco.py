@@ -4,26 +4,26 @@
     torchrun --nproc-per-node 8 tools/train.py configs/rpn_r50_coco.py --launcher pytorch
 
 First step of ViLD: CLIP embeds its best boxes (tools/cache_clip_regions.py configs/vild_r50_coco.py).
-ResNet-50 and FPN, 90k iterations of 16 pictures (8 GPUs x 2), about 4 GB per GPU (estimate). For other
+ResNet-50 and FPN, 90k iterations of 16 images (8 GPUs x 2), about 4 GB per GPU (estimate). For other
 batches add --cfg-options auto_scale_lr.enable=True.
 """
 
-_base_ = '../_base_/runtime.py'
+_base_ = ['../_base_/datasets/base_novel.py', '../_base_/runtime.py']
 
-data_root = 'data/coco/'
+data = 'coco'
 vocabulary = 'coco_ov'  # 65 names, 17 of them novel: ovd/assets/vocabularies/coco_ov.json
-needs = [
-    dict(
-        path=data_root + 'annotations/instances_train2017.json',
-        what='COCO 2017 annotations and images',
-        how='see data/README.md, section COCO',
-    ),
-    dict(
-        path='data/weights/resnet50.pth',
-        what="torchvision's ImageNet weights of ResNet-50",
-        how='see data/README.md, section Weights',
-    ),
-]
+region_cache = None
+resnet50 = 'data/weights/resnet50.pth'
+needs = dict(
+    train=[
+        *_base_.needs.train,
+        dict(
+            path=resnet50,
+            what="torchvision's ImageNet weights of ResNet-50",
+            how='see data/README.md, section Weights',
+        ),
+    ]
+)
 
 model = dict(
     type='RPN',
@@ -41,7 +41,7 @@ model = dict(
         norm_cfg=dict(type='BN'),
         norm_eval=True,
         style='pytorch',
-        init_cfg=dict(type='Pretrained', checkpoint='data/weights/resnet50.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint=resnet50),
     ),
     neck=dict(type='FPN', in_channels=[256, 512, 1024, 2048], out_channels=256, num_outs=5),
     rpn_head=dict(
@@ -81,53 +81,22 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        type='ovd.OpenVocabularyDataset',
-        data_root=data_root,
-        ann_file='annotations/instances_train2017.json',
-        data_prefix=dict(img='train2017'),
-        vocabulary=vocabulary,
-        novel_boxes='drop',
-        degenerate_boxes='drop',
-        filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline,
-    ),
-)
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='ovd.OpenVocabularyDataset',
-        data_root=data_root,
-        ann_file='annotations/instances_val2017.json',
-        data_prefix=dict(img='val2017'),
-        vocabulary=vocabulary,
-        degenerate_boxes='drop',
-        filter_cfg=dict(filter_empty_gt=True),
-        pipeline=test_pipeline,
-        test_mode=True,
-    ),
-)
+_with_boxes = dict(filter_cfg=dict(filter_empty_gt=True))
+train_dataloader = dict(batch_size=2, num_workers=4, dataset=dict(pipeline=train_pipeline, **_with_boxes))
+test_dataloader = dict(dataset=_with_boxes)
 test_evaluator = dict(
+    _delete_=True,
     type='ovd.ProposalRecall',
     proposal_nums=(100, 300, 1000),
     iou_threshold=[0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95],
 )
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=90000, val_interval=90000)
+max_iters = 90000
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4))
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type='MultiStepLR', by_epoch=False, milestones=[60000, 80000], gamma=0.1),
+    dict(type='MultiStepLR', by_epoch=False, milestones=[max_iters * 2 // 3, max_iters * 8 // 9], gamma=0.1),
 ]

@@ -10,33 +10,5 @@ trained on all.
 
 _base_ = './rpn_r50_coco.py'
 
-data_root = 'data/'  # the images are COCO's and stay in its folder
+data = 'lvis'
 vocabulary = 'lvis'  # 1203 names, the 337 rare ones novel: ovd/assets/vocabularies/lvis.json
-needs = [
-    dict(
-        path=data_root + 'lvis_v1/annotations/lvis_v1_train.json',
-        what='LVIS v1 annotations and COCO 2017 images',
-        how='see data/README.md, section LVIS',
-    ),
-    dict(
-        path='data/weights/resnet50.pth',
-        what="torchvision's ImageNet weights of ResNet-50",
-        how='see data/README.md, section Weights',
-    ),
-]
-train_dataloader = dict(
-    dataset=dict(
-        data_root=data_root,
-        ann_file='lvis_v1/annotations/lvis_v1_train.json',
-        data_prefix=dict(img='coco'),
-        vocabulary=vocabulary,
-    )
-)
-test_dataloader = dict(
-    dataset=dict(
-        data_root=data_root,
-        ann_file='lvis_v1/annotations/lvis_v1_val.json',
-        data_prefix=dict(img='coco'),
-        vocabulary=vocabulary,
-    )
-)

@@ -6,7 +6,7 @@
 
 Four convolutions and one fully connected layer, one convolution in the RPN, frozen caffe backbone,
 temperature 0.007 at test time, regions of distillation normalised apart from the others, all cached regions
-in every step, rare classes sampled more often, 20 epochs of 16 pictures. Released checkpoint: mask AP 25.2,
+in every step, rare classes sampled more often, 20 epochs of 16 images. Released checkpoint: mask AP 25.2,
 rare 16.8, common 25.6, frequent 28.5. tools/convert_checkpoint.py --prompts turns its prompt file into class
 vectors; give them to model.text.embeddings.
 
@@ -19,10 +19,8 @@ Source: dyabel/detpro: configs/lvis/detpro_ens_20e.py.
 
 _base_ = './vild_r50_lvis.py'
 
-region_cache = dict(
-    store='data/lvis_v1/regions_train_detpro',
-    crops=dict(mode='center_crop', outside='black', rounding='detpro'),
-)
+region_store = 'data/lvis_v1/regions_train_detpro'
+region_cache = dict(crops=dict(mode='center_crop', outside='black', rounding='detpro'))
 load_from = 'data/weights/soco_r50_fpn.safetensors'
 model = dict(
     text=dict(templates='detpro74'),
@@ -44,17 +42,13 @@ model = dict(
     ),
     train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=True))),
 )
-test_pipeline = [
-    dict(type='ovd.LoadImage'),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+test_size = (1333, 800)
 train_pipeline = [
     dict(type='ovd.LoadImage'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomChoiceResize', scales=[(1333, side) for side in range(640, 801, 32)], keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='ovd.LoadRegionEmbeddings', store=region_cache['store'], num_regions=None),
+    dict(type='ovd.LoadRegionEmbeddings', store=region_store, num_regions=None),
     dict(type='ovd.PackDetInputs'),
 ]
 train_dataloader = dict(
@@ -76,8 +70,7 @@ train_dataloader = dict(
         ),
     ),
 )
-test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-train_cfg = dict(max_iters=125000, val_interval=125000)
+max_iters = 125000
 optim_wrapper = dict(optimizer=dict(lr=0.02, weight_decay=2.5e-5))
 auto_scale_lr = dict(base_batch_size=16)
 param_scheduler = [

@@ -39,7 +39,7 @@ train_dataloader = dict(
             *_base_.train_pipeline[:-1],
             dict(
                 type='ovd.LoadRegionEmbeddings',
-                store=_base_.region_cache.store,
+                store=_base_.region_store,
                 num_regions=300,
                 border=1,
                 drop_hidden=False,

@@ -5,10 +5,7 @@
 Uses the weights of vild_text_r50_coco.py. The paper reports no COCO number for this variant.
 """
 
-_base_ = './vild_text_r50_coco.py'
+_base_ = './vild_r50_coco.py'
 
-model = dict(
-    clip_ensemble=dict(
-        image_encoder=_base_.clip, crops=dict(mode='warp', scales=(1.0, 1.5), resize='fast'), num_regions=300
-    )
-)
+model = dict(roi_head=dict(bbox_head=dict(mode='vild_text')), clip_ensemble=_base_.clip_crops)
+train_dataloader = dict(dataset=dict(pipeline=_base_.train_pipeline))

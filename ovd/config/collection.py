@@ -9,6 +9,21 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = (_PACKAGE / 'configs', _PACKAGE.parent / 'configs')  # in an installed wheel; in a checkout
 CONFIG_ROOT = next((folder for folder in _FOLDERS if (folder / '_base_').is_dir()), _FOLDERS[-1])
 
+# Configs that were merged into others, and what to use instead.
+_MERGED = {
+    f'{name}_to_{suffix}': instead
+    for name, parent in (
+        ('glip_l', 'glip_l'),
+        ('glip_t_a', 'glip_t_a_o365'),
+        ('glip_t_c', 'glip_t_c_o365_goldg'),
+        ('glip_t_cap4m', 'glip_t_cap4m'),
+    )
+    for suffix, instead in (
+        ('coco', f'configs/{parent}.py'),
+        ('lvis_minival', f'configs/{name}_to_lvis.py --cfg-options split=minival'),
+    )
+}
+
 
 def find_config(path: str | os.PathLike[str]) -> Path:
     """The file of a config.
@@ -27,6 +42,8 @@ def find_config(path: str | os.PathLike[str]) -> Path:
         name = given.name.removesuffix('.py')
         if name in known:
             return known[name]
+        if name in _MERGED:
+            raise FileNotFoundError(f'config {path} was merged into another: use {_MERGED[name]}')
     similar = difflib.get_close_matches(given.stem, known, n=3)
     raise FileNotFoundError(
         f'config {path} does not exist'

@@ -343,6 +343,8 @@ def test_unknown_names_come_with_similar_ones(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(FileNotFoundError, match='vild_r50_lvis') as caught:
         load_config('configs/vild_r50_lvi.py')
     assert str(tmp_path) in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r'glip_t_a_to_lvis\.py.*split=minival'):
+        load_config('configs/glip_t_a_to_lvis_minival.py')
     for path in (tmp_path / 'vild_r50_lvis.py', Path('mine') / 'vild_r50_lvis.py'):
         with pytest.raises(FileNotFoundError):
             find_config(path)
@@ -394,7 +396,6 @@ def test_formats_without_variables_are_merged_as_before(tmp_path: Path) -> None:
             {
                 'train_cfg.max_iters': 60,
                 'param_scheduler.1.end': 60,
-                'default_hooks.checkpoint.interval': 60,
                 'test_dataloader.dataset.data_root': 'd/',
                 'needs.0.path': 'd/annotations',
             },

@@ -79,20 +79,20 @@ def write_instances() -> None:
 
 
 LAYOUTS = {
-    # base: how to write it, vocabulary, its train loader's and its test loader's labels
-    'ade20k_seg': (write_ade, 'ade150', [-1, 0, 149]),
-    'voc_seg': (write_voc, 'voc', [-1, 19, 20]),
-    'context_seg': (write_context, 'context59', [0, 58, 59]),
-    'coco_stuff_seg': (write_stuff, 'cocostuff171', [-1, 0, 79, 80, 170]),
-    'coco_object_seg': (write_stuff, 'coco', [0, 79, 80]),
-    'coco_object_instances_seg': (write_instances, 'coco', [0, 79, 80]),
+    # data: how to write it, vocabulary, its train loader's and its test loader's labels
+    'ade': (write_ade, 'ade150', [-1, 0, 149]),
+    'voc': (write_voc, 'voc', [-1, 19, 20]),
+    'context': (write_context, 'context59', [0, 58, 59]),
+    'coco_stuff': (write_stuff, 'cocostuff171', [-1, 0, 79, 80, 170]),
+    'coco_object': (write_stuff, 'coco', [0, 79, 80]),
+    'coco_object_instances': (write_instances, 'coco', [0, 79, 80]),
 }
 
 
 @pytest.mark.parametrize('base', sorted(LAYOUTS))
 def test_label_maps(base: str) -> None:
     write, words, expected = LAYOUTS[base]
-    config = load_config(BASES / f'{base}.py')
+    config = load_config(BASES / 'segmentation.py', {'data': base})
     with pytest.raises(FileNotFoundError, match=r'see data/README\.md, section'):
         check_needs(config)
     write()
@@ -143,10 +143,10 @@ def test_unseen_classes_of_coco_stuff() -> None:
 
 
 def test_groupvit_words_read_the_same_maps() -> None:
-    for base, words in (('voc_seg', 'voc_groupvit'), ('context_seg', 'context59_groupvit')):
+    for base, words in (('voc', 'voc_groupvit'), ('context', 'context59_groupvit')):
         write, _, expected = LAYOUTS[base]
         write()
-        config = load_config(BASES / f'{base}.py')
+        config = load_config(BASES / 'segmentation.py', {'data': base})
         dataset = DATASETS.build({**config.test_dataloader.dataset, 'vocabulary': words})
         assert dataset[0]['data_samples'].gt_sem_seg.data.unique().tolist() == expected
         names = Vocabulary.parse(words[: -len('_groupvit')]).names
@@ -193,7 +193,7 @@ EPISODES = {
 def test_episodes(base: str) -> None:
     write, trained, tested, train_labels, test_labels, count = EPISODES[base]
     write()
-    config = load_config(BASES / f'{base}.py')
+    config = load_config(BASES / 'few_shot.py', {'data': base})
     check_needs(config)
     config.train_dataloader |= {'batch_size': 2, 'num_workers': 0, 'persistent_workers': False}
     loader = Runner.build_dataloader(config.train_dataloader, seed=0)
@@ -218,7 +218,7 @@ def test_episodes(base: str) -> None:
 
 def test_lseg_trains_on_episodes_and_is_scored_on_them() -> None:
     write_voc_episodes()
-    config = load_config(BASES / 'pascal5i.py')
+    config = load_config(BASES / 'few_shot.py', {'data': 'pascal5i'})
     for loader in (config.train_dataloader, config.test_dataloader):
         loader |= {'num_workers': 0, 'persistent_workers': False}
         next(step for step in loader.dataset.pipeline if step.type == 'ovd.SquareResize').size = 64
@@ -286,7 +286,7 @@ def test_seven_data_sets() -> None:
 def test_json_of_the_report_is_plain(tmp_path: Path) -> None:
     """What the few-shot and segmentation metrics write can be read anywhere."""
     write_voc()
-    config = load_config(BASES / 'voc_seg.py')
+    config = load_config(BASES / 'segmentation.py', {'data': 'voc'})
     dataset = DATASETS.build({**config.test_dataloader.dataset, 'vocabulary': 'voc'})
     metric = METRICS.build({**config.test_evaluator, 'out_file': str(tmp_path / 'r.json')})
     metric.dataset_meta = dataset.metainfo

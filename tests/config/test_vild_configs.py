@@ -145,5 +145,5 @@ def test_lvis_configs_find_their_images_where_coco_lies(
         dataset = DATASETS.build(loader.dataset)
         assert Path(dataset.get_data_info(0)['img_path']) == picture
         assert len(dataset.metainfo['novel_classes']) == 337
-    if 'region_cache' in config:
+    if config.get('region_cache'):
         assert [image.path for image in read_cache_images(config.region_cache.dataset)[0]] == [picture]

@@ -11,12 +11,12 @@ from mmengine.dataset import ConcatDataset
 from mmengine.registry import DATA_SAMPLERS, init_default_scope
 from PIL import Image
 
-from ovd.config import load_config
+from ovd.config import CONFIG_ROOT, load_config
 from ovd.datasets.segmentation.label_rules import LabelRules, name_ids
 from ovd.datasets.segmentation.unified_vocabulary import UnifiedSegDataset, WeightedPartsSampler
 from ovd.registry import DATASETS
 from ovd.text.vocabulary import Vocabulary
-from tests.helpers import ROOT, write_image
+from tests.helpers import write_image
 
 LOAD = [{'type': 'ovd.LoadImage'}, {'type': 'ovd.LoadSegmentation'}]
 COMMON = {
@@ -149,23 +149,25 @@ class TestSampler:
                 self.take(1, weights=weights)
 
 
+OWN_WORDS = {'context': 'context59', 'voc': 'voc', 'coco_object': 'coco', 'ade': 'ade150'}
+OWN_WORDS |= {'coco_stuff': 'cocostuff171'}
+OTHER_WORDS = {'voc': 'voc_groupvit', 'context': 'context59_groupvit', 'ade': 'ade150_lseg'}
+
+
 def dataset_configs() -> list[tuple[str, str, dict[str, Any]]]:
     """(base, section, config) of every label-map data set of the shipped bases."""
     found = []
-    for file in sorted((ROOT / 'configs' / '_base_' / 'datasets').glob('*_seg.py')):
-        config = load_config(file)
+    folder = CONFIG_ROOT / '_base_' / 'datasets'
+    configs = {name: load_config(folder / 'segmentation.py', {'data': name}) for name in OWN_WORDS}
+    configs['mix7'] = load_config(folder / 'mix7_seg.py')
+    for name, config in configs.items():
         for section in ('train_dataloader', 'test_dataloader'):
             if section in config:
                 dataset = config[section].dataset
                 for entry in dataset.get('parts', [dataset]):
                     if 'raw_classes' in entry:
-                        found.append((file.stem, section, {**dataset.get('common', {}), **entry}))
+                        found.append((name, section, {**dataset.get('common', {}), **entry}))
     return found
-
-
-OWN_WORDS = {'context_seg': 'context59', 'voc_seg': 'voc', 'coco_object_seg': 'coco', 'mix7_seg': 'mix7'}
-OWN_WORDS |= {'ade20k_seg': 'ade150', 'coco_stuff_seg': 'cocostuff171'}
-OTHER_WORDS = {'voc_seg': 'voc_groupvit', 'context_seg': 'context59_groupvit', 'ade20k_seg': 'ade150_lseg'}
 
 
 @pytest.mark.parametrize(
@@ -177,13 +179,13 @@ def test_the_ids_of_every_base_have_one_meaning(base: str, section: str, config:
     fields = ('background', 'background_ids', 'ignore_ids', 'absent_policy', 'aliases')
     rules = LabelRules(extra_words_policy='keep', **{key: config[key] for key in fields if key in config})
     raw_classes = name_ids(config['raw_classes'], config.get('raw_ids', 0))
-    for words in filter(None, (OWN_WORDS[base], OTHER_WORDS.get(base))):
+    for words in filter(None, (OWN_WORDS.get(base, base), OTHER_WORDS.get(base))):
         vocabulary = Vocabulary.parse(words)
         resolved = rules.resolve(vocabulary, raw_classes, base)
         labels = resolved.table.labels
         ids = set(raw_classes) | set(rules.background_ids) | set(rules.ignore_ids)
         assert set(labels) == ids
-        if base != 'mix7_seg':
+        if base != 'mix7':
             assert [labels[raw] for raw in sorted(raw_classes)] == list(range(len(vocabulary)))
         for raw in rules.background_ids:
             assert labels[raw] == (len(vocabulary) if rules.background == 'class' else -1)
@@ -193,7 +195,7 @@ def test_every_word_of_the_mix_has_pixels_somewhere() -> None:
     vocabulary = Vocabulary.parse('mix7')
     annotated: set[int] = set()
     for base, _, config in dataset_configs():
-        if base == 'mix7_seg':
+        if base == 'mix7':
             rules = LabelRules(
                 extra_words_policy='keep', absent_policy='error', aliases=config.get('aliases', {})
             )

@@ -228,7 +228,7 @@ def one_set(tmp_path: Path) -> Callable[[Config], None]:
 
 
 def test_coco(tmp_path: Path) -> None:
-    case = Case('glip_t_a_to_coco', tmp_path, one_set(tmp_path), max_per_img=1)
+    case = Case('glip_t_a_o365', tmp_path, one_set(tmp_path), max_per_img=1)
     write_coco(tmp_path, ['bird', 'cat', 'dog'], [[(0, PLACEHOLDER)], []], SIZE)
     samples = case.predictions()
     coco_of_found(tmp_path, ['cat', 'dog', 'bird'], samples)
@@ -253,7 +253,7 @@ def test_lvis_has_both_kinds_of_ap(tmp_path: Path) -> None:
         config.test_evaluator[0].max_detections = 1
         config.model.text.names_per_prompt = 2
 
-    case = Case('glip_t_cap4m_to_lvis_minival', tmp_path, change, max_per_prompt=1)
+    case = Case('glip_t_cap4m_to_lvis', tmp_path, change, max_per_prompt=1)
     names = ['cat', 'dog', 'bird']
 
     def add_lvis_keys(file: Path) -> None:
@@ -279,7 +279,7 @@ def test_lvis_has_both_kinds_of_ap(tmp_path: Path) -> None:
 
 def test_data_of_other_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Labels are places in the model's vocabulary: in another order each would be scored as another class."""
-    case = Case('glip_t_a_to_coco', tmp_path, one_set(tmp_path))
+    case = Case('glip_t_a_o365', tmp_path, one_set(tmp_path))
     write_coco(tmp_path, ['bird', 'cat', 'dog'], [[(0, PLACEHOLDER)]], SIZE)
     options = ['--cfg-options', "model.text.vocabulary=['dog', 'cat', 'bird']"]
     assert tool('test', case.config, case.weights, *options) == 2
@@ -291,7 +291,7 @@ def test_data_of_other_classes_are_refused(tmp_path: Path, capsys: pytest.Captur
     [
         ('glip_t_flickr30k', {'vocabulary': 'dog'}, '--vocabulary: ovd.NamedParts'),
         ('glip_shapes', {'vocabulary': 'dog'}, '--vocabulary: ovd.GroundingDataset'),
-        ('glip_t_a_to_coco', {'shuffle_text': True}, 'ovd.OpenVocabularyDataset'),
+        ('glip_t_a_o365', {'shuffle_text': True}, 'ovd.OpenVocabularyDataset'),
         ('glip_t_refcoco', {'shuffle_text': True}, 'ovd.NamedParts'),
     ],
 )

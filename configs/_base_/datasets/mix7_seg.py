@@ -64,11 +64,9 @@ _parts = [
             'desk-stuff': 'desk',
             'dirt': 'earth',
             'door-stuff': 'door',
-            'floor-marble': 'floor',
-            'floor-other': 'floor',
-            'floor-stone': 'floor',
-            'floor-tile': 'floor',
-            'floor-wood': 'floor',
+            **dict.fromkeys(
+                ['floor-marble', 'floor-other', 'floor-stone', 'floor-tile', 'floor-wood'], 'floor'
+            ),
             'food-other': 'food',
             'ground-other': 'earth',
             'leaves': 'tree',
@@ -81,29 +79,19 @@ _parts = [
             'salad': 'food',
             'sky-other': 'sky',
             'stone': 'rock',
-            'wall-brick': 'wall',
-            'wall-concrete': 'wall',
-            'wall-other': 'wall',
-            'wall-panel': 'wall',
-            'wall-stone': 'wall',
-            'wall-tile': 'wall',
-            'wall-wood': 'wall',
+            **dict.fromkeys(
+                'wall-brick wall-concrete wall-other wall-panel wall-stone wall-tile wall-wood'.split(),
+                'wall',
+            ),
             'water-other': 'water',
             'window-blind': 'blind',
             'window-other': 'windowpane',
-            'cardboard': None,
-            'cloth': None,
-            'fog': None,
-            'furniture-other': None,
-            'metal': None,
-            'moss': None,
-            'plastic': None,
-            'solid-other': None,
-            'straw': None,
-            'structural-other': None,
-            'textile-other': None,
-            'waterdrops': None,
-            'wood': None,
+            **dict.fromkeys(
+                (
+                    'cardboard cloth fog furniture-other metal moss plastic solid-other straw '
+                    'structural-other textile-other waterdrops wood'
+                ).split()
+            ),
         },
     ),
     dict(
@@ -114,10 +102,9 @@ _parts = [
         raw_classes='idd26',
         ignore_ids=[255],
         aliases={
-            'drivable fallback': None,
-            'non-drivable fallback': None,
-            'vehicle fallback': None,
-            'obs-str-bar-fallback': None,
+            **dict.fromkeys(
+                ['drivable fallback', 'non-drivable fallback', 'vehicle fallback', 'obs-str-bar-fallback']
+            ),
         },
     ),
     dict(
@@ -142,10 +129,7 @@ _parts = [
             'traffic sign (back)': 'traffic sign',
             'traffic sign (front)': 'traffic sign',
             'on rails': 'train',
-            'other vehicle': None,
-            'wheeled slow': None,
-            'car mount': None,
-            'ego vehicle': None,
+            **dict.fromkeys(['other vehicle', 'wheeled slow', 'car mount', 'ego vehicle']),
         },
     ),
     dict(
@@ -169,11 +153,13 @@ train_dataloader = dict(
         parts=_parts,
     ),
 )
-needs = [
-    dict(
-        path=part['data_root'] + part['data_prefix']['seg_map_path'],
-        what='label maps of one of the seven data sets',
-        how='see data/README.md, section Seven data sets',
-    )
-    for part in _parts
-]
+needs = dict(
+    train=[
+        dict(
+            path=part['data_root'] + part['data_prefix']['seg_map_path'],
+            what='label maps of one of the seven data sets',
+            how='see data/README.md, section Seven data sets',
+        )
+        for part in _parts
+    ]
+)

@@ -48,21 +48,11 @@ odinw35 = dict(
     WildfireSmoke=dict(data_root=_root + 'WildfireSmoke'),
     websiteScreenshots=dict(data_root=_root + 'websiteScreenshots'),
 )
-odinw13 = [
-    'AerialMaritimeDrone_large',
-    'Aquarium',
-    'CottontailRabbits',
-    'EgoHands_generic',
-    'NorthAmericaMushrooms',
-    'Packages',
-    'PascalVOC',
-    'pistols',
-    'pothole',
-    'Raccoon',
-    'ShellfishOpenImages',
-    'thermalDogsAndPeople',
-    'VehiclesOpenImages',
-]
+odinw13 = (
+    'AerialMaritimeDrone_large Aquarium CottontailRabbits EgoHands_generic '
+    'NorthAmericaMushrooms Packages PascalVOC pistols pothole Raccoon ShellfishOpenImages '
+    'thermalDogsAndPeople VehiclesOpenImages'
+).split()
 odinw_common = dict(
     type='ovd.OwnClassesDataset',
     ann_file='valid/annotations_without_background.json',
@@ -97,3 +87,8 @@ odinw_wordings = dict(
         13: dict(name='white rook'),
     },
 )
+odinw_test = dict(_delete_=True, type='ovd.NamedParts', common=odinw_common, missing='drop')
+odinw_metric = dict(
+    _delete_=True, type='ovd.NamedPartsMetric', metric=dict(type='ovd.DetectionMetric', metric='bbox')
+)
+odinw_needs = dict(test=[dict(path='data/odinw', what='ODinW', how='see data/README.md')])

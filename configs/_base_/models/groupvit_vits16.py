@@ -1,6 +1,7 @@
 """GroupViT with ViT-S/16, as released: 196 patches, 64 groups, 8 groups; 55.7 M parameters.
 
-A leaf adds its words (model.text.vocabulary), the readout and the way images are seen.
+A config that inherits from this adds its words (model.text.vocabulary), the readout and the way images are
+seen.
 """
 
 model = dict(
@@ -28,3 +29,20 @@ model = dict(
     embed_dim=256,
     hidden_dim=4096,
 )
+threshold = 0.95
+# Zero-shot segmentation: images with a shorter side of 448 in windows of 448 pixels.
+segmentation = dict(
+    readout=dict(type='ovd.SoftReadout', background=dict(threshold=threshold)),
+    test_cfg=dict(mode='slide', crop_size=448, stride=224),
+)
+# As released: each window by itself, at most five classes, a best group that is never background; border
+# pixels that fill no patch are ignored.
+released_segmentation = dict(
+    size_divisor=1, readout=dict(_delete_=True, type='ovd.ReferenceReadout', background=threshold)
+)
+resized_test_pipeline = [
+    dict(type='ovd.LoadImage'),
+    dict(type='Resize', scale=(2048, 448), keep_ratio=True),
+    dict(type='ovd.LoadSegmentation'),
+    dict(type='PackSegInputs'),
+]

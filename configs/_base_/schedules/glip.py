@@ -5,6 +5,8 @@ configurations: biases at twice the rate without decay, BERT's included; clippin
 The average of the weights that they track is in ema.py.
 """
 
+_base_ = '../runtime.py'
+
 max_iters = 309_000
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 test_cfg = dict(type='TestLoop')

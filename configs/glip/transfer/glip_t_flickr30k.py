@@ -4,7 +4,7 @@
 
 Li et al., CVPR 2022. Published recall@1, 5, 10 (any box of a phrase counts): GLIP-T 85.7, 95.4, 96.9 on
 val and 85.7, 95.8, 97.2 on test; GLIP-T (C) 84.8, 94.9, 96.3 and 85.5, 95.4, 96.6. After ``merged/`` the
-same with the boxes of a phrase merged into one. Not run by us on the real weights.
+same with the boxes of a phrase merged into one. Not reproduced: the released weights were not available.
 """
 
 _base_ = '../glip_t_cap4m.py'
@@ -28,3 +28,4 @@ test_evaluator = [
     dict(type='ovd.NamedPartsMetric', metric=dict(type='ovd.PhraseRecall', boxes='any')),
     dict(type='ovd.NamedPartsMetric', metric=dict(type='ovd.PhraseRecall', boxes='merged'), prefix='merged'),
 ]
+needs = dict(test=[dict(path='data/flickr30k', how='see data/README.md')])

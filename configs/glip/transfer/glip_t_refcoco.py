@@ -3,8 +3,8 @@
     python tools/test.py configs/glip_t_refcoco.py work_dirs/glip_t.safetensors
 
 Yu et al., ECCV 2016; Mao et al., CVPR 2016; annotations: MDETR. Precision@1, 5, 10 at IoU 0.5 for each
-split, and the mean over those that are there. GLIP's authors publish no figures. Not run by us on the
-real weights.
+split, and the mean over those that are there. GLIP's authors publish no figures. Not reproduced: the
+released weights were not available.
 """
 
 _base_ = '../glip_t_cap4m.py'
@@ -39,3 +39,4 @@ test_dataloader = dict(
 test_evaluator = dict(
     _delete_=True, type='ovd.NamedPartsMetric', metric=dict(type='ovd.ReferringPrecision', ks=(1, 5, 10))
 )
+needs = dict(test=[dict(path='data/refcoco', how='see data/README.md')])

@@ -10,58 +10,19 @@ one GPU (estimate).
 Published mIoU: 84.7 (isl-org/lang-seg, README). Not yet trained by us.
 """
 
-_base_ = ['../../_base_/datasets/fss1000.py', '../../_base_/runtime.py']
-
-default_scope = 'mmseg'
-vocabulary = 'data/fss1000_splits/classes.txt'  # 1,000 names: training, validation, test, each sorted
-needs = [
-    *_base_.needs,
-    dict(
-        path='data/weights/clip_vit_b32',
-        what="OpenAI's CLIP ViT-B/32",
-        how='see data/README.md, section Weights',
-    ),
+_base_ = [
+    '../../_base_/models/lseg_few_shot.py',
+    '../../_base_/datasets/few_shot.py',
+    '../../_base_/schedules/lseg.py',
 ]
 
-model = dict(
-    type='ovd.LSeg',
-    text=dict(vocabulary=vocabulary, templates='raw_name', encoder=dict(model='data/weights/clip_vit_b32')),
-    pair_with='others',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        size_divisor=32,
-        seg_pad_val=-1,
-    ),
-    backbone=dict(
-        type='ovd.ResNetPyramid',
-        model='resnet101',
-        init_cfg=dict(type='Pretrained', checkpoint='data/weights/resnet101.pth'),
-    ),
-    neck=dict(
-        type='ovd.DPTFusion',
-        in_channels=(256, 512, 1024, 2048),
-        out_channels=256,
-        norm_cfg=dict(type='SyncBN'),
-    ),
-    head=dict(in_channels=256, embed_dim=512, temperature=0.07),
-    align_corners=True,
-    test_cfg=dict(mode='whole'),
-)
-
-train_dataloader = dict(batch_size=20)
-
+data = 'fss1000'
+vocabulary = 'data/fss1000_splits/classes.txt'  # 1,000 names: training, validation, test, each sorted
 max_iters = 5200  # 20 epochs of 5,200 episodes in batches of 20
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 4)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    optimizer=dict(type='SGD', lr=0.005, momentum=0.9, weight_decay=1e-4),
-    paramwise_cfg=dict(custom_keys={'neck.': dict(lr_mult=10.0), 'head.': dict(lr_mult=10.0)}),
-)
-auto_scale_lr = dict(enable=False, base_batch_size=20)
-default_hooks = dict(checkpoint=dict(interval=max_iters // 4, max_keep_ckpts=4))
-sync_bn = 'torch'  # on several GPUs the ResNet's norms too
-param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=0, end=max_iters)]
+val_interval = max_iters // 4
+decay_iters = max_iters
+lr = 0.005
+images_per_step = 20
+default_hooks = dict(checkpoint=dict(interval=val_interval, max_keep_ckpts=4))
+needs = dict(always=_base_.model_needs)
+model = dict(text=dict(vocabulary=vocabulary))

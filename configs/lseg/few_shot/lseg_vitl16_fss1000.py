@@ -9,16 +9,4 @@ Published mIoU: 87.8 (isl-org/lang-seg, README). Not yet trained by us.
 
 _base_ = './lseg_r101_fss1000.py'
 
-_channels = (256, 512, 1024, 1024)
-model = dict(
-    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
-    backbone=dict(
-        _delete_=True,
-        type='ovd.DPTViT',
-        vit=dict(type='ovd.TimmViT', model='vit_large_patch16_384', grad_checkpointing=False),
-        hooks=(5, 11, 17, 23),
-        channels=_channels,
-        init_cfg=dict(type='Pretrained', checkpoint='data/weights/vit_large_patch16_384.safetensors'),
-    ),
-    neck=dict(in_channels=_channels),
-)
+model = _base_.vit_l16

@@ -5,25 +5,7 @@
 Li et al., CVPR 2022, in small. Base and novel classes are told apart, but in glip_shapes.py all had boxes.
 """
 
-_base_ = './glip_shapes.py'
+_base_ = '../../_base_/models/glip_shapes.py'
 
-test_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type='ovd.OpenVocabularyDataset',
-        data_root='data/shapes/',
-        ann_file='annotations/instances_test.json',
-        data_prefix=dict(img='test'),
-        vocabulary='shapes',
-        pipeline=[
-            dict(type='ovd.LoadImage'),
-            dict(type='Resize', scale=(128, 128), keep_ratio=True),
-            dict(
-                type='PackDetInputs',
-                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-            ),
-        ],
-        test_mode=True,
-    )
-)
+test_dataloader = dict(dataset=_base_.detection_test)
 test_evaluator = dict(_delete_=True, type='ovd.DetectionMetric', metric='bbox')

@@ -1,15 +1,15 @@
-"""Linear probe: GLIP that never had a box of 8 nouns learns all 24 from 200 pictures, by its last layers.
+"""Linear probe: GLIP that never had a box of 8 nouns learns all 24 from 200 images, by its last layers.
 
     python tools/train.py configs/glip_shapes_novel.py
     python tools/train.py configs/glip_shapes_linear_probe.py
     python tools/test.py configs/glip_shapes_linear_probe.py work_dirs/glip_shapes_linear_probe/latest.pth
 
-Li et al., CVPR 2022, Appendix E, in small: only boxes, centerness and the comparison of places and tokens are
-trained, from the sentence of all class names. Base and novel AP of tools/test.py tell what was learned; the
-"novel" nouns have boxes here. Not tuned; scores are in docs/glip_shapes.md.
+Li et al., CVPR 2022, Appendix E, in small: only boxes, centerness and the comparison of anchors and tokens
+are trained, from the sentence of all class names. Base and novel AP of tools/test.py tell what was learned;
+the "novel" nouns have boxes here. Not tuned; scores are in docs/glip_shapes.md.
 """
 
-_base_ = './glip_shapes_detection.py'
+_base_ = '../../_base_/models/glip_shapes.py'
 
 load_from = 'work_dirs/glip_shapes_novel/latest.pth'
 needs = [
@@ -43,21 +43,18 @@ train_dataloader = dict(
         pipeline=[
             dict(type='ovd.LoadImage'),
             dict(type='LoadAnnotations', with_bbox=True),
-            dict(
-                type='PackDetInputs',
-                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-            ),
+            dict(type='PackDetInputs', meta_keys=_base_.meta_keys[:5]),
         ],
     ),
 )
+test_dataloader = dict(dataset=_base_.detection_test)
+test_evaluator = dict(_delete_=True, type='ovd.DetectionMetric', metric='bbox')
 val_dataloader = None
 val_cfg = None
 val_evaluator = None
 
 max_iters = 200
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(_delete_=True, optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type='MultiStepLR', by_epoch=False, milestones=[140, 180], gamma=0.1),
 ]
-default_hooks = dict(checkpoint=dict(interval=max_iters))

@@ -9,45 +9,11 @@ beside that of naming any object of the picture. docs/glip_shapes.md compares th
 glip_shapes_novel_scratch.py and glip_shapes_student.py.
 """
 
-_base_ = './glip_shapes.py'
+_base_ = '../../_base_/models/glip_shapes.py'
 
+class_list_file = 'annotations/instances_train.json'  # base classes only
+class_list_words = 'shapes'  # novel names are never drawn
+phrases_train = dict(vocabulary='shapes', novel_boxes='drop')
 model = dict(text=dict(vocabulary='shapes'))  # 24 nouns, 8 of them novel: ovd/assets/vocabularies/shapes.json
-train_dataloader = dict(
-    dataset=dict(
-        datasets=[
-            dict(
-                type='ovd.GroundingDataset',
-                data_root=_base_.data_root,
-                ann_file='annotations/phrases_train.jsonl',
-                data_prefix=dict(img='train'),
-                vocabulary='shapes',
-                novel_boxes='drop',
-                pipeline=_base_.phrase_steps,
-            ),
-            dict(
-                type='RepeatDataset',
-                times=2,
-                dataset=dict(
-                    type='ovd.OpenVocabularyDataset',
-                    data_root=_base_.data_root,
-                    ann_file='annotations/instances_train.json',
-                    data_prefix=dict(img='train'),
-                    vocabulary='shapes',
-                    pipeline=[
-                        dict(type='ovd.LoadImage'),
-                        dict(type='LoadAnnotations', with_bbox=True),
-                        dict(
-                            type='ovd.SampleClassNames',
-                            vocabulary='shapes',
-                            tokenizer=_base_.clip,
-                            max_names=24,
-                        ),
-                        dict(type='PackDetInputs', meta_keys=_base_.meta_keys),
-                    ],
-                ),
-            ),
-        ],
-    )
-)
 val_evaluator = dict(vocabulary='shapes')
 test_evaluator = dict(vocabulary='shapes')

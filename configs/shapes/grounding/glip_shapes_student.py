@@ -12,7 +12,7 @@ the data set keeps a novel phrase's boxes only where they have a teacher's score
 
 _base_ = './glip_shapes_novel.py'
 
-data_root = 'data/shapes/'
+data_root = _base_.data_root
 pseudo_labels = dict(
     out=data_root + 'annotations/pseudo_train.jsonl',
     teacher=dict(config='configs/glip_shapes_novel.py', checkpoint='work_dirs/glip_shapes_novel/latest.pth'),
@@ -29,51 +29,11 @@ pseudo_labels = dict(
     phrase_nms=0.5,
 )
 needs = [
-    dict(path=data_root + 'annotations', what='OV-Shapes', how='ovd data shapes (tools/make_shapes.py)'),
+    *_base_.needs,
     dict(
         path=pseudo_labels['out'],
         what="the teacher's boxes",
         how='python tools/pseudo_label.py configs/glip_shapes_student.py',
     ),
 ]
-train_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type='ConcatDataset',
-        ignore_keys={{_base_.train_dataloader.dataset.ignore_keys}},
-        datasets=[
-            dict(
-                type='ovd.GroundingDataset',
-                data_root=data_root,
-                ann_file='annotations/pseudo_train.jsonl',
-                data_prefix=dict(img='train'),
-                vocabulary='shapes',
-                novel_boxes='pseudo',
-                min_score=0.2,
-                pipeline={{_base_.phrase_steps}},
-            ),
-            dict(
-                type='RepeatDataset',
-                times=2,
-                dataset=dict(
-                    type='ovd.OpenVocabularyDataset',
-                    data_root=data_root,
-                    ann_file='annotations/instances_train.json',  # base classes only
-                    data_prefix=dict(img='train'),
-                    vocabulary='shapes',
-                    pipeline=[
-                        dict(type='ovd.LoadImage'),
-                        dict(type='LoadAnnotations', with_bbox=True),
-                        dict(
-                            type='ovd.SampleClassNames',
-                            vocabulary='shapes',  # novel names are never drawn
-                            tokenizer={{_base_.clip}},
-                            max_names=24,
-                        ),
-                        dict(type='PackDetInputs', meta_keys={{_base_.meta_keys}}),
-                    ],
-                ),
-            ),
-        ],
-    )
-)
+phrases_train = dict(ann_file='annotations/pseudo_train.jsonl', novel_boxes='pseudo', min_score=0.2)

@@ -9,13 +9,16 @@ masks, and boxes of class lists. glipv2_shapes_masks.py tests detection and mask
 docs/glip_shapes.md.
 """
 
-_base_ = './glip_shapes.py'
+_base_ = '../../_base_/models/glip_shapes.py'
 
-data_root = 'data/shapes/'
-text_encoder = 'bert_tiny_shapes'  # reads tokens one by one, so words can be hidden from it
+class_list_file = 'annotations/instances_train.json'  # base classes only
+class_list_words = 'shapes'  # novel names are never drawn
+class_list_masks = True
+class_list_keys = (*_base_.meta_keys, 'caption_ranges')
+tokenizer = 'bert_tiny_shapes'  # reads tokens one by one, so words can be hidden from it
 model = dict(
     type='ovd.GLIPv2',
-    text=dict(encoder=dict(_delete_=True, model=text_encoder)),
+    text=dict(encoder=dict(_delete_=True, model=tokenizer)),
     contrast=dict(embed_dim=64, max_positives=100, weight=0.1),
     language=dict(rate=0.15, mask_share=0.8, random_share=0.1, weight=0.5),
     masks=dict(
@@ -28,53 +31,4 @@ model = dict(
         max_detections=20,
     ),
     masks_at_test=False,  # phrases are scored by their boxes
-)
-class_list_keys = (
-    'img_id',
-    'img_path',
-    'ori_shape',
-    'img_shape',
-    'scale_factor',
-    'text',
-    'tokens_positive',
-    'tokens_ignored',
-    'caption_ranges',
-)
-train_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type='ConcatDataset',
-        ignore_keys={{_base_.train_dataloader.dataset.ignore_keys}},
-        datasets=[
-            dict(
-                type='ovd.GroundingDataset',
-                data_root=data_root,
-                ann_file='annotations/phrases_train.jsonl',
-                data_prefix=dict(img='train'),
-                pipeline={{_base_.phrase_steps}},
-            ),
-            dict(
-                type='RepeatDataset',
-                times=2,
-                dataset=dict(
-                    type='ovd.OpenVocabularyDataset',
-                    data_root=data_root,
-                    ann_file='annotations/instances_train.json',  # base classes only
-                    data_prefix=dict(img='train'),
-                    vocabulary='shapes',
-                    pipeline=[
-                        dict(type='ovd.LoadImage'),
-                        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-                        dict(
-                            type='ovd.SampleClassNames',
-                            vocabulary='shapes',  # novel names are never drawn
-                            tokenizer=text_encoder,
-                            max_names=24,
-                        ),
-                        dict(type='PackDetInputs', meta_keys=class_list_keys),
-                    ],
-                ),
-            ),
-        ],
-    )
 )

@@ -10,15 +10,4 @@ glipv2_shapes_clip_masks.py tests detection and masks. Not tuned; scores are in 
 
 _base_ = './glipv2_shapes.py'
 
-model = dict(
-    text=dict(
-        encoder=dict(
-            _delete_=True,
-            type='clip',
-            model='clip_tiny_shapes',
-            features='phrases',
-            templates='a photo of {article} {}.',
-        )
-    ),
-    language=None,
-)
+model = dict(text=dict(encoder=dict(_delete_=True, **_base_.clip_text)), language=None)

@@ -5,17 +5,8 @@
 Zhang et al., NeurIPS 2022, in small. In training the 8 novel nouns had boxes in captions, and no masks.
 """
 
-_base_ = './glipv2_shapes_masks.py'
+_base_ = './glipv2_shapes_clip.py'
 
-model = dict(
-    text=dict(
-        encoder=dict(
-            _delete_=True,
-            type='clip',
-            model='clip_tiny_shapes',
-            features='phrases',
-            templates='a photo of {article} {}.',
-        )
-    ),
-    language=None,
-)
+model = dict(text=dict(vocabulary='shapes'), masks_at_test=True)
+test_dataloader = dict(dataset=_base_.detection_test)
+test_evaluator = dict(_delete_=True, type='ovd.DetectionMetric', metric=['bbox', 'segm'])

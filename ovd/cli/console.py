@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..devices import limit_threads
+from .config_errors import wrong_argument
 
 Main = Callable[[Sequence[str] | None], int | None]
 
@@ -92,7 +93,9 @@ def _is_expected(error: Exception) -> bool:
     """Bad input, not a mistake in the program; registries report a config's wrong argument as TypeError."""
     if isinstance(error, EXPECTED_ERRORS) or type(error).__name__ == 'OutOfMemoryError':
         return True
-    return isinstance(error, TypeError) and _BUILT.match(str(error)) is not None
+    if not isinstance(error, TypeError):
+        return False
+    return wrong_argument(error) is not None or _BUILT.match(str(error)) is not None
 
 
 _BUILT = re.compile(r'(?:class `(\w+)` in \S+: )+')
@@ -105,6 +108,8 @@ def one_line(error: BaseException) -> str:
     Gone are the quotes that ``KeyError`` adds, the traceback that a loader's worker adds, and the trail of
     classes that registries add, except for the innermost one where an argument is wrong.
     """
+    if (argument := wrong_argument(error)) is not None:
+        return argument
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text, from_worker = _IN_WORKER.subn('', text, count=1)
     if from_worker and isinstance(error, KeyError):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..randomness import kept_generators, seed_generators
 from ..registry import HOOKS
 
 LATEST = 'latest.pth'
+BETWEEN = 'between.pth'
 
 
 def find_latest(work_dir: str | os.PathLike[str]) -> Path | None:
@@ -42,14 +44,37 @@ class CheckpointHook(MMEngineCheckpointHook):
     """mmengine's hook, but safe against interruption at any moment.
 
     The new checkpoint is written (atomically) before an old one is removed, and ``latest.pth`` in the work
-    directory always links to a complete one. Arguments are those of mmengine's hook.
+    directory always links to a complete one. Between the checkpoints of ``interval``, a run that counts steps
+    keeps ``between.pth``, replaced every few minutes, so that an interrupted run loses little.
+
+    Args:
+        minutes: longest time without a checkpoint; None writes those of ``interval`` alone.
+        others: mmengine's.
     """
+
+    def __init__(self, *args: Any, minutes: float | None = 5.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if minutes is not None and minutes <= 0:
+            raise ValueError(f'minutes of CheckpointHook is {minutes}, expected a positive number or None')
+        self.minutes = minutes
+        self._saved_at = time.monotonic()
 
     def before_train(self, runner: Any) -> None:
         super().before_train(runner)
+        self._saved_at = time.monotonic()
         if is_main_process():
             for leftover in Path(runner.work_dir).glob('.*.pth.*.tmp'):
                 leftover.unlink(missing_ok=True)
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if self.minutes is None or self.by_epoch or not is_main_process():
+            return
+        if time.monotonic() - self._saved_at >= 60 * self.minutes:
+            self._write(runner, BETWEEN, {})
+            _link(Path(runner.work_dir) / LATEST, Path(self.out_dir) / BETWEEN)
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
         outdated: list[int] = []
@@ -62,6 +87,22 @@ class CheckpointHook(MMEngineCheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        self._write(runner, name, meta)
+        if not is_main_process():
+            return
+        work_dir = Path(runner.work_dir)
+        _link(work_dir / LATEST, Path(self.last_ckpt))
+        _write_text(work_dir / 'last_checkpoint', self.last_ckpt)
+        for old_step in outdated:
+            old = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old_step))
+            if self.file_backend.isfile(old):
+                self.file_backend.remove(old)
+        between = self.file_backend.join_path(self.out_dir, BETWEEN)
+        if self.file_backend.isfile(between):
+            self.file_backend.remove(between)
+
+    def _write(self, runner: Any, name: str, meta: dict[str, Any]) -> None:
+        self._saved_at = time.monotonic()
         runner.save_checkpoint(
             self.out_dir,
             name,
@@ -73,15 +114,6 @@ class CheckpointHook(MMEngineCheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
-        if not is_main_process():
-            return
-        work_dir = Path(runner.work_dir)
-        _link(work_dir / LATEST, Path(self.last_ckpt))
-        _write_text(work_dir / 'last_checkpoint', self.last_ckpt)
-        for old_step in outdated:
-            old = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old_step))
-            if self.file_backend.isfile(old):
-                self.file_backend.remove(old)
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict[str, Any]) -> None:
         """Write the new best checkpoint first, remove the previous one afterwards."""

@@ -6,25 +6,25 @@ import os
 import re
 import warnings
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoints.comparing import compare
 from ..checkpoints.loading import load_for_inference, load_into
 from ..checkpoints.reading import read_checkpoint
+from ..config.errors import did_you_mean
 from .checks import check_classes, check_packing, datasets_using_model_vocabulary
 from .console import ConsoleFormatter, is_for_console
 from .hooks import find_latest
-
-if TYPE_CHECKING:
-    pass
 
 _RUNS_STARTED: Counter[str] = Counter()
 
@@ -90,7 +90,11 @@ class ToolRunner(Runner):
     def train(self) -> nn.Module:
         """Train; log where log file and weights are."""
         self.logger.info(f'Training {self._model_name}; log and checkpoints go to {self.work_dir}')
-        model = super().train()
+        try:
+            model = super().train()
+        except KeyboardInterrupt:
+            self.logger.warning(describe_interruption(self.work_dir, self.iter))
+            raise
         latest = find_latest(self.work_dir)
         if latest is not None:
             self.logger.info(f'Trained weights: {latest}')
@@ -159,6 +163,7 @@ class ToolRunner(Runner):
 def build_runner(config: Config) -> ToolRunner:
     """Build the Runner of a config, and add our hooks."""
     config = copy.deepcopy(config)
+    check_optimizer(config)
     hooks = config.setdefault('default_hooks', {})
     checkpoint = hooks.setdefault('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
     if checkpoint is not None and checkpoint['type'] == 'CheckpointHook':
@@ -174,3 +179,20 @@ def build_runner(config: Config) -> ToolRunner:
     runner = ToolRunner.from_cfg(config)
     assert isinstance(runner, ToolRunner)
     return runner
+
+
+def describe_interruption(work_dir: str | os.PathLike[str], step: int) -> str:
+    """Which checkpoint an interrupted run kept, and how to go on."""
+    latest = find_latest(work_dir)
+    if latest is None:
+        return f'Interrupted after {step} steps, before the first checkpoint: nothing was kept'
+    name = latest.resolve().name
+    return f'Interrupted after {step} steps; kept {latest} ({name}). Go on with the same command and --resume'
+
+
+def check_optimizer(config: Mapping[str, Any]) -> None:
+    """Refuse an optimizer by a name that is not registered; mmengine calls the None that it finds."""
+    kind = ((config.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        hint = did_you_mean(kind, OPTIMIZERS.module_dict)
+        raise ValueError(f'optim_wrapper.optimizer.type: no optimizer {kind!r}{hint}')

@@ -1,18 +1,22 @@
 """What a user sees of an error, and how command-line values become Python values."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 from torch.utils.data import DataLoader, Dataset
 
 from ovd.cli import console as cli
 from ovd.cli.console import KeyValue, add_config_arguments, one_line, parse_value, run_tool
 from ovd.devices import find_device, limit_threads
+from ovd.registry import MODELS
+from ovd.training.runner import check_optimizer
 
 
 def failing(error: BaseException) -> Any:
@@ -161,3 +165,40 @@ def test_a_device_that_is_not_there_is_named() -> None:
         find_device('tpu9')
     with pytest.raises(ValueError, match=r"device 'cuda:99' is not here: torch sees \d+ GPUs"):
         find_device('cuda:99')
+
+
+def building(config: dict[str, Any]) -> Callable[..., None]:
+    """A tool that builds a config with the library's own registries."""
+
+    def main(argv: Any) -> None:
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            MODELS.build(config)
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ('config', 'words'),
+    [
+        (
+            {'type': 'ovd.ViLDRoIHead', 'distil_weight': 1},
+            ("'distil_weight'", 'ViLDRoIHead', "'distill_weight'"),
+        ),
+        ({'type': 'ovd.ViLDBBoxHead', 'mod': 'vild'}, ("'mod'", 'ViLDBBoxHead', "'mode'")),
+    ],
+)
+def test_a_wrong_argument_of_a_config_is_one_line(
+    config: dict[str, Any], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_tool(building(config), []) == 2
+    message = capsys.readouterr().err
+    assert message.count('\n') == 1
+    assert all(word in message for word in words)
+
+
+def test_a_wrong_optimizer_is_named() -> None:
+    config = Config({'optim_wrapper': {'optimizer': {'type': 'AdamWW'}}})
+    with pytest.raises(ValueError, match=r"'AdamWW'.*'AdamW'"):
+        check_optimizer(config)
+    check_optimizer(Config({'optim_wrapper': {'optimizer': {'type': 'AdamW'}}}))
+    check_optimizer(Config({}))

@@ -1,10 +1,12 @@
 """Parts of resuming: numbered samples, generators seeded by numbers only, links that are never half-made."""
 
 import itertools
+import logging
 import os
 import pickle
 import random
 import shutil
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.fileio import get_file_backend
+from mmengine.logging import MessageHub
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ovd.training import hooks
-from ovd.training.hooks import _link, _NumberedSampler, _SeededFetch
+from ovd.training.hooks import CheckpointHook, _link, _NumberedSampler, _SeededFetch, find_latest
+from ovd.training.runner import describe_interruption
 
 
 class Draws(Dataset[tuple[int, float, float, float]]):
@@ -137,3 +142,48 @@ def test_a_work_directory_can_be_moved(tmp_path: Path) -> None:
     _link(tmp_path / 'run' / 'latest.pth', tmp_path / 'run' / 'iter_1.pth')
     shutil.move(tmp_path / 'run', tmp_path / 'moved')
     assert hooks.find_latest(tmp_path / 'moved') == tmp_path / 'moved' / 'latest.pth'
+
+
+class Saves:
+    """What the hook asks of a runner: files by name, with the step that they hold."""
+
+    def __init__(self, folder: Path) -> None:
+        self.work_dir = str(folder)
+        self.iter = self.epoch = 0
+        self.message_hub = MessageHub('saves')
+        self.logger = logging.getLogger('saves')
+
+    def save_checkpoint(self, folder: str, name: str, *_: Any, **__: Any) -> None:
+        (Path(folder) / name).write_text(str(self.iter + 1))
+
+
+def test_a_checkpoint_is_kept_between_those_of_the_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr('ovd.training.hooks.time.monotonic', lambda: clock[0])
+    hook = CheckpointHook(interval=4, by_epoch=False, max_keep_ckpts=1, minutes=2, save_last=False)
+    runner = Saves(tmp_path)
+    hook.out_dir, hook.file_backend = str(tmp_path), get_file_backend(str(tmp_path))
+    hook.file_client_args = hook.backend_args = None
+    hook.keep_ckpt_ids = deque(maxlen=1)
+    hook.every_n_train_iters = lambda runner, n, start=0: (runner.iter + 1) % n == 0
+    kept = []
+    for step in range(8):
+        runner.iter, clock[0] = step, 60.0 * (step + 1)
+        hook.after_train_iter(runner, step)
+        latest = find_latest(tmp_path)
+        kept.append(None if latest is None else int(latest.read_text()))
+    assert kept == [None, 2, 2, 4, 4, 6, 6, 8]
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_8.pth', 'latest.pth']
+    with pytest.raises(ValueError, match='-1'):
+        CheckpointHook(interval=4, minutes=-1)
+
+
+def test_an_interruption_names_what_was_kept(tmp_path: Path) -> None:
+    assert '7 steps' in describe_interruption(tmp_path, 7)
+    (tmp_path / 'iter_5.pth').touch()
+    (tmp_path / 'latest.pth').symlink_to('iter_5.pth')
+    message = describe_interruption(tmp_path, 7)
+    assert 'iter_5.pth' in message
+    assert '--resume' in message

@@ -42,7 +42,8 @@ _sets = dict(
 )
 _set = _sets[data]
 _has_folds = data != 'fss1000'
-fold = 0
+if _has_folds:
+    fold = 0
 data_root = _set['root']
 vocabulary = _set['vocabulary']
 _load = [

@@ -8,10 +8,10 @@ Reading order: RegionCaching (opens a config section), cache_regions (the inner 
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from torch import Tensor
 from ..datasets.annotations import ClassSplit, file_name_of, match_categories, read_annotations
 from ..datasets.images import read_image
 from ..encoders.image_encoder import ImageEncoder
+from ..models.proposals import Proposals, build_proposals
 from ..regions.crops import CropPolicy, crop_regions, join_scales
+from ..regions.embedding import BATCH_MULTIPLE, RegionEncoder, batches, encode_crops
 from ..regions.store import RegionStoreWriter
 from ..text.vocabulary import Vocabulary
 from ..threads import map_ahead
 from ..version import __version__
-from .proposals import Proposals, build_proposals
 
 _SECTION = ('store', 'dataset', 'image_encoder', 'crops', 'proposals', 'batch_size', 'images_per_shard')
 _SUBSECTIONS = {
@@ -35,24 +36,8 @@ _SUBSECTIONS = {
     'proposals': ('file', 'config', 'checkpoint', 'ground_truth', 'top', 'nms', 'min_side'),
 }
 _REQUIRED = {'dataset': ('ann_file', 'images'), 'image_encoder': ('model',)}
-_BATCH_MULTIPLE = 32
 _IMAGES_PER_WINDOW = 16
 ProposalSource = Callable[[Sequence[tuple[int, np.ndarray]]], list[tuple[Tensor, Tensor]]]
-
-
-class RegionEncoder(Protocol):
-    """The part of ``ImageEncoder`` that caching uses."""
-
-    image_size: int
-    mean: tuple[float, ...]
-    embed_dim: int
-    fingerprint: str
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 RGB [N, 3, S, S] -> input of ``encode``."""
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Output of ``normalize`` -> embeddings [N, D], not of unit length."""
 
 
 @dataclass(frozen=True)
@@ -216,30 +201,18 @@ def cache_regions(
         ValueError, FileNotFoundError: an image is missing, damaged or of another size (it is named).
         OSError: the disk is full; finished shards are kept, and the next run continues.
     """
-    batch_size = -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
+    batch_size = -(-batch_size // BATCH_MULTIPLE) * BATCH_MULTIPLE
     with writer:
         decoded = map_ahead(lambda image: (image, _decode(image, exif)), images, workers)
         for _, shard in itertools.groupby(decoded, key=lambda pair: writer.shard_of(pair[0].image_id)):
             regions: list[tuple[int, Tensor, Tensor]] = []
             crops = _shard_crops(shard, proposals, encoder, policy, torch.device(device), regions, on_image)
-            features = [encode_crops(encoder, batch) for batch in _batches(crops, batch_size)]
+            features = [encode_crops(encoder, batch) for batch in batches(crops, batch_size)]
             joined = join_scales(torch.cat(features), len(policy.scales)).half().cpu()
             counts = [len(scores) for _, _, scores in regions]
             for (image_id, boxes, scores), rows in zip(regions, joined.split(counts)):
                 writer.add(image_id, boxes, scores, rows)
         return writer.close()
-
-
-@torch.inference_mode()
-def encode_crops(encoder: RegionEncoder, crops: Tensor) -> Tensor:
-    """Embeddings [N, D], float32, of uint8 crops [N, 3, S, S].
-
-    The batch is padded with black crops to a multiple of 32: matrix products of other sizes use remainder
-    kernels, with which the last bits of a row depend on the batch size and the number of threads.
-    """
-    padding = -len(crops) % _BATCH_MULTIPLE
-    padded = torch.cat([crops, crops.new_zeros((padding, *crops.shape[1:]))]) if padding else crops
-    return encoder.encode(encoder.normalize(padded))[: len(crops)].float()
 
 
 def _shard_crops(
@@ -264,22 +237,6 @@ def _shard_crops(
             yield crops
             if on_image is not None:
                 on_image(len(crops))
-
-
-def _batches(parts: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Regroup tensors [n, ...] into batches of ``batch_size``; the last one is shorter and may be empty."""
-    waiting: list[Tensor] = []
-    held = 0
-    for part in parts:
-        waiting.append(part)
-        held += len(part)
-        if held >= batch_size:
-            joined = torch.cat(waiting)
-            whole = held // batch_size * batch_size
-            yield from joined[:whole].split(batch_size)
-            waiting, held = [joined[whole:]], held - whole
-    if waiting:
-        yield torch.cat(waiting)
 
 
 def _decode(image: CacheImage, exif: bool) -> np.ndarray:

@@ -25,7 +25,7 @@ class TextSource:
     Args:
         vocabulary: any spelling that ``Vocabulary.parse`` reads; by default the words of the file.
         templates: name of a template set, or a list of templates.
-        encoder: arguments of ``TextEncoder``, or a ready encoder whose weights may change.
+        encoder: arguments of ``open_text_encoder``, or a ready encoder whose weights may change.
         embeddings: a ``.vocab.safetensors`` file; serves the words it holds. Another tower than ``encoder``
             must not have made it, which is checked where that lies in a file or folder.
         normalize_each: see ``TextEmbeddings.build``.
@@ -79,7 +79,7 @@ class TextSource:
                     f'{self._path} does not hold these words and text.encoder names no tower to encode them; '
                     f'it holds {_some(self._stored().vocabulary.names)}'
                 )
-            self._encoder = TextEncoder(**self._encoder_config)
+            self._encoder = open_text_encoder(self._encoder_config)
         return self._encoder
 
     def embed(self, vocabulary: Vocabulary, templates: 'Templates | None' = None) -> TextEmbeddings:
@@ -123,6 +123,28 @@ class TextSource:
             templates=stored.templates,
             encoder_fingerprint=stored.encoder_fingerprint,
         )
+
+
+def open_text_encoder(config: Mapping[str, Any]) -> TextBackend:
+    """The text encoder of a configuration.
+
+    Args:
+        config: ``kind`` 'clip' (default) with the arguments of ``TextEncoder``, 'tips' with those of
+            ``TipsText``, or 'labels' with those of ``load_label_tower``.
+    """
+    options = dict(config)
+    kind = options.pop('kind', 'clip')
+    if kind == 'clip':
+        return TextEncoder(**options)
+    if kind == 'tips':
+        from .dense.tips import TipsText
+
+        return TipsText(**options)
+    if kind == 'labels':
+        from .label_tower.tower import load_label_tower
+
+        return load_label_tower(**options).text
+    raise ValueError(f"text encoder kind {kind!r} is none of 'clip', 'tips', 'labels'")
 
 
 def _exchanged(text_embeddings: TextEmbeddings) -> TextEmbeddings:

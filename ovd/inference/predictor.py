@@ -74,7 +74,8 @@ class Predictor:
 
     Args:
         config: path of a config, or a loaded one; its ``test_dataloader`` gives the test pipeline.
-        checkpoint: weights of that model: safetensors, or a torch file, which is read weights-only.
+        checkpoint: weights of that model: safetensors, or a torch file, which is read weights-only; None for
+            models without weights of their own, such as ``ClipSegmentor``.
         device: for example ``'cpu'`` or ``'cuda:1'``; by default the GPU if there is one.
     Attributes:
         name: of the model, where it comes from a model folder.
@@ -87,7 +88,7 @@ class Predictor:
     def __init__(
         self,
         config: str | os.PathLike[str] | Config,
-        checkpoint: str | os.PathLike[str],
+        checkpoint: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         self.config = config if isinstance(config, Config) else load_config(config)
@@ -336,18 +337,20 @@ def _source(image: ImageSource) -> Any:
     return image.source if isinstance(image, LoadedImage) else image
 
 
-def _build_model(config: Config, checkpoint: str | os.PathLike[str]) -> 'OpenVocabularyModel':
+def _build_model(config: Config, checkpoint: str | os.PathLike[str] | None) -> 'OpenVocabularyModel':
     """The config's model with the checkpoint's weights, on the CPU."""
-    from ..models.base import OpenVocabularyModel  # brings the hosts
+    from ..models.base import OpenVocabularyModel, check_checkpoint  # brings the hosts
 
-    tensors = load_tensors(checkpoint)
+    tensors = None if checkpoint is None else load_tensors(checkpoint)
     section = copy.deepcopy(config.model)
     if 'data_preprocessor' in config:
         section.setdefault('data_preprocessor', config.data_preprocessor)
     model = MODELS.build(section)
     if not isinstance(model, OpenVocabularyModel):
         raise ValueError(f'{type(model).__name__} takes no vocabulary: its classes are fixed in its weights')
-    load_for_inference(model, tensors, source=checkpoint)
+    check_checkpoint(type(model), checkpoint)
+    if tensors is not None:
+        load_for_inference(model, tensors, source=checkpoint or '')
     return model
 
 

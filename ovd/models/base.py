@@ -41,12 +41,15 @@ class OpenVocabularyModel(BaseModel):
             implements ``find_phrases`` and ``readable_phrases``.
         groups_pixels: whether it forms groups of pixels before any word is known, see ``GroupViT``.
         sample_keys: metainfo of training samples that ``loss`` reads.
+        needs_checkpoint: False for models without weights of their own, made of towers that their
+            configuration names.
     """
 
     answers: ClassVar[Answers]
     reads_sentences: ClassVar[bool] = False
     groups_pixels: ClassVar[bool] = False
     sample_keys: tuple[str, ...] = ()
+    needs_checkpoint: ClassVar[bool] = True
 
     def __init__(self, *args: Any, text: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -215,3 +218,19 @@ class OpenVocabularyModel(BaseModel):
                 'no vocabulary: set `model.text.vocabulary` in the config or call `set_vocabulary()`'
             )
         return self._text_source
+
+
+def check_checkpoint(model: type[BaseModel], checkpoint: object) -> None:
+    """Refuse a missing checkpoint, and one for a model that has no weights of its own.
+
+    Raises:
+        ValueError: says what to give or to leave out.
+    """
+    needed = getattr(model, 'needs_checkpoint', True)
+    if needed and checkpoint is None:
+        raise ValueError(f'{model.__name__} needs a checkpoint, none was given')
+    if not needed and checkpoint is not None:
+        raise ValueError(
+            f'{model.__name__} has no weights of its own, its config names those of its towers: leave out '
+            f'the checkpoint {checkpoint}'
+        )

@@ -11,6 +11,8 @@ import ovd.models.groupvit.segmentor
 import ovd.models.groupvit.word_objectives
 import ovd.models.lseg.dpt
 import ovd.models.lseg.segmentor
+import ovd.models.training_free.detector
+import ovd.models.training_free.segmentor
 import ovd.models.vild.bbox_head
 import ovd.models.vild.box_coder
 import ovd.models.vild.detector

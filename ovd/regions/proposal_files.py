@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,9 @@ class ProposalTable:
     """Proposals of many images: boxes [R, 4] float32 xyxy in original pixels, scores [R] float32.
 
     ``first_row`` and ``counts`` locate the rows of an image id. If ``is_complete``, the file lists every
-    image, and an unknown id is an error; otherwise it is an image without proposals.
+    image, and an unknown id is an error; otherwise it is an image without proposals. ``has_scores`` tells
+    whether the scores come from the file; otherwise they are 1. ``segmentations`` holds a COCO segmentation
+    for each row, where the file has them.
     """
 
     source: str
@@ -36,6 +39,8 @@ class ProposalTable:
     boxes: np.ndarray
     scores: np.ndarray
     is_complete: bool
+    has_scores: bool = True
+    segmentations: list[Any] | None = None
 
     def count(self, image_id: int) -> int:
         """Number of proposals of an image.
@@ -54,6 +59,13 @@ class ProposalTable:
         count = self.count(image_id)
         first = self.first_row.get(image_id, 0)
         return self.boxes[first : first + count], self.scores[first : first + count]
+
+    def masks(self, image_id: int) -> list[Any] | None:
+        """COCO segmentations of an image's rows, in their order; None where the file has none."""
+        if self.segmentations is None:
+            return None
+        first = self.first_row.get(image_id, 0)
+        return self.segmentations[first : first + self.count(image_id)]
 
 
 def read_proposals(path: str | os.PathLike[str], image_ids: Sequence[int]) -> ProposalTable:
@@ -103,12 +115,18 @@ def _table(source: Path, parts: dict[int, np.ndarray], is_complete: bool) -> Pro
 def _from_json(source: Path, image_ids: list[int]) -> ProposalTable:
     results = json.loads(source.read_bytes())
     grouped: dict[int, list[list[float]]] = {}
+    shapes: dict[int, list[Any]] = {}
     for item in results:
         x, y, width, height = item['bbox']
         row = [x, y, x + width, y + height, item.get('score', 1.0)]
         grouped.setdefault(int(item['image_id']), []).append(row)
+        shapes.setdefault(int(item['image_id']), []).append(item.get('segmentation'))
     parts = {image_id: np.array(rows, dtype=np.float32) for image_id, rows in grouped.items()}
-    return _table(source, parts, is_complete=False)
+    table = _table(source, parts, is_complete=False)
+    table.has_scores = all('score' in item for item in results)
+    joined = [shape for per_image in shapes.values() for shape in per_image]
+    table.segmentations = joined if joined and all(joined) else None
+    return table
 
 
 def _from_npz(source: Path, image_ids: list[int]) -> ProposalTable:

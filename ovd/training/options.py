@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
 
 from ..files import require_file
+from ..models.base import check_checkpoint
 from ..optional import import_optional
 from ..options import check_option
 from ..registry import DATASETS, MODELS
@@ -76,13 +78,14 @@ def _use_amp(config: Config) -> None:
 
 def prepare_testing(
     config: Config,
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None,
     vocabulary: str | None = None,
     shuffle_text: bool = False,
 ) -> None:
     """Write the options of ``tools/test.py`` into ``config``; drop the training sections.
 
     Args:
+        checkpoint: None for models without weights of their own.
         vocabulary: classes of model and test data, instead of those of the config.
         shuffle_text: sanity check: exchange the text embeddings of novel classes, or if the test data are
             captions, exchange phrases between images.
@@ -90,7 +93,10 @@ def prepare_testing(
         FileNotFoundError: no such checkpoint.
         ValueError: the config has no test sections, or an option does not apply to its model or data.
     """
-    require_file(checkpoint, 'checkpoint')
+    if checkpoint is not None:
+        require_file(checkpoint, 'checkpoint')
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet')):
+        check_checkpoint(MODELS.get(config.model.type), checkpoint)
     absent = [name for name in ('test_dataloader', 'test_cfg', 'test_evaluator') if config.get(name) is None]
     if absent:
         raise ValueError(f'the config cannot be tested: it has no {", ".join(absent)}')
@@ -98,7 +104,8 @@ def prepare_testing(
         config.pop(name, None)
     for name in ('val_dataloader', 'val_cfg', 'val_evaluator'):
         config.pop(name, None)
-    config.load_from, config.resume = str(checkpoint), False
+    config.load_from = None if checkpoint is None else str(checkpoint)
+    config.resume = False
     text = config.model.get('text')
     if text is None and (vocabulary is not None or shuffle_text):
         option = '--shuffle-text' if vocabulary is None else '--vocabulary'

@@ -23,13 +23,13 @@ from ovd.caching.clip_regions import (
     CacheImage,
     RegionCaching,
     cache_regions,
-    encode_crops,
     read_cache_images,
     region_header,
 )
 from ovd.datasets.images import read_image
 from ovd.regions import shard as region_shard
 from ovd.regions.crops import CropPolicy, crop_regions
+from ovd.regions.embedding import encode_crops
 from ovd.regions.store import RegionStore, RegionStoreWriter
 from ovd.training.options import prepare_training
 from tests.helpers import ROOT, shared_path

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ovd.caching.clip_regions import RegionCaching
-from ovd.caching.proposals import DetectorProposals, Proposals, build_proposals, select_proposals
 from ovd.encoders.loading import load_clip
+from ovd.models.proposals import DetectorProposals, Proposals, build_proposals, select_proposals
 from ovd.regions.importers import DETPRO_CROPS, import_detpro, import_oadp
 from ovd.regions.proposal_files import read_proposals
 from ovd.regions.store import RegionStore

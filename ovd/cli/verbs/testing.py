@@ -15,7 +15,11 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
     """Parse the command line, evaluate, write the report."""
     parser = Parser(prog=program, description='Evaluate a checkpoint.')
     add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='a training checkpoint or a safetensors file')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help='a training checkpoint or a safetensors file; left out for models without weights of their own',
+    )
     parser.add_argument('--out', help='where the metrics go; default metrics.json in the work directory')
     parser.add_argument('--vocabulary', help="classes to test with: a built-in set, a file, or 'a, b, c'")
     parser.add_argument(

@@ -125,17 +125,28 @@ def select_proposals(
 
     Ties keep their order, so the result does not depend on the machine.
     """
+    boxes, kept = select_rows(boxes, scores, image_size, top, nms_threshold, min_side)
+    return boxes, scores[kept]
+
+
+def select_rows(
+    boxes: Tensor,
+    scores: Tensor,
+    image_size: tuple[int, int],
+    top: int,
+    nms_threshold: float | None,
+    min_side: float,
+) -> tuple[Tensor, Tensor]:
+    """As ``select_proposals``, but the second result are the indices of the boxes that stay."""
     height, width = image_size
     limit = boxes.new_tensor([width, height, width, height])
     boxes = torch.minimum(boxes.clamp(min=0), limit)
     large = ((boxes[:, 2:] - boxes[:, :2]).amin(1) >= min_side).nonzero()[:, 0]
     order = large[scores[large].argsort(descending=True, stable=True)]
-    boxes, scores = boxes[order], scores[order]
     if nms_threshold is not None:
         rank = torch.arange(len(order), 0, -1, dtype=torch.float32)
-        keep = nms(boxes, rank, nms_threshold)[:top]
-        return boxes[keep], scores[keep]
-    return boxes[:top], scores[:top]
+        order = order[nms(boxes[order], rank, nms_threshold)]
+    return boxes[order[:top]], order[:top]
 
 
 class DetectorProposals:

@@ -8,7 +8,6 @@ from .collection import CONFIG_ROOT, find_config
 from .errors import ConfigError
 from .loading import load_config
 from .needs import STAGES, check_needs
-from .sections import parse_section
 
 __all__ = [
     'CONFIG_ROOT',
@@ -17,5 +16,4 @@ __all__ = [
     'check_needs',
     'find_config',
     'load_config',
-    'parse_section',
 ]

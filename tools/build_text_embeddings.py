@@ -7,7 +7,7 @@ python tools/build_text_embeddings.py --vocabulary coco_ov --templates vild63 \\
 import sys
 
 from ovd.cli.console import run_tool
-from ovd.cli.verbs.vocab import main
+from ovd.cli.verbs.weights.vocab import main
 
 if __name__ == '__main__':
     sys.exit(run_tool(main))

@@ -6,7 +6,7 @@ python tools/convert_checkpoint.py --from groupvit group_vit_gcc_yfcc_30e.pth gr
 import sys
 
 from ovd.cli.console import run_tool
-from ovd.cli.verbs.convert import main
+from ovd.cli.verbs.weights.convert import main
 
 if __name__ == '__main__':
     sys.exit(run_tool(main))

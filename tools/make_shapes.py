@@ -6,7 +6,7 @@ python tools/make_shapes.py --out data/shapes
 import sys
 
 from ovd.cli.console import run_tool
-from ovd.cli.verbs.data import shapes as main
+from ovd.cli.verbs.data.shapes import shapes as main
 
 if __name__ == '__main__':
     sys.exit(run_tool(main))

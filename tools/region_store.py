@@ -6,7 +6,7 @@ python tools/region_store.py info data/shapes/regions_train
 import sys
 
 from ovd.cli.console import run_tool
-from ovd.cli.verbs.stores import main
+from ovd.cli.verbs.data.stores import main
 
 if __name__ == '__main__':
     sys.exit(run_tool(main))

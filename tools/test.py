@@ -8,7 +8,7 @@ python tools/test.py configs/vild_shapes.py work_dirs/vild_shapes/latest.pth [--
 import sys
 
 from ovd.cli.console import run_tool
-from ovd.cli.verbs.testing import main
+from ovd.cli.verbs.runs.testing import main
 
 if __name__ == '__main__':
     sys.exit(run_tool(main))

@@ -7,7 +7,7 @@ python tools/train.py configs/vild_shapes.py [--work-dir DIR] [--resume [CHECKPO
 import sys
 
 from ovd.cli.console import run_tool
-from ovd.cli.verbs.training import main
+from ovd.cli.verbs.runs.training import main
 
 if __name__ == '__main__':
     sys.exit(run_tool(main))

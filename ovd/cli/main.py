@@ -1,8 +1,8 @@
 """The command ``ovd``: its verbs by name, each imported when it is called.
 
-``ovd --help`` imports Typer and nothing else of weight. To add a verb: a module in ``verbs`` and a line in
-``VERBS``. A module has either ``app``, a Typer application, or ``main(argv, program)``, which reads its own
-arguments: those verbs are also scripts in ``tools/``, where ``--cfg-options`` takes several values.
+``ovd --help`` imports Typer and nothing else of weight. To add a verb: a module in a folder of ``verbs`` and a
+line in ``VERBS``. A module has either ``app``, a Typer application, or ``main(argv, program)``, which reads its
+own arguments: those verbs are also scripts in ``tools/``, where ``--cfg-options`` takes several values.
 """
 
 import importlib
@@ -33,19 +33,21 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    'predict': Verb('predict', 'Find words in pictures: drawings, tables and annotation files.'),
-    'label': Verb('label', 'Annotate a folder of pictures; resumable.'),
-    'train': Verb('training', 'Train the model of a config.', own_parser=True),
-    'test': Verb('testing', 'Evaluate weights; metrics with their protocol.', own_parser=True),
-    'configs': Verb('configs', 'List the configs of the package, or copy one.'),
-    'models': Verb('models', 'List published models and those on this disk.', app='models_app'),
-    'fetch': Verb('models', 'Download and convert a published model.', app='fetch_app'),
-    'pack': Verb('models', 'Make a model folder of a training.', app='pack_app'),
-    'convert': Verb('convert', 'Turn a published checkpoint into one of ours, or back.', own_parser=True),
-    'vocab': Verb('vocab', 'Turn words into a file of class vectors.', own_parser=True),
-    'cache': Verb('cache', 'Region stores: make, verify, info, import.', own_parser=True),
-    'data': Verb('data', 'Draw the data set that ovd brings, OV-Shapes.', own_parser=True),
-    'bench': Verb('bench', 'Measure how fast a model answers on this machine.'),
+    'predict': Verb('pictures.predict', 'Find words in pictures: drawings, tables and annotation files.'),
+    'label': Verb('pictures.label', 'Annotate a folder of pictures; resumable.'),
+    'train': Verb('runs.training', 'Train the model of a config.', own_parser=True),
+    'test': Verb('runs.testing', 'Evaluate weights; metrics with their protocol.', own_parser=True),
+    'configs': Verb('runs.configs', 'List the configs of the package, or copy one.'),
+    'models': Verb('weights.models', 'List published models and those on this disk.', app='models_app'),
+    'fetch': Verb('weights.models', 'Download and convert a published model.', app='fetch_app'),
+    'pack': Verb('weights.models', 'Make a model folder of a training.', app='pack_app'),
+    'convert': Verb(
+        'weights.convert', 'Turn a published checkpoint into one of ours, or back.', own_parser=True
+    ),
+    'vocab': Verb('weights.vocab', 'Turn words into a file of class vectors.', own_parser=True),
+    'cache': Verb('data.cache', 'Region stores: make, verify, info, import.', own_parser=True),
+    'data': Verb('data.shapes', 'Draw the data set that ovd brings, OV-Shapes.', own_parser=True),
+    'bench': Verb('runs.bench', 'Measure how fast a model answers on this machine.'),
     'doctor': Verb('doctor', 'Describe this installation, for a report of a problem.'),
 }
 

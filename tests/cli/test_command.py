@@ -2,11 +2,13 @@
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
 from ovd.catalogue.entries import entries
@@ -239,3 +241,19 @@ def test_configs_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFix
     first = next(path for path in (copy, *bases) if path.name == 'vild_r50_lvis.py')
     assert load_config(first).to_dict() == load_config('vild_r50_lvis').to_dict()
     assert run(['configs', '--copy', 'vild_r50_lvis', '--out', str(tmp_path / 'mine')]) == 2
+
+
+def documented_calls() -> list[str]:
+    """Every command of the documentation whose options Typer reads."""
+    text = (ROOT / 'docs' / 'command.md').read_text(encoding='utf-8')
+    calls = [line.strip() for line in text.splitlines() if line.startswith('    ') and 'ovd ' in line]
+    return [call[call.index('ovd ') :] for call in calls]
+
+
+@pytest.mark.parametrize('call', documented_calls())
+def test_documented_calls_have_known_options(call: str) -> None:
+    name, *arguments = shlex.split(call)[1:]
+    verb = VERBS[name]
+    assert not verb.own_parser
+    command = typer.main.get_command(getattr(load(verb), verb.app))
+    command.make_context(name, arguments)

@@ -63,7 +63,8 @@ def test_the_command_works_without_a_checkout(site: Path, tmp_path: Path) -> Non
     assert 'glip_shapes ' in ovd('configs')
     assert 'onedl-mmcv' in ovd('doctor')
     ovd('data', 'shapes', '--train', '8', '--val', '2', '--test', '2')
-    ovd('train', 'glip_shapes', '--cfg-options', 'max_iters=2', 'train_dataloader.batch_size=2')
+    few = ['max_iters=2', 'param_scheduler=[]', 'train_dataloader.batch_size=2']
+    ovd('train', 'glip_shapes', '--cfg-options', *few)
     latest = 'work_dirs/glip_shapes/latest.pth'
     assert (tmp_path / latest).is_file()
     ovd('pack', 'glip_shapes', latest, 'models/shapes')

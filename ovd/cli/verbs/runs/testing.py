@@ -8,7 +8,7 @@ python tools/test.py configs/vild_shapes.py work_dirs/vild_shapes/latest.pth [--
 import os
 from collections.abc import Sequence
 
-from ..console import Parser, add_config_arguments, read_config, say
+from ...console import Parser, add_config_arguments, read_config, say
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
     if os.path.isdir(out):
         raise IsADirectoryError(f'--out {out} is a folder, the metrics need the name of a file')
 
-    from ...files import write_json
-    from ...training.options import dump_predictions, prepare_testing
-    from ...training.reports import evaluate
-    from ...training.runner import build_runner
+    from ....files import write_json
+    from ....training.options import dump_predictions, prepare_testing
+    from ....training.reports import evaluate
+    from ....training.runner import build_runner
 
     prepare_testing(config, args.checkpoint, args.vocabulary, args.shuffle_text)
     if args.dump is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import say
+from ...console import say
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -28,7 +28,7 @@ def configs(
             say(str(path))
         return
 
-    from ...config.collection import collection
+    from ....config.collection import collection
 
     found = {name: path for name, path in collection().items() if (part or '') in name}
     if not found:
@@ -55,7 +55,7 @@ def copy_config(name: str, out: Path) -> list[Path]:
     Raises:
         FileExistsError: a file is there already.
     """
-    from ...config import CONFIG_ROOT, find_config
+    from ....config import CONFIG_ROOT, find_config
 
     sources = [find_config(name)]
     for source in sources:

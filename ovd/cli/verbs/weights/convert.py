@@ -24,7 +24,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..console import Parser, say
+from ...console import Parser, say
 
 # Name of a layout -> (what it is called in the metadata, module and function that convert it).
 LAYOUTS = {
@@ -68,9 +68,9 @@ def convert_prompts(source: Path, out: Path, words: str) -> None:
     """A tensor of class prompts -> a text embeddings file."""
     from torch import Tensor
 
-    from ...checkpoints.reading import read_checkpoint
-    from ...conversion.vild import convert_detpro_prompts
-    from ...text.vocabulary import Vocabulary
+    from ....checkpoints.reading import read_checkpoint
+    from ....conversion.vild import convert_detpro_prompts
+    from ....text.vocabulary import Vocabulary
 
     prompts = read_checkpoint(source)
     if not isinstance(prompts, Tensor):
@@ -82,9 +82,9 @@ def convert_prompts(source: Path, out: Path, words: str) -> None:
 
 def convert_weights(source: Path, out: Path, config: str | None, layout: str) -> None:
     """A model's checkpoint -> ours, with a list of what was left out."""
-    from ...checkpoints.loading import load_tensors
-    from ...checkpoints.writing import save_tensors
-    from ...files import sha256_file
+    from ....checkpoints.loading import load_tensors
+    from ....checkpoints.writing import save_tensors
+    from ....files import sha256_file
 
     title, module, function = LAYOUTS[layout]
     converted = getattr(importlib.import_module(module), function)(load_tensors(source))
@@ -103,11 +103,11 @@ def convert_weights(source: Path, out: Path, config: str | None, layout: str) ->
 
 def export_weights(source: Path, out: Path, config: str | None, layout: str) -> None:
     """GroupViT weights of ours -> another layout, with a list of what was left out."""
-    from ...checkpoints.loading import load_tensors
-    from ...checkpoints.writing import save_checkpoint, save_tensors
-    from ...config import load_config
-    from ...conversion.groupvit import export_groupvit, transformers_config
-    from ...files import write_json
+    from ....checkpoints.loading import load_tensors
+    from ....checkpoints.writing import save_checkpoint, save_tensors
+    from ....config import load_config
+    from ....conversion.groupvit import export_groupvit, transformers_config
+    from ....files import write_json
 
     tensors = load_tensors(source)
     if config:
@@ -129,9 +129,9 @@ def check(tensors: dict, config_path: str) -> None:
     import mmdet.models  # noqa: F401
     from mmengine.registry import init_default_scope
 
-    from ...checkpoints.comparing import compare
-    from ...config import load_config
-    from ...registry import MODELS
+    from ....checkpoints.comparing import compare
+    from ....config import load_config
+    from ....registry import MODELS
 
     config = load_config(config_path)
     init_default_scope(config.get('default_scope', 'mmdet'))

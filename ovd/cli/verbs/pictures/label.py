@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import options
-from ..console import USER_ERROR, one_line, say
-from ..question import ModelChoice, parse_thresholds, parse_words
-from ..summary import Summary
+from ... import options
+from ...console import USER_ERROR, one_line, say
+from ...question import ModelChoice, parse_thresholds, parse_words
+from ...summary import Summary
 from .predict import DEFAULT_THRESHOLD, default_workers
 
 if TYPE_CHECKING:
-    from ...inference.pictures.sources import Picture
-    from ...inference.pictures.stream import Answered, Question
-    from ...inference.pictures.writers import Record
-    from ...inference.predictor import Predictor
+    from ....inference.pictures.sources import Picture
+    from ....inference.pictures.stream import Answered, Question
+    from ....inference.pictures.writers import Record
+    from ....inference.predictor import Predictor
 
 FORMATS = ('coco', 'yolo', 'voc', 'labelme', 'cvat')
 
@@ -67,8 +67,8 @@ def label(
     vocabulary = parse_words(words)
     common, named = parse_thresholds(threshold or (), vocabulary.labels)
 
-    from ...inference.pictures.sources import find_pictures
-    from ...pseudo_labels.photos import PhotoLabelling
+    from ....inference.pictures.sources import find_pictures
+    from ....pseudo_labels.photos import PhotoLabelling
 
     pictures = find_pictures([images], out)
     chosen.locate()
@@ -116,7 +116,7 @@ def _question(
     overlap: float,
     half: bool,
 ) -> 'Question':
-    from ...inference.pictures.stream import Question
+    from ....inference.pictures.stream import Question
 
     threshold = None if predictor.is_segmentor else lowest
     return Question(threshold=threshold, thresholds=named, topk=topk, tile=tile, overlap=overlap, half=half)
@@ -137,7 +137,7 @@ def _annotate(
     workers: int,
     pictures: 'Sequence[Picture]',
 ) -> Iterator[tuple['Picture', 'Record | None', str]]:
-    from ...inference.pictures.stream import answers, finish
+    from ....inference.pictures.stream import answers, finish
 
     for item, record in finish(
         answers(predictor, pictures, asked, batch, workers), partial(_record, nms), workers
@@ -146,8 +146,8 @@ def _annotate(
 
 
 def _record(nms: float, item: 'Answered') -> 'Record | None':
-    from ...inference.pictures.writers import make_record
-    from ...inference.predictions import Prediction
+    from ....inference.pictures.writers import make_record
+    from ....inference.predictions import Prediction
 
     if item.error is not None:
         return None

@@ -12,7 +12,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from ..console import Parser, say
+from ...console import Parser, say
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -63,7 +63,7 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
 
 def show(args: argparse.Namespace) -> None:
     """Print the header, the counts and the size."""
-    from ...regions.store import RegionStore
+    from ....regions.store import RegionStore
 
     store = RegionStore(args.store)
     shards = store.manifest['shards']
@@ -76,7 +76,7 @@ def verify(args: argparse.Namespace) -> None:
     """Check the shards with a progress bar; fail with the list of the bad ones."""
     from tqdm import tqdm
 
-    from ...regions.store import RegionStore
+    from ....regions.store import RegionStore
 
     store = RegionStore(args.store)
     checks = store.verify_shards(args.sample, args.seed)
@@ -92,9 +92,9 @@ def import_from_detpro(args: argparse.Namespace) -> None:
     """Join a proposal pickle and embeddings into a store."""
     from tqdm import tqdm
 
-    from ...datasets.annotations import read_annotations
-    from ...regions.importers import import_detpro
-    from ...regions.proposal_files import read_proposals
+    from ....datasets.annotations import read_annotations
+    from ....regions.importers import import_detpro
+    from ....regions.proposal_files import read_proposals
 
     image_ids = [image['id'] for image in read_annotations(args.annotations)['images']]
     listed = sorted(image_ids) if args.order == 'id' else image_ids
@@ -109,8 +109,8 @@ def import_from_oadp(args: argparse.Namespace) -> None:
     """Bring OADP's files into a store."""
     from tqdm import tqdm
 
-    from ...datasets.annotations import read_annotations
-    from ...regions.importers import import_oadp
+    from ....datasets.annotations import read_annotations
+    from ....regions.importers import import_oadp
 
     image_ids = [image['id'] for image in read_annotations(args.annotations)['images']]
     fingerprint = _fingerprint(args.clip)
@@ -120,7 +120,7 @@ def import_from_oadp(args: argparse.Namespace) -> None:
 
 
 def _fingerprint(names: Sequence[str]) -> str:
-    from ...encoders.loading import load_clip
+    from ....encoders.loading import load_clip
 
     if len(names) > 2:
         raise ValueError(f'--clip takes a model and its weights, got {" ".join(names)}; put the option last')

@@ -6,7 +6,7 @@ python tools/train.py configs/vild_shapes.py [--work-dir DIR] [--resume [CHECKPO
 
 from collections.abc import Sequence
 
-from ..console import Parser, add_config_arguments, read_config, say
+from ...console import Parser, add_config_arguments, read_config, say
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
     if args.launcher == 'none':
         say(f'{args.config}: building model and data; results go to {config.work_dir}')
 
-    from ...training.options import log_to_tensorboard, prepare_training
-    from ...training.runner import build_runner
+    from ....training.options import log_to_tensorboard, prepare_training
+    from ....training.runner import build_runner
 
     prepare_training(config, resume=args.resume, amp=args.amp, seed=args.seed)
     if args.tensorboard:

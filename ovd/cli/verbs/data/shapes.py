@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..console import Parser, say
+from ...console import Parser, say
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -39,7 +39,7 @@ def draw_shapes(out: str, counts: dict[str, int], seed: int, size: int) -> None:
     """Draw the pictures, unless the folder holds these very ones."""
     from tqdm import tqdm
 
-    from ...shapes.files import ShapesPlan, is_drawn, write_shapes
+    from ....shapes.files import ShapesPlan, is_drawn, write_shapes
 
     plan = ShapesPlan(counts, seed=seed, size=size)
     if is_drawn(out, plan):

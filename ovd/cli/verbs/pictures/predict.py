@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import options
-from ..console import USER_ERROR, one_line, say
-from ..question import ModelChoice, check_sentence, parse_thresholds, parse_words
-from ..summary import Summary
+from ... import options
+from ...console import USER_ERROR, one_line, say
+from ...question import ModelChoice, check_sentence, parse_thresholds, parse_words
+from ...summary import Summary
 
 if TYPE_CHECKING:
-    from ...inference.pictures.sources import Picture
-    from ...inference.pictures.stream import Answered, Question
-    from ...inference.pictures.writers import Record
-    from ...inference.predictor import Predictor
-    from ...text.vocabulary import Vocabulary
+    from ....inference.pictures.sources import Picture
+    from ....inference.pictures.stream import Answered, Question
+    from ....inference.pictures.writers import Record
+    from ....inference.predictor import Predictor
+    from ....text.vocabulary import Vocabulary
 
 FORMATS = ('coco', 'yolo', 'voc', 'labelme', 'cvat', 'csv', 'parquet', 'masks')
 PICTURES = {'jpg': 'JPEG', 'png': 'PNG'}
@@ -163,7 +163,7 @@ def default_workers() -> int:
 
 def run(chosen: ModelChoice, task: Task, images: Sequence[str]) -> int:
     """Check the question, load the model, answer; the exit code."""
-    from ...inference.pictures.sources import STDIN, find_pictures
+    from ....inference.pictures.sources import STDIN, find_pictures
 
     chosen.check()
     task.check()
@@ -181,7 +181,7 @@ def run(chosen: ModelChoice, task: Task, images: Sequence[str]) -> int:
         ask_for(predictor, words)
     common = fit_model(predictor, task, common, named)
 
-    from ...inference.pictures.stream import Question
+    from ....inference.pictures.stream import Question
 
     asked = Question(
         sentence=task.text if task.is_sentence else None,
@@ -213,7 +213,7 @@ def fit_model(
     Raises:
         ValueError: an option of detectors with a segmentor, or the other way round.
     """
-    from ...inference.predictions import find_background
+    from ....inference.predictions import find_background
 
     kind = type(predictor.model).__name__
     if not predictor.is_segmentor:
@@ -244,8 +244,8 @@ def answer(
 
     from tqdm import tqdm
 
-    from ...inference.draw import name_colors
-    from ...inference.pictures.stream import answers, finish
+    from ....inference.draw import name_colors
+    from ....inference.pictures.stream import answers, finish
 
     names = None if task.is_sentence else predictor.vocabulary.labels
     colors = None if names is None else name_colors(names)
@@ -287,8 +287,8 @@ def draw_and_record(item: 'Answered', task: Task, colors: Any) -> 'Record | None
     """Write the drawn picture of an answer; its record, or None where there is no answer."""
     from PIL import Image
 
-    from ...files import atomic_path
-    from ...inference.pictures.writers import make_record
+    from ....files import atomic_path
+    from ....inference.pictures.writers import make_record
 
     if item.error is not None or item.image is None:
         return None
@@ -301,8 +301,8 @@ def draw_and_record(item: 'Answered', task: Task, colors: Any) -> 'Record | None
 
 def write_files(records: Sequence['Record'], names: Sequence[str], task: Task, chosen: ModelChoice) -> None:
     """``predictions.json`` and the formats of ``--save``."""
-    from ...files import write_json
-    from ...inference.pictures.writers import FORMATS, coco_results, ids_of_annotations, number
+    from ....files import write_json
+    from ....inference.pictures.writers import FORMATS, coco_results, ids_of_annotations, number
 
     ids = number(records, names)
     if task.annotations is not None:

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...devices import find_device, process_rank
-from ..console import KeyValue, Parser, say
+from ....devices import find_device, process_rank
+from ...console import KeyValue, Parser, say
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
 
     from tqdm import tqdm
 
-    from ...caching.clip_regions import RegionCaching
-    from ...config import check_needs, load_config
+    from ....caching.clip_regions import RegionCaching
+    from ....config import check_needs, load_config
 
     if args.workers is not None and args.workers < 0:
         raise ValueError(f'--workers is {args.workers}, expected 0 or more')

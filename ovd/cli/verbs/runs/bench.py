@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .. import options
-from ..console import say
-from ..question import ModelChoice, parse_words
+from ... import options
+from ...console import say
+from ...question import ModelChoice, parse_words
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -37,12 +37,12 @@ def bench(
     chosen.check()
     vocabulary = parse_words(words)
 
-    from ...inference.pictures.sources import find_pictures
+    from ....inference.pictures.sources import find_pictures
 
     pictures = find_pictures(images, Path('bench'))[:limit]
 
-    from ...inference.pictures.throughput import compare
-    from .predict import default_workers
+    from ....inference.pictures.throughput import compare
+    from ..pictures.predict import default_workers
 
     start = time.perf_counter()
     predictor = chosen.load().set_vocabulary(vocabulary)

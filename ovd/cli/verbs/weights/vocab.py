@@ -10,10 +10,10 @@ which encoder made it.
 import argparse
 from collections.abc import Sequence
 
-from ...devices import find_device
-from ...text.templates import TEMPLATES, get_templates
-from ...text.vocabulary import Vocabulary, builtin_vocabularies
-from ..console import Parser, say
+from ....devices import find_device
+from ....text.templates import TEMPLATES, get_templates
+from ....text.vocabulary import Vocabulary, builtin_vocabularies
+from ...console import Parser, say
 
 
 def parse_args(argv: Sequence[str] | None, program: str | None) -> argparse.Namespace:
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     args = parse_args(argv, program)
     from tqdm import tqdm
 
-    from ...encoders.loading import load_clip
-    from ...encoders.text_embeddings import TextEmbeddings
-    from ...encoders.text_encoder import TextEncoder
+    from ....encoders.loading import load_clip
+    from ....encoders.text_embeddings import TextEmbeddings
+    from ....encoders.text_encoder import TextEncoder
 
     if not args.out.endswith('.vocab.safetensors'):
         raise ValueError(f'--out {args.out} must end with .vocab.safetensors')

@@ -1,8 +1,8 @@
 """The command ``ovd``: its verbs by name, each imported when it is called.
 
-``ovd --help`` imports Typer and nothing else of weight. To add a verb: a module in a folder of ``verbs`` and a
-line in ``VERBS``. A module has either ``app``, a Typer application, or ``main(argv, program)``, which reads its
-own arguments: those verbs are also scripts in ``tools/``, where ``--cfg-options`` takes several values.
+``ovd --help`` imports Typer and nothing else of weight. To add a verb: a module in a folder of ``verbs`` and
+a line in ``VERBS``. A module has either ``app``, a Typer application, or ``main(argv, program)``, which reads
+its own arguments: those verbs are also scripts in ``tools/``, where ``--cfg-options`` takes several values.
 """
 
 import importlib

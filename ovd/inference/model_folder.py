@@ -122,11 +122,12 @@ def write_model_folder(
     answering: Mapping[str, Any] | None = None,
     card: ModelCard | None = None,
     replace: bool = False,
+    name: str | None = None,
 ) -> Path:
     """Write a model folder; it appears whole or not at all.
 
     Args:
-        out: folder to make; its name is that of the model.
+        out: folder to make.
         model: with the weights to store.
         config: with ``model``, ``default_scope`` and, it may be, ``data_preprocessor``; files that it names
             are copied, except those of the package and of models under ``$OVD_HOME``, which are referred to.
@@ -136,6 +137,7 @@ def write_model_folder(
         answering: see ``ModelFolder``.
         card: for ``MODEL_CARD.md``.
         replace: put it in place of a model folder that is there.
+        name: of the model, by default that of the folder.
     Returns:
         the folder.
     Raises:
@@ -158,7 +160,7 @@ def write_model_folder(
         content = {
             'format': FORMAT,
             'version': VERSION,
-            'name': out.name,
+            'name': name or out.name,
             'default_scope': config.get('default_scope', 'mmdet'),
             'model': encode(_prepared(section, vocabulary), files.reference),
             'pipeline': encode(_without_backends(list(pipeline)), files.reference, 'pipeline'),
@@ -171,7 +173,7 @@ def write_model_folder(
             write_json(folder / WORDS, vocabulary.to_dict())
         save_tensors(folder / WEIGHTS, model.state_dict(), {'format': 'pt'})
         _write_json(folder / CONFIG, content)
-        (folder / CARD).write_text((card or ModelCard()).text(out.name), encoding='utf-8')
+        (folder / CARD).write_text((card or ModelCard()).text(name or out.name), encoding='utf-8')
         write_hashes(folder)
         folder.chmod(0o755)
         place(folder, out)

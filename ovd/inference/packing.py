@@ -22,16 +22,18 @@ def pack(
     card: ModelCard | None = None,
     answering: Mapping[str, Any] | None = None,
     replace: bool = False,
+    name: str | None = None,
 ) -> Path:
     """Write the model folder of a trained model; ``Predictor.from_pretrained`` reads it anywhere.
 
     Args:
         config: path of a config that can be tested, or a loaded one.
         checkpoint: its weights.
-        out: folder to be made; its name is that of the model.
+        out: folder to be made.
         card: what ``MODEL_CARD.md`` tells; by default config and checkpoint.
         answering: how scores become answers; by default ``answering.json`` beside the checkpoint, if any.
         replace: put it in place of a model folder that is there.
+        name: of the model, by default that of the folder.
     Returns:
         the folder.
     Raises:
@@ -49,4 +51,27 @@ def pack(
             origin=f'config {Path(str(source)).name}, checkpoint {Path(checkpoint).name} '
             f'(SHA-256 {sha256_file(checkpoint)})',
         )
-    return predictor.save_pretrained(out, card, replace)
+    return predictor.save_pretrained(out, card, replace, name)
+
+
+def pack_training(config: Config, checkpoint: str | os.PathLike[str], name: str) -> Path | None:
+    """Write the model folder of a training into its work directory, as ``model``.
+
+    Args:
+        config: of the training; its model answers for words and it has a test pipeline, else there is nothing
+            to pack.
+        checkpoint: the trained weights.
+        name: of the model.
+    Returns:
+        the folder; None for a model that does not answer for words.
+    Raises:
+        FileNotFoundError, OSError, ValueError: see ``pack``; the training is done all the same.
+    """
+    from ..models.base import OpenVocabularyModel
+    from ..registry import MODELS
+
+    kind = MODELS.get(config.model.type)
+    is_packable = isinstance(kind, type) and issubclass(kind, OpenVocabularyModel)
+    if not is_packable or config.get('test_dataloader') is None:
+        return None
+    return pack(config, checkpoint, Path(config.work_dir) / 'model', replace=True, name=name)

@@ -126,14 +126,19 @@ class Predictor:
         return predictor
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], card: ModelCard | None = None, replace: bool = False
+        self,
+        folder: str | os.PathLike[str],
+        card: ModelCard | None = None,
+        replace: bool = False,
+        name: str | None = None,
     ) -> Path:
         """Write a model folder with the words in use as its default; see ``write_model_folder``.
 
         Args:
-            folder: to be made; its name is that of the model.
+            folder: to be made.
             card: what ``MODEL_CARD.md`` tells.
             replace: put it in place of a model folder that is there.
+            name: of the model, by default that of the folder.
         """
         return write_model_folder(
             folder,
@@ -145,6 +150,7 @@ class Predictor:
             answering=self.answering,
             card=card,
             replace=replace,
+            name=name,
         )
 
     @property

@@ -10,6 +10,7 @@ import pytest
 
 import ovd
 from ovd.cli.console import run_tool
+from ovd.config import load_config
 from ovd.inference.model_folder import (
     HASHES,
     ModelCard,
@@ -18,7 +19,7 @@ from ovd.inference.model_folder import (
     verify_hashes,
     write_hashes,
 )
-from ovd.inference.packing import pack
+from ovd.inference.packing import pack, pack_training
 from ovd.inference.predictions import Prediction, Segmentation
 from ovd.inference.predictor import Predictor
 from ovd.inference.trusted_config import UnsafeModelFolderError, check
@@ -131,6 +132,17 @@ def test_answering_beside_a_checkpoint_is_packed(tmp_path: Path) -> None:
     pack(small.config, small.checkpoint, tmp_path / 'packed')
     assert read_model_folder(tmp_path / 'packed').answering == {'threshold': 0.25}
     assert json.loads((tmp_path / 'packed' / 'config.json').read_text())['text_encoder']['reference'] is None
+
+
+def test_a_training_is_packed_into_its_work_directory(tmp_path: Path) -> None:
+    small = write_small('groupvit', tmp_path / 'small')
+    config = load_config(small.config)
+    config.work_dir = str(tmp_path / 'work')
+    assert pack_training(config, small.checkpoint, 'my-run') == tmp_path / 'work' / 'model'
+    assert pack_training(config, small.checkpoint, 'my-run') == tmp_path / 'work' / 'model'  # of a later run
+    assert Predictor.from_pretrained(tmp_path / 'work' / 'model', device='cpu').name == 'my-run'
+    config.model = {'type': 'mmdet.RPN'}
+    assert pack_training(config, small.checkpoint, 'proposals') is None
 
 
 def test_a_card_tells_what_is_known() -> None:

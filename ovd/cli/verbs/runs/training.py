@@ -5,6 +5,8 @@ python tools/train.py configs/vild_shapes.py [--work-dir DIR] [--resume [CHECKPO
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from ...console import Parser, add_config_arguments, read_config, say
 
@@ -25,6 +27,9 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
     parser.add_argument(
         '--tensorboard', action='store_true', help='write curves for TensorBoard into the work directory'
     )
+    parser.add_argument(
+        '--no-pack', action='store_true', help='write no model folder of the trained model (WORK_DIR/model)'
+    )
     args = parser.parse_args(argv)
     config = read_config(args, 'train')
     if args.launcher == 'none':
@@ -36,4 +41,25 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
     prepare_training(config, resume=args.resume, amp=args.amp, seed=args.seed)
     if args.tensorboard:
         log_to_tensorboard(config)
-    build_runner(config).train()
+    runner = build_runner(config)
+    runner.train()
+    if runner.rank == 0 and not args.no_pack:
+        del runner
+        pack_trained(config, Path(args.config).stem)
+
+
+def pack_trained(config: Any, name: str) -> None:
+    """Write the model folder of a finished training; a failure is told and does not undo the training."""
+    from ...inference.packing import pack_training
+    from ...training.hooks import find_latest
+
+    latest = find_latest(config.work_dir)
+    if latest is None:
+        return
+    try:
+        folder = pack_training(config, latest, name)
+    except (OSError, ValueError) as error:
+        say(f'no model folder was written: {" ".join(str(error).split())}')
+        return
+    if folder is not None:
+        say(f'Model folder: {folder}')

@@ -13,15 +13,15 @@ _base_ = '../_base_/runtime.py'
 
 data_root = 'data/shapes/'
 vocabulary = 'shapes'
-needs = [
-    dict(
-        path=data_root + 'annotations', what='OV-Shapes', how='python tools/make_shapes.py --out data/shapes'
-    ),
-]
+needs = dict(
+    test=[
+        dict(path=data_root + 'annotations', what='OV-Shapes', how='ovd data shapes (tools/make_shapes.py)')
+    ]
+)
 
 model = dict(
     type='ovd.ClipDetector',
-    tower=dict(model='ovd/assets/clip_tiny_shapes', channels_last=True),
+    tower=dict(model='clip_tiny_shapes', channels_last=True),
     text=dict(vocabulary=vocabulary, templates='single'),
     proposals=dict(segments=dict(scales=(100.0, 300.0, 900.0)), top=50, min_side=12.0),
     crops=dict(mode='warp', scales=(1.0, 1.5)),

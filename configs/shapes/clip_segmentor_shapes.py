@@ -22,7 +22,7 @@ needs = [
 
 model = dict(
     type='ovd.ClipSegmentor',
-    tower=dict(model='ovd/assets/clip_tiny_shapes', windows=dict(stride=8, sizes=64, profile='triangle')),
+    tower=dict(model='clip_tiny_shapes', windows=dict(stride=8, sizes=64, profile='triangle')),
     text=dict(vocabulary=vocabulary, templates='single'),
     temperature=0.05,
 )

@@ -9,7 +9,7 @@ _base_ = './clip_segmentor_shapes.py'
 model = dict(
     tower=dict(
         _delete_=True,
-        model='ovd/assets/clip_tiny_vit_shapes',
+        model='clip_tiny_vit_shapes',
         attention='naclip',
     ),
 )

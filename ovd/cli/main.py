@@ -35,6 +35,7 @@ class Verb(NamedTuple):
 VERBS = {
     'predict': Verb('pictures.predict', 'Find words in pictures: drawings, tables and annotation files.'),
     'label': Verb('pictures.label', 'Annotate a folder of pictures; resumable.'),
+    'demo': Verb('pictures.demo', 'Answer questions about drawn pictures, or photographs.'),
     'train': Verb('runs.training', 'Train the model of a config.', own_parser=True),
     'test': Verb('runs.testing', 'Evaluate weights; metrics with their protocol.', own_parser=True),
     'configs': Verb('runs.configs', 'List the configs of the package, or copy one.'),

@@ -7,8 +7,8 @@ import typer
 Model = Annotated[
     str | None, typer.Option('--model', '-m', help='Name of a model (see ovd models), or its folder.')
 ]
-Config = Annotated[str | None, typer.Option(help='Config of a training, with --checkpoint.')]
-Checkpoint = Annotated[str | None, typer.Option(help='Weights of that config.')]
+Config = Annotated[str | None, typer.Option(help='Config by name or path, with --checkpoint.')]
+Checkpoint = Annotated[str | None, typer.Option(help='Weights of that config, unless it needs none.')]
 ConfigOption = Annotated[
     list[str] | None,
     typer.Option('--option', '-o', metavar='KEY=VALUE', help='Change the config; repeatable.'),

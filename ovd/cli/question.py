@@ -25,7 +25,7 @@ class ModelChoice:
 
     Attributes:
         name: of the catalogue, or the path of a model folder.
-        config, checkpoint: of a training, instead of a name.
+        config, checkpoint: of a training, instead of a name; the config alone where the model needs none.
         device: None chooses the GPU if there is one.
         options: changes to the config, KEY=VALUE.
     """
@@ -36,6 +36,11 @@ class ModelChoice:
     device: str | None = None
     options: tuple[str, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """What is loaded, for a message."""
+        return self.name or self.checkpoint or self.config or ''
+
     def check(self) -> None:
         """Refuse half a choice, and files that do not exist.
 
@@ -44,8 +49,8 @@ class ModelChoice:
         """
         if self.name is not None and (self.config or self.checkpoint):
             raise ValueError('--model names weights and config; leave out --config and --checkpoint')
-        if self.name is None and not (self.config and self.checkpoint):
-            raise ValueError('which model? give --model NAME, or both --config and --checkpoint')
+        if self.name is None and not self.config:
+            raise ValueError('which model? give --model NAME, or --config and --checkpoint')
         if self.name is not None and self.options:
             raise ValueError('-o changes a config: give --config and --checkpoint instead of --model')
         if self.checkpoint is not None and not Path(self.checkpoint).is_file():
@@ -83,17 +88,20 @@ class ModelChoice:
         if self.name is not None:
             return Predictor.from_pretrained(self.name, self.device)
         assert self.config is not None
-        assert self.checkpoint is not None
         config = load_config(self.config, pairs(self.options))
         check_needs(config, 'demo')
         return Predictor(config, self.checkpoint, self.device)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights file, or of the list of hashes of a model folder."""
-        from ..files import sha256_file
+        """SHA-256 of the weights, of a model folder's hashes, or of a config that needs no weights."""
+        from ..files import sha256_file, sha256_json
 
         if self.checkpoint is not None:
             return sha256_file(self.checkpoint)
+        if self.config is not None:
+            from ..config import load_config
+
+            return sha256_json(load_config(self.config, pairs(self.options)).to_dict())
         from ..inference.model_folder import HASHES, find_model_folder
 
         assert self.name is not None

@@ -309,3 +309,19 @@ def test_parts_cover_the_pictures(tmp_path: Path) -> None:
         PhotoLabelling(tmp_path, pictures, {'a': 2}, ['dog'], part_size=2)
     with pytest.raises(ValueError, match='pictures'):
         PhotoLabelling(tmp_path, pictures[1:], {'a': 1}, ['dog'], part_size=2)
+
+
+# ovd demo
+
+
+def test_the_demo_answers_about_pictures_it_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(['demo', '--words', 'star, heart', '--out', str(tmp_path)]) == 0
+    assert len(list(tmp_path.glob('*.png'))) == len(list((tmp_path / 'pictures').glob('*.png'))) == 12
+    assert {entry['category_id'] for entry in read(tmp_path / 'predictions.json')} <= {1, 2}
+    assert '12 of 12 pictures' in capsys.readouterr().out
+
+
+def test_photographs_of_the_demo_are_asked_for(tmp_path: Path) -> None:
+    assert run(['demo', str(tmp_path)]) == 2
+    assert run(['demo', '--photos', str(tmp_path / 'nowhere')]) == 2
+    assert run(['demo', '--words', 'dog, dog']) == 2

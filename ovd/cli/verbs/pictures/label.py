@@ -84,7 +84,7 @@ def label(
     if pending:
         left = sum(len(labelling.plan[index]) for index in pending)
         say(
-            f'{len(pictures)} pictures, {left} to do; loading {chosen.name or chosen.checkpoint} ...',
+            f'{len(pictures)} pictures, {left} to do; loading {chosen.title} ...',
             err=True,
         )
         predictor = chosen.load().set_vocabulary(vocabulary)

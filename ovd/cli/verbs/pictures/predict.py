@@ -175,7 +175,7 @@ def run(chosen: ModelChoice, task: Task, images: Sequence[str]) -> int:
     if task.is_sentence:
         check_sentence(task.text, chosen.model_type())
     if not task.quiet:
-        say(f'loading {chosen.name or chosen.checkpoint} ...', err=True)
+        say(f'loading {chosen.title} ...', err=True)
     predictor = chosen.load()
     if words is not None:
         ask_for(predictor, words)

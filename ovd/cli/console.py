@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..devices import limit_threads
-from .config_errors import wrong_argument
 
 Main = Callable[[Sequence[str] | None], int | None]
 
@@ -95,7 +94,16 @@ def _is_expected(error: Exception) -> bool:
         return True
     if not isinstance(error, TypeError):
         return False
-    return wrong_argument(error) is not None or _BUILT.match(str(error)) is not None
+    return _wrong_argument(error) is not None or _BUILT.match(str(error)) is not None
+
+
+def _wrong_argument(error: BaseException) -> str | None:
+    """See ``wrong_argument``; None where no config was read, without importing what reads them."""
+    if 'mmengine' not in sys.modules:
+        return None
+    from .config_errors import wrong_argument
+
+    return wrong_argument(error)
 
 
 _BUILT = re.compile(r'(?:class `(\w+)` in \S+: )+')
@@ -108,7 +116,7 @@ def one_line(error: BaseException) -> str:
     Gone are the quotes that ``KeyError`` adds, the traceback that a loader's worker adds, and the trail of
     classes that registries add, except for the innermost one where an argument is wrong.
     """
-    if (argument := wrong_argument(error)) is not None:
+    if (argument := _wrong_argument(error)) is not None:
         return argument
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text, from_worker = _IN_WORKER.subn('', text, count=1)

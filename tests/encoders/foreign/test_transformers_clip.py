@@ -168,6 +168,28 @@ def write_shards(folder: Path, stem: str, tensors: dict[str, Tensor]) -> None:
     (folder / f'{stem}.safetensors.index.json').write_text(json.dumps({'weight_map': places}))
 
 
+@pytest.mark.parametrize('shards', [False, True])
+def test_a_repository_of_the_hub_in_the_layout_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: bool
+) -> None:
+    hub = tmp_path / 'clip'
+    write_clip(hub, {'hidden_act': 'gelu'}, {'hidden_act': 'gelu'}, shards)
+    asked: list[str] = []
+
+    def from_hub(repository: str, names: list[str]) -> str:
+        asked.append(repository)
+        found = [hub / name for name in names if (hub / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f'{repository} holds none of {names}')
+        return str(found[0])
+
+    monkeypatch.setattr('ovd.encoders.sources._from_hub', from_hub)
+    clip = build_clip('hf-hub:someone/clip')
+    assert clip.fingerprint == build_clip(hub).fingerprint
+    assert clip.may_fetch
+    assert set(asked) == {'someone/clip'}
+
+
 @pytest.mark.parametrize(
     ('index', 'error', 'message'),
     [

@@ -125,6 +125,13 @@ class TextSource:
         )
 
 
+def text_half(tower: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``open_text_encoder`` for the text encoder that belongs to an image tower."""
+    if tower.get('kind') == 'labels':
+        return dict(tower)
+    return {key: tower[key] for key in ('kind', 'model', 'pretrained', 'dtype') if key in tower}
+
+
 def open_text_encoder(config: Mapping[str, Any]) -> TextBackend:
     """The text encoder of a configuration.
 

@@ -20,6 +20,7 @@ from torchvision.ops import batched_nms
 
 from ...encoders.text_embeddings import TextEmbeddings
 from ...encoders.text_encoder import check_same_encoder
+from ...encoders.text_source import text_half
 from ...regions.embedding import RegionEmbedder
 from ...regions.store import RegionStore
 from ...registry import MODELS
@@ -78,7 +79,7 @@ class ClipDetector(OpenVocabularyModel, BaseDetector):
         if not 0 <= objectness_weight < 1:
             raise ValueError(f'objectness_weight must lie in [0, 1), got {objectness_weight!r}')
         if text is not None and not {'encoder', 'embeddings'} & set(text):
-            text = {**text, 'encoder': dict(tower)}
+            text = {**text, 'encoder': text_half(tower)}
         if data_preprocessor is None:
             data_preprocessor = {'type': 'mmdet.DetDataPreprocessor', 'bgr_to_rgb': True}
         super().__init__(text=text, data_preprocessor=data_preprocessor, init_cfg=init_cfg)

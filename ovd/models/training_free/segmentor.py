@@ -11,6 +11,7 @@ from torch import Tensor
 from ...encoders.dense.tower import build_dense_tower
 from ...encoders.text_embeddings import TextEmbeddings
 from ...encoders.text_encoder import check_same_encoder
+from ...encoders.text_source import text_half
 from ...layers.cosine_scores import CosineScores, background_scores
 from ...layers.score_maps import ScoreMaps
 from ...registry import MODELS
@@ -59,8 +60,7 @@ class ClipSegmentor(OpenVocabularySegmentor):
                 'bgr_to_rgb': True,
             }
         if text is not None and not {'encoder', 'embeddings'} & set(text):
-            shared = ('kind', 'model', 'pretrained', 'dtype')
-            text = {**text, 'encoder': {key: tower[key] for key in shared if key in tower}}
+            text = {**text, 'encoder': text_half(tower)}
         divisor = dense.stride if size_divisor is None else size_divisor
         super().__init__(text=text, data_preprocessor=data_preprocessor, size_divisor=divisor, **kwargs)
         self.tower = dense

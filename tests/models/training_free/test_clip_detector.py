@@ -178,6 +178,7 @@ def test_proposals_of_the_samples() -> None:
 
 
 def test_segments_are_proposals_with_masks() -> None:
+    pytest.importorskip('skimage')
     picture = np.full((60, 80, 3), 200, np.uint8)
     picture[10:40, 20:60] = (200, 30, 30)
     boxes, scores, masks = segment_boxes(picture, scales=(100.0,))
@@ -279,6 +280,12 @@ def test_an_image_without_proposals_has_no_detections(tmp_path: Path, results: P
 def test_bad_settings_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         detector(**options)
+
+
+def test_options_of_the_image_tower_are_none_of_the_text_encoder() -> None:
+    text = {'vocabulary': WORDS, 'templates': 'single'}
+    model = ClipDetector({**TINY, 'channels_last': True}, text=text)
+    assert model.text_embeddings.encoder_fingerprint == model.embedder.tower.fingerprint
 
 
 def test_it_is_not_trained() -> None:

@@ -25,7 +25,7 @@ def compare_predict(model: torch.nn.Module, section: Any, text: Any, args: argpa
     from ovd.inference.pictures.throughput import compare
     from ovd.inference.predictor import Predictor
 
-    count, scale = (200, (1333, 800)) if args.full else (24, (640, 384))
+    count, scale = (200, (1333, 800)) if args.full else (16, (640, 384))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_photographs(folder / 'photos', count)

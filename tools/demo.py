@@ -126,7 +126,6 @@ def settle(predictor: 'Predictor', args: argparse.Namespace) -> None:
     if not predictor.is_segmentor:
         if args.background is not None:
             raise ValueError(f'--background and --no-background are for segmentors, {kind} is a detector')
-        args.score_thr = DEFAULT_SCORE if args.score_thr is None else args.score_thr
         return
     for option, value in (('--score-thr', args.score_thr), ('--max-per-image', args.max_per_image)):
         if value is not None:
@@ -164,7 +163,7 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
     colors = None if words is None else predictor.colors()
     failed = found = 0
     start = time.perf_counter()
-    limits = {'score_threshold': args.score_thr or 0.0, 'max_per_image': args.max_per_image}
+    limits = {'score_threshold': args.score_thr, 'max_per_image': args.max_per_image}
     for path, stem in zip(paths, output_stems(paths, args.out)):
         try:
             image = read_image(path)
@@ -183,7 +182,9 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
             draw_groups(predictor, image, stem, args)
         header: dict[str, object] = {'image': str(path)} | ({} if words is None else {'vocabulary': words})
         if not predictor.is_segmentor:
-            header['score_threshold'] = args.score_thr
+            header['score_threshold'] = (
+                predictor.options.threshold if args.score_thr is None else args.score_thr
+            )
         write_json(args.out / f'{stem}.json', header | prediction.to_dict())
         found += len(prediction)
         text = describe_areas(prediction) if predictor.is_segmentor else describe(prediction)

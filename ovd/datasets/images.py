@@ -21,6 +21,9 @@ from ..registry import TRANSFORMS
 _SIXTEEN_BIT_MAX = 65535
 
 
+ImageSource = str | os.PathLike[str] | np.ndarray | Image.Image
+
+
 class BrokenImageError(ValueError):
     """An image file that exists but cannot be decoded."""
 
@@ -107,6 +110,27 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == 'F':
         raise ValueError('floating-point pixels have no defined range; convert the image to 8 or 16 bits')
     return np.array(image.convert('RGB'))
+
+
+def as_rgb(source: ImageSource, name: str = 'image') -> np.ndarray:
+    """The pixels of a path, an RGB array or a PIL image: uint8 [H, W, 3], RGB.
+
+    Raises:
+        FileNotFoundError, BrokenImageError: see ``read_image``.
+        ValueError: anything else, or an array of another type or shape; the message names ``name``.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return read_image(source)
+    if isinstance(source, Image.Image):
+        try:
+            return to_rgb(source)
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}') from None
+    if not isinstance(source, np.ndarray):
+        raise ValueError(f'{name}: expected path, array or PIL image, got {type(source).__name__}')
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+        raise ValueError(f'{name}: expected RGB, uint8 [H, W, 3], got {source.dtype} {list(source.shape)}')
+    return source
 
 
 @TRANSFORMS.register_module()

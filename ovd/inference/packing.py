@@ -43,7 +43,8 @@ def pack(
     if answering is None and beside.is_file():
         answering = json.loads(beside.read_text(encoding='utf-8'))
     predictor = Predictor(config, checkpoint, device='cpu')
-    predictor.answering = None if answering is None else dict(answering)
+    if answering is not None:
+        predictor.options = AnswerOptions.from_dict(answering, str(beside))
     if card is None:
         source = config.filename if isinstance(config, Config) else config
         card = ModelCard(

@@ -3,11 +3,12 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from ..datasets.images import ImageSource, as_rgb
 from ..evaluation.coco_results import encode_mask, instance_entries, map_entries
 from ..optional import import_optional
 from .draw import RGB, draw_instances, draw_segmentation, font_size, name_colors
@@ -28,6 +29,7 @@ class Prediction(Result):
         names: N of the user's own words.
         masks: bool [N, H, W], or None when the model has no mask head.
         size: (H, W) of the original image.
+        runners_up: per instance, the next best names of the same object with their scores.
     """
 
     boxes: np.ndarray
@@ -36,6 +38,7 @@ class Prediction(Result):
     names: tuple[str, ...]
     masks: np.ndarray | None
     size: tuple[int, int]
+    runners_up: tuple[tuple[tuple[str, float], ...], ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,6 +59,7 @@ class Prediction(Result):
             labels=self.labels[indices],
             names=tuple(self.names[index] for index in indices),
             masks=None if self.masks is None else self.masks[indices],
+            runners_up=tuple(self.runners_up[index] for index in indices) if self.runners_up else (),
         )
 
     def suppress(self: AnyPrediction, iou: float, across_names: bool = False) -> AnyPrediction:
@@ -72,7 +76,10 @@ class Prediction(Result):
         if self.masks is not None:
             for instance, mask in zip(instances, self.masks):
                 instance['mask'] = encode_mask(mask)
-        return {'height': self.size[0], 'width': self.size[1], 'instances': instances}
+        for instance, others in zip(instances, self.runners_up):
+            instance['runners_up'] = [{'name': name, 'score': score} for name, score in others]
+        content = {'height': self.size[0], 'width': self.size[1], 'instances': instances}
+        return content | self.competition()
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Entries of a COCO results file.
@@ -115,13 +122,13 @@ class Prediction(Result):
 
     def draw(
         self,
-        image: np.ndarray,
+        image: ImageSource,
         colors: dict[str, RGB] | None = None,
         font: str | os.PathLike[str] | None = None,
     ) -> np.ndarray:
-        """Draw the instances on their image (uint8 [H, W, 3], RGB); see ``draw_instances``."""
-        _check_size(image, self.size)
-        return draw_instances(image, self.boxes, self.names, self.scores, self.masks, colors, font=font)
+        """Draw the instances on their image, given as for ``Predictor.predict``; see ``draw_instances``."""
+        pixels = _picture(image, self.size)
+        return draw_instances(pixels, self.boxes, self.names, self.scores, self.masks, colors, font=font)
 
 
 class Phrase(NamedTuple):
@@ -168,21 +175,21 @@ class Grounding(Prediction):
 
     def draw(
         self,
-        image: np.ndarray,
+        image: ImageSource,
         colors: dict[str, RGB] | None = None,
         font: str | os.PathLike[str] | None = None,
     ) -> np.ndarray:
         """Draw the instances on their image, with the sentence below; see ``draw_caption``.
 
         Args:
-            image: uint8 [H, W, 3], RGB.
+            image: the image, as for ``Predictor.predict``.
             colors: of the names in ``shown``, by default ``name_colors`` of these.
         """
-        _check_size(image, self.size)
+        pixels = _picture(image, self.size)
         shown = self.shown
         colors = name_colors(shown) if colors is None else colors
         names = [shown[label] for label in self.labels]
-        picture = draw_instances(image, self.boxes, names, self.scores, self.masks, colors, font=font)
+        picture = draw_instances(pixels, self.boxes, names, self.scores, self.masks, colors, font=font)
         marks = [
             Mark(start, end, colors[name])
             for name, phrase in zip(shown, self.phrases)
@@ -266,7 +273,8 @@ class Segmentation(Result):
             for label, area in self._areas().items()
         ]
         height, width = self.size
-        return {'height': height, 'width': width, 'background': self.background, 'segments': segments}
+        content = {'height': height, 'width': width, 'background': self.background, 'segments': segments}
+        return content | self.competition()
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Entries of a COCO results file for maps: one for each word on the image, without a score.
@@ -325,15 +333,14 @@ class Segmentation(Result):
 
     def draw(
         self,
-        image: np.ndarray,
+        image: ImageSource,
         colors: dict[str, RGB] | None = None,
         font: str | os.PathLike[str] | None = None,
         show_background: bool = False,
     ) -> np.ndarray:
-        """Draw the words on their image (uint8 [H, W, 3], RGB); see ``draw_segmentation``."""
-        _check_size(image, self.size)
+        """Draw the words on their image, given as for ``Predictor.predict``; see ``draw_segmentation``."""
         return draw_segmentation(
-            image,
+            _picture(image, self.size),
             self.labels,
             self.vocabulary,
             colors,
@@ -375,6 +382,9 @@ def non_maximum(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, iou: 
     return kept
 
 
-def _check_size(image: np.ndarray, size: tuple[int, int]) -> None:
-    if image.shape[:2] != size:
-        raise ValueError(f'this prediction is for an image of {size}, got one of {image.shape[:2]}')
+def _picture(image: ImageSource, size: tuple[int, int]) -> np.ndarray:
+    """The RGB pixels of an image that a prediction of this size is about."""
+    pixels = as_rgb(image)
+    if pixels.shape[:2] != size:
+        raise ValueError(f'this prediction is for an image of {size}, got one of {pixels.shape[:2]}')
+    return pixels

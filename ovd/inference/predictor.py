@@ -1,7 +1,8 @@
 """Ask a trained model: words in, the user's own names out, on boxes and masks or on every pixel.
 
-Preprocessing is the config's test pipeline and post-processing is the model's own, so the numbers are those
-of ``tools/test.py``. What is found on one image is a ``Prediction`` or a ``Segmentation``.
+Preprocessing is the config's test pipeline and post-processing is the model's own, so with ``raw=True`` the
+numbers are those of ``tools/test.py``. By default scores become answers as ``answering.py`` says: other words
+compete, an object has one name, and what is shown is mostly right.
 Reading order: ``Predictor``, helpers.
 """
 
@@ -23,14 +24,25 @@ from PIL import Image
 from ..checkpoints.loading import load_for_inference, load_tensors
 from ..config import load_config
 from ..datasets.image_pipeline import equal_shapes, image_steps
-from ..datasets.images import BrokenImageError, to_rgb
+from ..datasets.images import BrokenImageError, as_rgb
+from ..datasets.images import ImageSource as Picture
 from ..devices import find_device
 from ..registry import MODELS
 from ..text.vocabulary import Vocabulary
+from .answering import (
+    AnswerOptions,
+    find_options,
+    picture_notices,
+    resolve_instances,
+    resolve_pixels,
+    word_notices,
+)
+from .asking import Question, WordQuestions
 from .draw import RGB, name_colors
 from .model_folder import ModelCard, find_model_folder, read_model_folder, write_model_folder
 from .predictions import Grounding, Phrase, Prediction, Segmentation, find_background
 from .questions import caption_question
+from .verifying import CropVerifier
 
 if TYPE_CHECKING:
     from ..models.base import OpenVocabularyModel
@@ -49,7 +61,7 @@ class LoadedImage:
     source: Any
 
 
-ImageSource = str | os.PathLike[str] | np.ndarray | Image.Image | LoadedImage
+ImageSource = Picture | LoadedImage
 Answer = Prediction | Segmentation
 _ONE_IMAGE = (str, os.PathLike, np.ndarray, Image.Image, LoadedImage)
 
@@ -60,9 +72,8 @@ class Predictor:
     ::
 
         predictor = Predictor('configs/vild_shapes.py', 'work_dirs/vild_shapes/latest.pth')
-        predictor.set_vocabulary('red star, heart, ring')
-        for prediction in predictor.predict(['one.png', 'two.png']):
-            print(prediction.names, prediction.boxes)
+        for prediction in predictor.predict(['one.png', 'two.png'], 'red star, heart, ring'):
+            print(prediction.names, prediction.boxes, prediction.presence)
 
     With a segmentor each answer is a ``Segmentation``: ``answer.labels`` [H, W], ``answer.areas``. A model
     that reads sentences, such as ``GLIP``, finds what they name::
@@ -77,9 +88,11 @@ class Predictor:
         checkpoint: weights of that model: safetensors, or a torch file, which is read weights-only; None for
             models without weights of their own, such as ``ClipSegmentor``.
         device: for example ``'cpu'`` or ``'cuda:1'``; by default the GPU if there is one.
+        options: how scores become answers; by default those stored beside the checkpoint, see
+            ``AnswerOptions``.
     Attributes:
         name: of the model, where it comes from a model folder.
-        answering: how scores become answers, as the model folder says it; see ``AnswerOptions.from_dict``.
+        options: how scores become answers.
     Raises:
         FileNotFoundError: config or checkpoint is absent.
         ValueError: a checkpoint of another model, an unknown device, or a model that takes no vocabulary.
@@ -90,14 +103,19 @@ class Predictor:
         config: str | os.PathLike[str] | Config,
         checkpoint: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
+        options: AnswerOptions | None = None,
     ) -> None:
         self.config = config if isinstance(config, Config) else load_config(config)
         self.name = ''
-        self.answering: dict[str, Any] | None = None
         self.device = torch.device(find_device(None if device is None else str(device)))
         with DefaultScope.overwrite_default_scope(self.config.get('default_scope', 'mmdet')):
             self.model = _build_model(self.config, checkpoint).to(self.device).eval()
             self._from_path, self._from_array = _test_pipelines(self.config)
+        self.options = find_options(self.config, checkpoint) if options is None else options
+        self._questions = WordQuestions(self.model)
+        self._verifier: CropVerifier | None = None
+        self._words: Any = None
+        self._templates: Any = None
 
     @classmethod
     def from_pretrained(
@@ -121,8 +139,9 @@ class Predictor:
         folder = read_model_folder(find_model_folder(name), allow)
         data = {'dataset': {'type': 'model folder', 'pipeline': folder.pipeline}}
         config = {'default_scope': folder.default_scope, 'model': folder.model, 'test_dataloader': data}
-        predictor = cls(Config(config), folder.weights, device)
-        predictor.name, predictor.answering = folder.name, folder.answering
+        options = AnswerOptions.from_dict(folder.answering or {}, str(name))
+        predictor = cls(Config(config), folder.weights, device, options)
+        predictor.name = folder.name
         return predictor
 
     def save_pretrained(
@@ -145,9 +164,9 @@ class Predictor:
             self.model,
             self.config,
             question_pipeline(self.config),
-            vocabulary=_words(self.model),
+            vocabulary=self._questions.known if self._words is None else self.vocabulary,
             fingerprint=text_fingerprint(self.model),
-            answering=self.answering,
+            answering=self.options.to_dict(),
             card=card,
             replace=replace,
             name=name,
@@ -156,10 +175,12 @@ class Predictor:
     @property
     def vocabulary(self) -> Vocabulary:
         """The words asked for; those of the config until ``set_vocabulary`` is called."""
-        return self.model.vocabulary
+        return self._questions.build(self._words, self._templates).asked
 
     def set_vocabulary(self, words: Any, templates: Any = None) -> 'Predictor':
         """Ask for other words from now on; words asked for before cost no encoding.
+
+        Threads that ask for different words hand them to ``predict`` instead.
 
         Args:
             words: anything ``Vocabulary.parse`` reads, a ``Vocabulary``, or ``TextEmbeddings``.
@@ -167,8 +188,10 @@ class Predictor:
         Returns:
             the predictor itself.
         """
-        self.model.set_vocabulary(words, templates)
-        return self
+        question = self._questions.build(words, templates)
+        self._words, self._templates = words, templates
+        with self._questions.applied(question):
+            return self
 
     @property
     def is_segmentor(self) -> bool:
@@ -194,44 +217,71 @@ class Predictor:
     def predict(
         self,
         images: ImageSource | Sequence[ImageSource],
+        words: Any = None,
+        *,
         batch_size: int = 1,
-        score_threshold: float = 0.0,
+        score_threshold: float | Mapping[str, float] | None = None,
         max_per_image: int | None = None,
+        raw: bool = False,
     ) -> list[Any]:
-        """Find the words of the vocabulary on images.
+        """Find words on images.
 
         Args:
             images: one or many of: a path, an RGB array (uint8 [H, W, 3]), a PIL image.
+            words: what to look for, this time only, in any spelling of ``Vocabulary.parse``; by default the
+                words of ``set_vocabulary``. Safe to call from several threads with different words.
             batch_size: images per forward at most. Only images of equal input size share a batch, so the
                 result on an image does not depend on its neighbours.
-            score_threshold: instances below are left out, beyond those that the config's ``test_cfg`` drops.
+            score_threshold: instances below are not shown: one number, or numbers of single words; by default
+                the thresholds of ``options``. Only a lower limit when ``raw``, by default none.
             max_per_image: the best so many are kept, of those that the config's ``test_cfg`` keeps.
+            raw: what the model finds for these words alone, as ``tools/test.py`` scores it: no rivals,
+                several names for one object, no threshold.
         Returns:
             a ``Prediction`` for each image, a ``Segmentation`` by segmentors, in the order of ``images``.
         Raises:
             FileNotFoundError: an image is absent; the message names it.
-            ValueError: an image cannot be read or resized, or a segmentor was asked to select instances.
+            ValueError: bad words or thresholds, an image that cannot be read or resized, or a segmentor that
+                was asked to select instances.
         """
-        if self.is_segmentor and (score_threshold or max_per_image is not None):
+        if self.is_segmentor and (score_threshold is not None or max_per_image is not None):
             raise ValueError(
                 f'score_threshold and max_per_image select instances, '
                 f'{type(self.model).__name__} labels pixels'
             )
-        shown = self.vocabulary.labels
-        answers = (self._answer(sample, shown, source) for sample, source in self._stream(images, batch_size))
-        return [
-            answer.select(score_threshold, max_per_image) if isinstance(answer, Prediction) else answer
-            for answer in answers
-        ]
+        options = self.options.with_threshold(score_threshold)
+        asked = self._words if words is None else words
+        question = self._questions.build(asked, self._templates, None if raw else options)
+        names = question.asked.labels
+        known = self._questions.known
+        about_words = () if raw else word_notices(names, options, () if known is None else known.labels)
+        answers: list[Any] = []
+        for sample, source in self._stream(images, batch_size, question=question):
+            answer = self._answer(sample, question.shown, source)
+            if raw:
+                lowest = 0.0 if score_threshold is None else options.floor
+                answers.append(
+                    answer.select(lowest, max_per_image) if isinstance(answer, Prediction) else answer
+                )
+                continue
+            notices = (*self._picture_notices(source), *about_words)
+            if isinstance(answer, Prediction):
+                answer = self._resolved(answer, question.whole, names, options)
+                answers.append(replace(answer, notices=notices).select(max_per_image=max_per_image))
+            else:
+                answers.append(replace(resolve_pixels(answer, len(names), options), notices=notices))
+        return answers
 
     def ground(
         self,
         images: ImageSource | Sequence[ImageSource],
         caption: str,
         phrases: Sequence[Any] | None = None,
+        *,
         batch_size: int = 1,
-        score_threshold: float = 0.0,
+        score_threshold: float | None = None,
         max_per_image: int | None = None,
+        raw: bool = False,
     ) -> list[Grounding]:
         """Find the phrases of a sentence on images; the vocabulary is left as it is.
 
@@ -240,19 +290,27 @@ class Predictor:
             caption: the sentence, of any length, asked of every image.
             phrases: what to look for, see ``caption_question``; by default what the model takes for phrases.
             batch_size, score_threshold, max_per_image: as in ``predict``.
+            raw: several phrases for one object, and no threshold but a given one.
         Raises:
             FileNotFoundError: an image is absent; the message names it.
             ValueError: an image that cannot be read, or a wrong question, see ``caption_question``.
         """
+        options = self.options.with_threshold(score_threshold)
         prompt = caption_question(self.model, caption, phrases)
         question = {'text': caption, 'tokens_positive': [list(map(list, ranges)) for ranges in prompt.spans]}
         found = tuple(Phrase(text, spans) for text, spans in zip(prompt.names, prompt.spans))
+        about_words = () if raw else word_notices(prompt.names, options, ())
         answers = []
         for sample, source in self._stream(images, batch_size, question):
             answer = replace(_instances(sample, prompt.names), source=source)
+            if raw:
+                answer = answer.select(0.0 if score_threshold is None else options.floor)
+            else:
+                answer = resolve_instances(answer, prompt.names, options)
+                answer = replace(answer, notices=(*self._picture_notices(source), *about_words))
             values = {field.name: getattr(answer, field.name) for field in fields(answer)}
             grounding = Grounding(**values, caption=caption, phrases=found)
-            answers.append(grounding.select(score_threshold, max_per_image))
+            answers.append(grounding.select(max_per_image=max_per_image))
         return answers
 
     def load(self, image: ImageSource) -> LoadedImage:
@@ -274,12 +332,14 @@ class Predictor:
         self,
         images: ImageSource | Sequence[ImageSource],
         batch_size: int,
-        question: Mapping[str, Any] | None = None,
+        metainfo: Mapping[str, Any] | None = None,
+        question: Question | None = None,
     ) -> Iterator[tuple[Any, Any]]:
         """(Data sample with the answer, what was asked about), ``batch_size`` images in memory at a time.
 
         Args:
-            question: what is added to each data sample.
+            metainfo: what is added to each data sample.
+            question: words that the model is asked for; None leaves those in use.
         """
         sources = [images] if isinstance(images, _ONE_IMAGE) else list(images)
         if batch_size < 1:
@@ -288,25 +348,30 @@ class Predictor:
             window = sources[start : start + batch_size]
             inputs = [self._load(source, start + index) for index, source in enumerate(window)]
             for item in inputs:
-                item['data_samples'].set_metainfo(dict(question or {}))
+                item['data_samples'].set_metainfo(dict(metainfo or {}))
             found: list[Any] = [None] * len(inputs)
             for group in equal_shapes(inputs):
                 batch = {key: [inputs[index][key] for index in group] for key in ('inputs', 'data_samples')}
-                with torch.no_grad():
+                with self._questions.applied(question), torch.no_grad():
                     samples = self.model.test_step(batch)
                 for index, sample in zip(group, samples):
                     found[index] = sample
             yield from zip(found, map(_source, window))
 
     def _load(self, source: ImageSource, index: int) -> dict[str, Any]:
-        """Run the test pipeline on the image at place ``index`` of the question."""
+        """Run the test pipeline on the image at position ``index`` of the call."""
         if isinstance(source, LoadedImage):
             return {**source.data, 'data_samples': source.data['data_samples'].clone()}
         try:
             if isinstance(source, (str, os.PathLike)):
                 loaded = self._from_path({'img_path': os.fspath(source), 'img_id': index})
             else:
-                loaded = self._from_array({'img': _bgr(source, index), 'img_id': index})
+                loaded = self._from_array(
+                    {
+                        'img': np.ascontiguousarray(as_rgb(source, f'image {index}')[:, :, ::-1]),
+                        'img_id': index,
+                    }
+                )
         except cv2.error as error:
             # A side of less than half a pixel, where the longer one is scaled to the input size.
             name = source if isinstance(source, (str, os.PathLike)) else index
@@ -317,14 +382,28 @@ class Predictor:
     def _answer(self, sample: Any, shown: tuple[str, ...], source: Any) -> Answer:
         """What a data sample holds, with the names of its labels."""
         if self.is_segmentor:
-            own = self.model.background_index
+            own = self.model.background_index is not None
             return Segmentation(
                 labels=sample.pred_sem_seg.data[0].cpu().numpy().astype(np.int64),
                 vocabulary=shown,
-                background=find_background(shown) if own is None else own,
+                background=len(shown) if own else find_background(shown),
                 source=source,
             )
         return replace(_instances(sample, shown), source=source)
+
+    def _resolved(
+        self, answer: Prediction, words: Vocabulary, names: Sequence[str], options: AnswerOptions
+    ) -> Prediction:
+        """One name per object, after the verifier of the options has seen the best candidates."""
+        if options.verifier is not None and answer.source is not None:
+            if self._verifier is None:
+                self._verifier = CropVerifier(options.verifier, str(self.device))
+            answer = self._verifier.rescore(answer, as_rgb(answer.source), words, options)
+        return resolve_instances(answer, names, options)
+
+    def _picture_notices(self, source: Any) -> tuple[str, ...]:
+        """What to know about a picture; pictures are read again only for models with a record."""
+        return () if self.options.knowledge is None else picture_notices(self.options, as_rgb(source))
 
     def colors(self) -> dict[str, RGB]:
         """A colour for each name of the vocabulary, equal on every picture."""
@@ -374,15 +453,6 @@ def _instances(sample: Any, shown: Sequence[str]) -> Prediction:
     )
 
 
-def _words(model: Any) -> Vocabulary | None:
-    """The words of a model, None for one that has none yet."""
-    try:
-        vocabulary: Vocabulary = model.vocabulary
-    except ValueError:
-        return None
-    return vocabulary
-
-
 def text_fingerprint(model: Any) -> str | None:
     """The fingerprint of what encodes the words of a model, None where nothing does."""
     tower = getattr(model, 'text', None)
@@ -429,18 +499,3 @@ def _test_pipelines(config: Config) -> tuple[Compose, Compose]:
     scope = config.get('default_scope', 'mmdet')
     from_array = {'type': f'{scope}.LoadImageFromNDArray', 'to_float32': steps[0].get('to_float32', False)}
     return Compose(steps), Compose([from_array, *steps[1:]])
-
-
-def _bgr(pixels: Any, index: int) -> np.ndarray:
-    """The host's channel order of a PIL image or an RGB array; refuses arrays but uint8 [H, W, 3]."""
-    if isinstance(pixels, Image.Image):
-        try:
-            pixels = to_rgb(pixels)
-        except ValueError as error:
-            raise ValueError(f'image {index}: {error}') from None
-    if not isinstance(pixels, np.ndarray):
-        raise ValueError(f'image {index}: expected path, array or PIL image, got {type(pixels).__name__}')
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        shape = list(pixels.shape)
-        raise ValueError(f'image {index}: expected RGB, uint8 [H, W, 3], got {pixels.dtype} {shape}')
-    return np.ascontiguousarray(pixels[:, :, ::-1])

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,17 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..datasets.images import read_image, to_rgb
+from ..datasets.images import ImageSource, as_rgb
 from ..files import atomic_path
 
 _PICTURES = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
-
-
-def as_rgb(source: Any) -> np.ndarray:
-    """The pixels of a path, a PIL image or an RGB array, uint8 [H, W, 3]."""
-    if isinstance(source, str | os.PathLike):
-        return read_image(source)
-    return to_rgb(source) if isinstance(source, Image.Image) else np.asarray(source)
 
 
 @dataclass(frozen=True)
@@ -32,17 +25,34 @@ class Result:
     Attributes:
         source: the image that was asked about, as it was given (path, array or PIL image); None where it was
             not kept.
+        presence: of each asked name, shown or not: the best score of an object, or the share of the image that
+            the largest patch of pixels covers; 0 where the name is nowhere. Empty for raw answers.
+        seen_instead: names that were not asked for and won an object or pixels, with score or share.
+        notices: what to know before trusting the answer, such as a picture unlike the training pictures.
     """
 
     source: Any = field(default=None, kw_only=True, repr=False, compare=False)
+    presence: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    seen_instead: tuple[tuple[str, float], ...] = field(default=(), kw_only=True)
+    notices: tuple[str, ...] = field(default=(), kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         raise NotImplementedError
 
-    def draw(self, image: np.ndarray, *args: Any, **options: Any) -> np.ndarray:
+    def draw(self, image: ImageSource, *args: Any, **options: Any) -> np.ndarray:
         """The answer on its image, uint8 RGB."""
         raise NotImplementedError
+
+    def competition(self) -> dict[str, Any]:
+        """Presence, names seen instead and notices as JSON values; nothing for raw answers."""
+        if not self.presence:
+            return {}
+        return {
+            'presence': dict(self.presence),
+            'seen_instead': [{'name': name, 'score': score} for name, score in self.seen_instead],
+            'notices': list(self.notices),
+        }
 
     def to_json(self, indent: int | None = None) -> str:
         """``to_dict`` as JSON text."""

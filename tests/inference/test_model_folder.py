@@ -123,7 +123,7 @@ def test_what_lies_in_a_folder(folder: Path) -> None:
     assert 'init_cfg' not in json.dumps(content)
     assert 'lseg_small.py' in (folder / 'MODEL_CARD.md').read_text()
     assert read_model_folder(folder).answering == {'threshold': 0.4}
-    assert Predictor.from_pretrained(folder, device='cpu').answering == {'threshold': 0.4}
+    assert Predictor.from_pretrained(folder, device='cpu').options.threshold == 0.4
 
 
 def test_answering_beside_a_checkpoint_is_packed(tmp_path: Path) -> None:

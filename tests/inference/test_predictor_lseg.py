@@ -96,7 +96,7 @@ def test_labels_are_those_of_the_test_tool(
     """The metric's PNGs hold what the test loop predicted."""
     arguments = [str(toy['config']), str(toy['checkpoint']), '--work-dir', str(tmp_path)]
     assert run_tool(tool('test').main, arguments) == 0, capsys.readouterr().err
-    found = predictor.predict(toy['images'])
+    found = predictor.predict(toy['images'], raw=True)
     assert [answer.size for answer in found] == SIZES
     for answer, image in zip(found, toy['images']):
         (saved,) = (toy['folder'] / 'predicted').rglob(f'{image.stem}.png')
@@ -110,7 +110,7 @@ def test_the_test_tool_takes_batches_of_any_sizes(
     options = ['test_dataloader.batch_size=4', f'test_evaluator.save_maps={tmp_path / "maps"}']
     arguments = [str(toy['config']), str(toy['checkpoint']), '--work-dir', str(tmp_path / 'work')]
     assert run_tool(tool('test').main, [*arguments, '--cfg-options', *options]) == 0, capsys.readouterr().err
-    for answer, image in zip(predictor.predict(toy['images']), toy['images']):
+    for answer, image in zip(predictor.predict(toy['images'], raw=True), toy['images']):
         (saved,) = (tmp_path / 'maps').rglob(f'{image.stem}.png')
         assert (np.asarray(Image.open(saved)) != answer.labels).mean() < 0.002
 
@@ -121,7 +121,7 @@ def test_few_shot_nets_answer_in_the_frame_of_the_picture(toy: dict[str, Any]) -
     pipeline = config.test_dataloader.dataset.pipeline
     pipeline[1:3] = [{'type': 'ovd.LoadSegmentation'}, {'type': 'ovd.SquareResize', 'size': 64}]
     predictor = Predictor(config, toy['checkpoint'], device='cpu')
-    found = predictor.predict(toy['images'])
+    found = predictor.predict(toy['images'], raw=True)
     assert [answer.size for answer in found] == SIZES
     assert predictor.prepare(toy['images'][0])[0].shape == (1, 3, 64, 64)
     assert found[0].draw(np.asarray(Image.open(toy['images'][0]))).shape[2] == 3
@@ -132,7 +132,7 @@ def test_joined_test_sets_share_their_way_to_prepare_pictures(toy: dict[str, Any
     data = config.test_dataloader.dataset
     common = {'type': data.type, 'pipeline': data.pipeline}
     config.test_dataloader.dataset = {'type': 'ovd.UnifiedSegDataset', 'common': common, 'parts': [{}]}
-    (answer,) = Predictor(config, toy['checkpoint'], device='cpu').predict(toy['images'][0])
+    (answer,) = Predictor(config, toy['checkpoint'], device='cpu').predict(toy['images'][0], raw=True)
     assert answer.size == SIZES[0]
     del config.test_dataloader.dataset.common['pipeline']
     with pytest.raises(ValueError, match='pipeline'):
@@ -140,8 +140,8 @@ def test_joined_test_sets_share_their_way_to_prepare_pictures(toy: dict[str, Any
 
 
 def test_batches_do_not_change_the_answer(predictor: Predictor, toy: dict[str, Any]) -> None:
-    alone = predictor.predict(toy['images'])
-    together = predictor.predict(toy['images'], batch_size=4)
+    alone = predictor.predict(toy['images'], raw=True)
+    together = predictor.predict(toy['images'], batch_size=4, raw=True)
     for one, other in zip(alone, together):
         assert (one.labels != other.labels).mean() < 0.002
 
@@ -155,10 +155,10 @@ def scores_of(predictor: Predictor, image: Path) -> np.ndarray:
 
 def test_order_of_words_and_new_words(predictor: Predictor, toy: dict[str, Any]) -> None:
     image = toy['images'][0]
-    before, (answer,) = scores_of(predictor, image), predictor.predict(image)
+    before, (answer,) = scores_of(predictor, image), predictor.predict(image, raw=True)
     order = [3, 0, 4, 1, 2]
     predictor.set_vocabulary([WORDS[index] for index in order])
-    (permuted,) = predictor.predict(image)
+    (permuted,) = predictor.predict(image, raw=True)
     np.testing.assert_allclose(scores_of(predictor, image), before[order], atol=1e-5)
     assert (np.array(order)[permuted.labels] != answer.labels).mean() < 0.002
     assert permuted.areas.keys() == answer.areas.keys()
@@ -170,7 +170,7 @@ def test_order_of_words_and_new_words(predictor: Predictor, toy: dict[str, Any])
 def test_one_word_and_a_word_longer_than_the_tower(
     predictor: Predictor, toy: dict[str, Any], words: list[str]
 ) -> None:
-    (answer,) = predictor.set_vocabulary(words).predict(toy['images'][0])
+    (answer,) = predictor.set_vocabulary(words).predict(toy['images'][0], raw=True)
     assert set(answer.areas) <= set(words)
     assert sum(answer.areas.values()) == 50 * 70
     assert answer.to_dict()['segments'][0]['name'] in words
@@ -188,7 +188,7 @@ def test_ten_thousand_words_in_chunks(predictor: Predictor, toy: dict[str, Any])
     best = scores_of(predictor, image)
     for max_elements in (1 << 16, 1 << 20):
         predictor.model.set_test_cfg({'max_elements': max_elements})
-        (answer,) = predictor.predict(image)
+        (answer,) = predictor.predict(image, raw=True)
         assert answer.labels.max() > 255
         chosen = np.take_along_axis(best, answer.labels[None], 0)[0]
         np.testing.assert_allclose(chosen, best.max(0), atol=1e-5)
@@ -201,7 +201,7 @@ def test_windows_and_scales_with_and_without_a_budget(predictor: Predictor, toy:
         found = []
         for limits in ({}, {'eager_elements': 0}, {'eager_elements': 0, 'max_elements': 5000}):
             predictor.model.set_test_cfg({**test_cfg, **limits})
-            found.append(predictor.predict(toy['images'][3])[0].labels)
+            found.append(predictor.predict(toy['images'][3], raw=True)[0].labels)
         assert all((labels != found[0]).mean() < 0.002 for labels in found[1:])
         assert found[0].shape == SIZES[3]
 

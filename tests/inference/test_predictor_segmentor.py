@@ -67,7 +67,7 @@ def predictor(tmp_path: Path) -> Predictor:
 
 def test_every_pixel_gets_a_word_at_the_original_size(predictor: Predictor) -> None:
     predictor.set_vocabulary('green car, blue, red star')
-    (found,) = predictor.predict(colors_image(96, 128))
+    (found,) = predictor.predict(colors_image(96, 128), raw=True)
     assert isinstance(found, Segmentation)
     assert found.labels.dtype == np.int64
     assert found.size == (96, 128)
@@ -100,7 +100,7 @@ def test_labels_are_those_of_the_test_tool(tmp_path: Path, capsys: pytest.Captur
     KeepLabels.kept = []
     arguments = [str(config), str(checkpoint), '--work-dir', str(tmp_path / 'work')]
     assert run_tool(tool.main, arguments) == 0, capsys.readouterr().err
-    predictions = Predictor(config, checkpoint, device='cpu').predict(paths)
+    predictions = Predictor(config, checkpoint, device='cpu').predict(paths, raw=True)
     assert len(KeepLabels.kept) == 3
     for prediction, kept in zip(predictions, KeepLabels.kept):
         assert np.array_equal(prediction.labels, kept)
@@ -109,8 +109,8 @@ def test_labels_are_those_of_the_test_tool(tmp_path: Path, capsys: pytest.Captur
 
 def test_batches_and_sources_do_not_change_the_answer(predictor: Predictor, tmp_path: Path) -> None:
     paths = [write_image(tmp_path / f'{i}.png', *((37, 61) if i % 2 else (61, 37)), seed=i) for i in range(4)]
-    alone = predictor.predict(paths)
-    together = predictor.predict([np.asarray(Image.open(path)) for path in paths], batch_size=4)
+    alone = predictor.predict(paths, raw=True)
+    together = predictor.predict([np.asarray(Image.open(path)) for path in paths], batch_size=4, raw=True)
     assert [found.size for found in alone] == [(61, 37), (37, 61)] * 2
     for one, other in zip(alone, together):
         assert np.array_equal(one.labels, other.labels)
@@ -120,16 +120,16 @@ def test_own_background_of_the_model_can_be_switched_off(tmp_path: Path) -> None
     predictor = Predictor(*write_toy_segmentor(tmp_path, background=0.5), device='cpu')
     image = colors_image()
     image[:, :16] = 120
-    (found,) = predictor.predict(image)
+    (found,) = predictor.predict(image, raw=True)
     assert found.background == 3
     assert found.background_name == 'background'
     assert (found.labels[:, :14] == 3).all()
     assert found.background_area == (found.labels == 3).sum()
     assert set(found.names) == set(found.areas) == {'red', 'green', 'blue'}
-    (found,) = predictor.set_background(False).predict(image)
+    (found,) = predictor.set_background(False).predict(image, raw=True)
     assert found.background is None
     assert found.labels.max() == 2
-    (found,) = predictor.set_background(True).predict(image)
+    (found,) = predictor.set_background(True).predict(image, raw=True)
     assert found.background == 3
 
 
@@ -141,7 +141,7 @@ def test_background_is_refused_where_the_model_has_none(predictor: Predictor) ->
 
 def test_a_word_can_stand_for_background(predictor: Predictor) -> None:
     predictor.set_vocabulary(['green', 'Other', 'red', 'blue'])
-    (found,) = predictor.predict(colors_image())
+    (found,) = predictor.predict(colors_image(), raw=True)
     assert found.background == 1
     assert found.background_name == 'Other'
     assert 'Other' not in found.names
@@ -163,23 +163,23 @@ def test_to_dict_is_json_with_a_mask_for_each_word(predictor: Predictor) -> None
 
 def test_shown_words_are_the_labels_of_a_prompt_map(predictor: Predictor) -> None:
     predictor.set_vocabulary({'red round fruit': 'apple', 'green leaf': 'leaf', 'blue': 'sky'})
-    (found,) = predictor.predict(colors_image())
+    (found,) = predictor.predict(colors_image(), raw=True)
     assert set(found.names) == {'apple', 'leaf', 'sky'}
     with pytest.raises(KeyError, match='red round fruit'):
         found.mask('red round fruit')
 
 
 def test_one_word_and_more_than_255(predictor: Predictor) -> None:
-    (found,) = predictor.set_vocabulary(['heart']).predict(colors_image())
+    (found,) = predictor.set_vocabulary(['heart']).predict(colors_image(), raw=True)
     assert found.areas == {'heart': 48 * 64}
     predictor.set_vocabulary([f'green {index}' for index in range(300)] + ['red', 'blue'])
-    (found,) = predictor.predict(colors_image())
+    (found,) = predictor.predict(colors_image(), raw=True)
     assert set(found.names) == {'red', 'green 0', 'blue'}
     assert found.labels.max() == 301
 
 
 def test_draw_shows_the_words_and_refuses_another_image(predictor: Predictor) -> None:
-    (found,) = predictor.predict(colors_image())
+    (found,) = predictor.predict(colors_image(), raw=True)
     picture = found.draw(colors_image(), predictor.colors())
     assert picture.shape[1] == 640
     assert picture.shape[0] > 480

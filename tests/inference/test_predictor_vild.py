@@ -173,7 +173,7 @@ def test_numbers_are_those_of_the_test_tool(
     assert len(protocol['text_encoder']) == 16
     assert (protocol['score_threshold'], protocol['max_per_image']) == (0.0, 30)
     assert protocol['nms'] == {'type': 'nms', 'iou_threshold': 0.5}
-    predictions = predictor.predict(toy['images'])
+    predictions = predictor.predict(toy['images'], raw=True)
     assert [len(prediction) for prediction in predictions] == [30] * 4
     for prediction, sample in zip(predictions, KeepDetections.kept):
         expected = sample['pred_instances']
@@ -220,19 +220,19 @@ def test_the_command_writes_the_results_that_the_test_tool_dumps(toy: dict[str, 
 
 
 def test_batches_do_not_change_the_answer(predictor: Predictor, toy: dict[str, Any]) -> None:
-    alone = predictor.predict(toy['images'])
-    together = predictor.predict(toy['images'], batch_size=4)
-    backwards = predictor.predict(toy['images'][::-1], batch_size=3)[::-1]
+    alone = predictor.predict(toy['images'], raw=True)
+    together = predictor.predict(toy['images'], batch_size=4, raw=True)
+    backwards = predictor.predict(toy['images'][::-1], batch_size=3, raw=True)[::-1]
     for one, two, three in zip(alone, together, backwards):
         assert_same(one, two, 1e-5)
         assert_same(one, three, 1e-5)
 
 
 def test_permuted_words_permute_labels_only(predictor: Predictor, toy: dict[str, Any]) -> None:
-    before = predictor.predict(toy['images'])
+    before = predictor.predict(toy['images'], raw=True)
     order = [3, 0, 4, 1, 2]
     predictor.set_vocabulary([WORDS[index] for index in order])
-    for one, other in zip(before, predictor.predict(toy['images'])):
+    for one, other in zip(before, predictor.predict(toy['images'], raw=True)):
         assert rows(one) == rows(other)
         assert [order[label] for label in other.labels] == [WORDS.index(name) for name in other.names]
         assert set(one.labels) == {order[label] for label in other.labels}
@@ -241,21 +241,21 @@ def test_permuted_words_permute_labels_only(predictor: Predictor, toy: dict[str,
 def test_words_asked_twice_get_the_same_answer_without_encoding(
     predictor: Predictor, toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = predictor.set_vocabulary('bolt, cross').predict(toy['images'][0])[0]
+    first = predictor.set_vocabulary('bolt, cross').predict(toy['images'][0], raw=True)[0]
     predictor.set_vocabulary('moon')
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError('a known vocabulary was encoded again')
 
     monkeypatch.setattr(TextEncoder, 'encode', refuse)
-    again = predictor.set_vocabulary('bolt, cross').predict(toy['images'][0])[0]
+    again = predictor.set_vocabulary('bolt, cross').predict(toy['images'][0], raw=True)[0]
     assert_same(first, again)
 
 
 @pytest.mark.parametrize('count', [1, 300])
 def test_any_number_of_words(predictor: Predictor, toy: dict[str, Any], count: int) -> None:
     words = [f'thing {index}' for index in range(count)]
-    (prediction,) = predictor.set_vocabulary(words).predict(toy['images'][0])
+    (prediction,) = predictor.set_vocabulary(words).predict(toy['images'][0], raw=True)
     assert 0 < len(prediction) <= 30
     assert set(prediction.names) <= set(words)
     assert np.isfinite(prediction.scores).all()

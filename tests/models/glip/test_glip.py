@@ -142,7 +142,7 @@ def test_the_predictor_asks_it(folder: Path, tmp_path: Path) -> None:
     whole = Config({'model': config, 'test_dataloader': {'dataset': {'pipeline': pipeline}}})
     predictor = Predictor(whole, tmp_path / 'weights.safetensors', device='cpu')
     picture = images([(64, 96)])[0].permute(1, 2, 0).numpy()
-    (answer,) = predictor.set_vocabulary('ring, big dog').predict(picture, max_per_image=7)
+    (answer,) = predictor.set_vocabulary('ring, big dog').predict(picture, max_per_image=7, raw=True)
     assert set(answer.names) <= {'ring', 'big dog'}
     assert len(answer.boxes) == 7
 

@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from ..files import sha256_file
 from .model_folder import ModelCard
+from .answering import AnswerOptions
 from .predictor import Predictor
 
 ANSWERING = 'answering.json'

@@ -25,8 +25,8 @@ class Result:
     Attributes:
         source: the image that was asked about, as it was given (path, array or PIL image); None where it was
             not kept.
-        presence: of each asked name, shown or not: the best score of an object, or the share of the image that
-            the largest patch of pixels covers; 0 where the name is nowhere. Empty for raw answers.
+        presence: of each asked name, shown or not: the best score of an object, or the share of the image
+            that the largest patch of pixels covers; 0 where the name is nowhere. Empty for raw answers.
         seen_instead: names that were not asked for and won an object or pixels, with score or share.
         notices: what to know before trusting the answer, such as a picture unlike the training pictures.
     """

@@ -1,7 +1,7 @@
 """A CLIP looks at the crops of candidate boxes and names them among the asked words and their rivals.
 
-ViLD's own ensemble with CLIP ("ViLD-ensemble with CLIP on cropped regions", Gu et al., ICLR 2022, Sec. 3.2) scores
-all proposals; here only the few boxes that could be shown are scored, so any detector can be verified.
+ViLD's own ensemble with CLIP on cropped regions (Gu et al., ICLR 2022, Sec. 3.2) scores all proposals; here
+only the few boxes that could be shown are scored, so any detector can be verified.
 """
 
 from collections import OrderedDict
@@ -57,8 +57,8 @@ class CropVerifier:
             words: the asked words, then the rivals; the index of a word is its label.
             options: ``overlap`` tells objects apart, ``verifier_weight`` is the exponent w.
         Returns:
-            one row for each of the best objects and each word: objectness ** (1 - w) * probability ** w, where
-            objectness is the best score of the object. Boxes are those of the best row.
+            one row for each of the best objects and each word: objectness ** (1 - w) * probability ** w,
+            where objectness is the best score of the object. Boxes are those of the best row.
         """
         objects = self._objects(found, options.overlap)
         if not len(objects):

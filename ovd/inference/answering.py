@@ -40,8 +40,8 @@ class AnswerOptions:
         contrasts: also let 'red star' compete with 'green star', 'blue star' and so on.
         overlap: IoU from which two boxes are one object, which has one name.
         min_area: share of the image that a word's largest patch of pixels must have, for segmentors.
-        verifier: a CLIP (name, folder or architecture as in ``load_clip``) that looks at the crop of each
-            candidate box; None trusts the model alone.
+        verifier: a CLIP that looks at the crop of each candidate box: a name or folder as for ``load_clip``;
+            'auto': the one that encodes the words, where it is in a folder on this disk; None: no CLIP.
         verifier_weight: exponent of the CLIP's probability; the model's score has the rest.
         knowledge: what the encoder was trained on, None where it is a general one.
         fitted_on: the validation data that the thresholds come from, for the protocol.
@@ -53,7 +53,7 @@ class AnswerOptions:
     contrasts: bool = True
     overlap: float = 0.6
     min_area: float = 0.0
-    verifier: str | None = None
+    verifier: str | None = 'auto'
     verifier_weight: float = 0.5
     knowledge: Knowledge | None = None
     fitted_on: str = ''

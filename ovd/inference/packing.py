@@ -9,8 +9,8 @@ from typing import Any
 from mmengine.config import Config
 
 from ..files import sha256_file
-from .model_folder import ModelCard
 from .answering import AnswerOptions
+from .model_folder import ModelCard
 from .predictor import Predictor
 
 ANSWERING = 'answering.json'

@@ -27,6 +27,7 @@ from ..datasets.image_pipeline import equal_shapes, image_steps
 from ..datasets.images import BrokenImageError, as_rgb
 from ..datasets.images import ImageSource as Picture
 from ..devices import find_device
+from ..encoders.sources import resolve_built_in
 from ..registry import MODELS
 from ..text.vocabulary import Vocabulary
 from .answering import (
@@ -42,7 +43,7 @@ from .draw import RGB, name_colors
 from .model_folder import ModelCard, find_model_folder, read_model_folder, write_model_folder
 from .predictions import Grounding, Phrase, Prediction, Segmentation, find_background
 from .questions import caption_question
-from .verifying import CropVerifier
+from .verifying import CropVerifier, has_image_tower
 
 if TYPE_CHECKING:
     from ..models.base import OpenVocabularyModel
@@ -395,11 +396,21 @@ class Predictor:
         self, answer: Prediction, words: Vocabulary, names: Sequence[str], options: AnswerOptions
     ) -> Prediction:
         """One name per object, after the verifier of the options has seen the best candidates."""
-        if options.verifier is not None and answer.source is not None:
-            if self._verifier is None:
-                self._verifier = CropVerifier(options.verifier, str(self.device))
-            answer = self._verifier.rescore(answer, as_rgb(answer.source), words, options)
+        verifier = self._find_verifier(options.verifier)
+        if verifier is not None and answer.source is not None:
+            answer = verifier.rescore(answer, as_rgb(answer.source), words, options)
         return resolve_instances(answer, names, options)
+
+    def _find_verifier(self, name: str | None) -> CropVerifier | None:
+        if name == 'auto':
+            text = self.config.model.get('text') or {}
+            name = resolve_built_in((text.get('encoder') or {}).get('model') or '')
+            name = name if has_image_tower(name) else None
+        if name is None:
+            return None
+        if self._verifier is None or self._verifier.model != resolve_built_in(name):
+            self._verifier = CropVerifier(name, str(self.device))
+        return self._verifier
 
     def _picture_notices(self, source: Any) -> tuple[str, ...]:
         """What to know about a picture; pictures are read again only for models with a record."""

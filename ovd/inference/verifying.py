@@ -6,6 +6,7 @@ only the few boxes that could be shown are scored, so any detector can be verifi
 
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +25,12 @@ from .predictions import Prediction
 _KEPT = 16  # vocabularies whose vectors stay in memory
 
 
+def has_image_tower(folder: str) -> bool:
+    """Whether a path is a folder with the configuration of a CLIP."""
+    names = ('open_clip_config.json', 'config.json')
+    return bool(folder) and any((Path(folder) / name).is_file() for name in names)
+
+
 class CropVerifier:
     """Scores boxes with a CLIP, as region caching crops them (1x and 1.5x).
 
@@ -37,10 +44,10 @@ class CropVerifier:
     def __init__(
         self, model: str, device: str = 'cpu', templates: str = 'single', candidates: int = 20
     ) -> None:
-        self._model = resolve_built_in(model)
-        self._images = ImageEncoder(self._model).to(device)
+        self.model = resolve_built_in(model)
+        self._images = ImageEncoder(self.model).to(device)
         self._texts: TextEncoder | None = None
-        self._scale = float(load_clip(self._model).model.logit_scale.exp())
+        self._scale = float(load_clip(self.model).model.logit_scale.exp())
         self._policy = CropPolicy()
         self._templates = templates
         self._candidates = candidates
@@ -60,7 +67,7 @@ class CropVerifier:
             one row for each of the best objects and each word: objectness ** (1 - w) * probability ** w,
             where objectness is the best score of the object. Boxes are those of the best row.
         """
-        objects = self._objects(found, options.overlap)
+        objects = self._objects(found, options)
         if not len(objects):
             return found
         probs = self.probabilities(picture, found.boxes[objects], words).cpu().numpy()
@@ -88,12 +95,14 @@ class CropVerifier:
         regions = join_scales(features, len(self._policy.scales))
         return (self._scale * regions @ self._embed(words).to(device).T).softmax(dim=-1)
 
-    def _objects(self, found: Prediction, overlap: float) -> np.ndarray:
-        """Indices of the best row of each of the best objects."""
+    def _objects(self, found: Prediction, options: AnswerOptions) -> np.ndarray:
+        """Indices of the best row of each of the best objects, of those that could still be shown."""
         overlaps = box_ious(found.boxes)
         kept: list[int] = []
         for index in np.argsort(-found.scores, kind='stable'):
-            if all(overlaps[one, index] < overlap for one in kept):
+            if found.scores[index] ** (1 - options.verifier_weight) < options.floor:
+                break
+            if all(overlaps[one, index] < options.overlap for one in kept):
                 kept.append(int(index))
             if len(kept) == self._candidates:
                 break
@@ -103,7 +112,7 @@ class CropVerifier:
         key = words.content_hash
         if key not in self._vectors:
             if self._texts is None:
-                self._texts = TextEncoder(self._model)
+                self._texts = TextEncoder(self.model)
             self._vectors[key] = TextEmbeddings.build(words, self._templates, self._texts).embeddings
             while len(self._vectors) > _KEPT:
                 self._vectors.popitem(last=False)

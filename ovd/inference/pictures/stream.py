@@ -31,6 +31,7 @@ class Question:
         topk: the best so many instances of a picture are kept.
         tile: side of the tiles that a picture is cut into, in pixels; None asks about whole pictures.
         overlap: see ``tile_windows``.
+        raw: see ``Predictor.predict``.
         half: compute in 16 bits: float16 on a GPU, bfloat16 on a CPU.
     """
 
@@ -41,6 +42,7 @@ class Question:
     tile: int | None = None
     overlap: float = 0.2
     half: bool = False
+    raw: bool = False
 
 
 class Answered(NamedTuple):
@@ -113,9 +115,11 @@ def _answer(
 
 
 def _ask(predictor: Predictor, images: list[Any], question: Question, batch_size: int) -> list[Any]:
-    options: dict[str, Any] = {'batch_size': batch_size}
+    options: dict[str, Any] = {'batch_size': batch_size, 'raw': question.raw}
     if question.threshold is not None:
         options['score_threshold'] = min([question.threshold, *question.thresholds.values()])
+    elif question.thresholds:
+        options['score_threshold'] = question.thresholds
     if question.topk is not None and not question.thresholds:
         options['max_per_image'] = question.topk
     ask: Callable[[Any], list[Any]] = partial(predictor.predict, **options)

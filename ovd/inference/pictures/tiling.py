@@ -87,6 +87,7 @@ def predict_tiled(
     names = [name for part, _ in parts for name in part.names]
     return replace(
         whole,
+        runners_up=(),
         boxes=boxes[best],
         scores=scores[best],
         labels=labels[best],

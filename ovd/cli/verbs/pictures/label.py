@@ -11,7 +11,7 @@ from ... import options
 from ...console import USER_ERROR, one_line, say
 from ...question import ModelChoice, parse_thresholds, parse_words
 from ...summary import Summary
-from .predict import DEFAULT_THRESHOLD, default_workers
+from .predict import default_workers
 
 if TYPE_CHECKING:
     from ....inference.pictures.sources import Picture
@@ -72,11 +72,10 @@ def label(
 
     pictures = find_pictures([images], out)
     chosen.locate()
-    lowest = DEFAULT_THRESHOLD if common is None else common
     settings = {
         **chosen.describe(),
         'weights_sha256': chosen.fingerprint(),
-        'thresholds': {'': lowest, **named},
+        'thresholds': {'': common, **named},
         'answers': {'topk': topk, 'nms': nms, 'tile': tile, 'overlap': overlap, 'half': half},
     }
     labelling = PhotoLabelling(out, pictures, settings, vocabulary.labels, part)
@@ -92,7 +91,7 @@ def label(
             raise ValueError(
                 f'--threshold and --topk select objects, {type(predictor.model).__name__} maps pixels'
             )
-        asked = _question(predictor, lowest, named, topk, tile, overlap, half)
+        asked = _question(predictor, common, named, topk, tile, overlap, half)
         threads = default_workers() if workers is None else workers
         annotate = partial(_annotate, predictor, asked, nms, batch, threads)
         _with_bar(labelling, annotate, left, quiet)
@@ -109,7 +108,7 @@ def label(
 
 def _question(
     predictor: 'Predictor',
-    lowest: float,
+    lowest: float | None,
     named: dict[str, float],
     topk: int | None,
     tile: int | None,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMATS = ('coco', 'yolo', 'voc', 'labelme', 'cvat', 'csv', 'parquet', 'masks')
 PICTURES = {'jpg': 'JPEG', 'png': 'PNG'}
-DEFAULT_THRESHOLD = 0.3
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -191,6 +190,7 @@ def run(chosen: ModelChoice, task: Task, images: Sequence[str]) -> int:
         tile=task.tile,
         overlap=task.overlap,
         half=task.half,
+        raw=task.raw,
     )
     return answer(predictor, pictures, asked, task, chosen)
 
@@ -219,9 +219,7 @@ def fit_model(
     if not predictor.is_segmentor:
         if task.background is not None:
             raise ValueError(f'--background is for models that map pixels, {kind} finds objects')
-        if common is not None:
-            return common
-        return 0.0 if task.raw else DEFAULT_THRESHOLD
+        return common
     for option, value in (('--threshold', common is not None or named), ('--topk', task.topk is not None)):
         if value:
             raise ValueError(f'{option} selects objects, {kind} maps pixels')
@@ -252,6 +250,7 @@ def answer(
     summary = Summary(names or ())
     records: list[Record] = []
     failed = 0
+    told: set[str] = set()
     with ExitStack() as stack:
         stream = None
         if task.lines is not None and task.lines != '-':
@@ -269,6 +268,10 @@ def answer(
                     f'{item.picture.name}: {one_line(item.error or ValueError("no answer"))}', sys.stderr
                 )
                 continue
+            for notice in item.answer.notices:
+                if notice not in told:
+                    told.add(notice)
+                    bar.write(f'{item.picture.name}: {notice}', sys.stderr)
             if names is None:
                 names = item.answer.shown
             summary.add(record.objects)

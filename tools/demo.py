@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = 'configs/vild_shapes.py'
 DEFAULT_CHECKPOINT = 'work_dirs/vild_shapes/latest.pth'
-DEFAULT_SCORE = 0.3
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -56,7 +55,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--checkpoint', default=DEFAULT_CHECKPOINT, help='default: %(default)s')
     parser.add_argument('--out', type=Path, default=Path('outputs/demo'), help='folder; default: %(default)s')
     parser.add_argument(
-        '--score-thr', type=float, help=f'detectors: lowest score of an object; default: {DEFAULT_SCORE}'
+        '--score-thr', type=float, help="detectors: lowest score of an object; default: the model's threshold"
+    )
+    parser.add_argument(
+        '--raw', action='store_true', help='score these words alone, as tools/test.py does: no rivals'
     )
     parser.add_argument('--max-per-image', type=int, help='detectors: show at most so many objects, the best')
     parser.add_argument(
@@ -163,7 +165,7 @@ def answer(predictor: 'Predictor', paths: list[Path], args: argparse.Namespace) 
     colors = None if words is None else predictor.colors()
     failed = found = 0
     start = time.perf_counter()
-    limits = {'score_threshold': args.score_thr, 'max_per_image': args.max_per_image}
+    limits = {'score_threshold': args.score_thr, 'max_per_image': args.max_per_image, 'raw': args.raw}
     for path, stem in zip(paths, output_stems(paths, args.out)):
         try:
             image = read_image(path)

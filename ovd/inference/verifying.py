@@ -4,6 +4,7 @@ ViLD's own ensemble with CLIP on cropped regions (Gu et al., ICLR 2022, Sec. 3.2
 only the few boxes that could be shown are scored, so any detector can be verified.
 """
 
+import json
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,16 @@ _KEPT = 16  # vocabularies whose vectors stay in memory
 
 
 def has_image_tower(folder: str) -> bool:
-    """Whether a path is a folder with the configuration of a CLIP."""
-    names = ('open_clip_config.json', 'config.json')
-    return bool(folder) and any((Path(folder) / name).is_file() for name in names)
+    """Whether a path is the folder of a CLIP, of open_clip or of transformers; a BERT has no image tower."""
+    if not folder:
+        return False
+    if (Path(folder) / 'open_clip_config.json').is_file():
+        return True
+    path = Path(folder) / 'config.json'
+    return path.is_file() and json.loads(path.read_text(encoding='utf-8')).get('model_type') in (
+        'clip',
+        'siglip',
+    )
 
 
 class CropVerifier:

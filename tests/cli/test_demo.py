@@ -48,7 +48,7 @@ class Run:
     def __call__(self, *arguments: object) -> tuple[int, list[str], list[str]]:
         """Exit code, lines on stdout, lines on stderr."""
         argv = [*self.model, *map(str, arguments), '--out', str(self.out)]
-        code = run_tool(self.demo.main, argv)
+        code = run_tool(self.demo.main, [*argv, '--raw'])
         captured = self.capsys.readouterr()
         return code, captured.out.splitlines(), captured.err.splitlines()
 

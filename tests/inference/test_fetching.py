@@ -110,8 +110,10 @@ def test_groupvit_of_the_authors(home: Path, server: Server, tmp_path: Path) -> 
     assert folder == home / 'toy-groupvit'
     assert seen[-1] == ('group_vit.pth', len(content), len(content))
     image = picture(tmp_path)
-    expected = Predictor(small.config, small.checkpoint, device='cpu').predict(image)
-    assert_identical(Predictor.from_pretrained('toy-groupvit', device='cpu').predict(image), expected)
+    expected = Predictor(small.config, small.checkpoint, device='cpu').predict(image, raw=True)
+    assert_identical(
+        Predictor.from_pretrained('toy-groupvit', device='cpu').predict(image, raw=True), expected
+    )
     card = (folder / 'MODEL_CARD.md').read_text()
     for part in ('MIT', 'toys, AP (none) | 1.5', 'releases/group_vit.pth'):
         assert part in card
@@ -138,8 +140,8 @@ def test_groupvit_of_transformers_from_the_hub(home: Path, server: Server, tmp_p
     fetch('toy')
     assert [path.rpartition('/')[2] for path, _ in server.asked] == ['model.safetensors', 'pytorch_model.bin']
     image = picture(tmp_path)
-    expected = Predictor(small.config, small.checkpoint, device='cpu').predict(image)
-    assert_identical(Predictor.from_pretrained('toy', device='cpu').predict(image), expected)
+    expected = Predictor(small.config, small.checkpoint, device='cpu').predict(image, raw=True)
+    assert_identical(Predictor.from_pretrained('toy', device='cpu').predict(image, raw=True), expected)
 
 
 def bert_files(server: Server, folder: Path) -> list[dict[str, Any]]:
@@ -164,9 +166,9 @@ def test_glip_of_mmdet_whose_name_carries_its_hash(home: Path, server: Server, t
     image = picture(tmp_path)
     before = Predictor(small.config, small.checkpoint, device='cpu')
     after = Predictor.from_pretrained(fetch('toy-glip'), device='cpu')
-    assert_identical(after.predict(image), before.predict(image))
-    phrases = after.ground(image, 'a red star', ['star'])
-    assert_identical(phrases, before.ground(image, 'a red star', ['star']))
+    assert_identical(after.predict(image, raw=True), before.predict(image, raw=True))
+    phrases = after.ground(image, 'a red star', ['star'], raw=True)
+    assert_identical(phrases, before.ground(image, 'a red star', ['star'], raw=True))
 
 
 def test_glip_of_the_authors(home: Path, server: Server, tmp_path: Path) -> None:
@@ -186,8 +188,10 @@ def test_glip_of_the_authors(home: Path, server: Server, tmp_path: Path) -> None
     files = [{'name': 'glip.pth', 'url': url, 'size': len(content)}, *bert_files(server, tmp_path / 'b')]
     add_entry(home, 'toy-glip', files, config=str(tmp_path / 'glip.py'), **GLIP)
     image = picture(tmp_path)
-    before = Predictor(tmp_path / 'glip.py', tmp_path / 'ours.pth', device='cpu').predict(image)
-    assert_identical(Predictor.from_pretrained(fetch('toy-glip'), device='cpu').predict(image), before)
+    before = Predictor(tmp_path / 'glip.py', tmp_path / 'ours.pth', device='cpu').predict(image, raw=True)
+    assert_identical(
+        Predictor.from_pretrained(fetch('toy-glip'), device='cpu').predict(image, raw=True), before
+    )
 
 
 def add_clip(home: Path, server: Server, folder: Path) -> Path:
@@ -221,7 +225,7 @@ def test_lseg_with_the_clip_that_it_needs(home: Path, server: Server, tmp_path: 
     image = picture(tmp_path)
     before = Predictor(small.config, small.checkpoint, device='cpu')
     after = Predictor.from_pretrained('toy-lseg', device='cpu')
-    assert_identical(after.predict(image), before.predict(image))
+    assert_identical(after.predict(image, raw=True), before.predict(image, raw=True))
     assert find_model_folder('toy-clip').is_dir()
     content = json.loads((home / 'toy-lseg' / 'config.json').read_text())
     assert content['text_encoder']['reference'] == 'model:toy-clip'
@@ -253,10 +257,10 @@ def test_detpro_with_its_prompts(home: Path, server: Server, tmp_path: Path) -> 
     vectors = predictor.model.text_embeddings.embeddings
     torch.testing.assert_close(vectors, torch.nn.functional.normalize(prompts[:-1, 0], dim=-1))
     image = picture(tmp_path)
-    assert predictor.predict(image)[0].names
+    assert predictor.predict(image, raw=True)[0].names
     before = Predictor(small.config, small.checkpoint, device='cpu')
     words = 'cat, big dog'  # not among the prompts, so the CLIP encodes them
-    expected, found = (p.set_vocabulary(words).predict(image)[0] for p in (before, predictor))
+    expected, found = (p.set_vocabulary(words).predict(image, raw=True)[0] for p in (before, predictor))
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
 

@@ -77,21 +77,23 @@ def test_a_folder_answers_as_config_and_checkpoint(system: str, tmp_path: Path) 
     before = Predictor(small.config, small.checkpoint, device='cpu')
     words = before.vocabulary
     pack(small.config, small.checkpoint, tmp_path / 'packed')
-    first = before.predict(images)
-    second = before.set_vocabulary('ring, cat').predict(images)
-    phrases = before.ground(images, 'a red star', ['star']) if system == 'glip' else []
+    first = before.predict(images, raw=True)
+    second = before.set_vocabulary('ring, cat').predict(images, raw=True)
+    phrases = before.ground(images, 'a red star', ['star'], raw=True) if system == 'glip' else []
     shutil.rmtree(tmp_path / 'small')  # the folder needs nothing else
     after = Predictor.from_pretrained(tmp_path / 'packed', device='cpu')
     assert after.vocabulary == words
     assert after.vocabulary.names == tuple(WORDS)
     assert after.name == 'packed'
-    assert_identical(after.predict(images), first)
-    assert_identical(after.set_vocabulary('ring, cat').predict(images), second)
+    assert_identical(after.predict(images, raw=True), first)
+    assert_identical(after.set_vocabulary('ring, cat').predict(images, raw=True), second)
     after.save_pretrained(tmp_path / 'again', ModelCard(licence='MIT'))
     again = Predictor.from_pretrained(tmp_path / 'again', device='cpu')
     assert again.vocabulary.names == ('ring', 'cat')
-    assert_identical(again.predict(images), second)
-    assert_identical(again.ground(images, 'a red star', ['star']) if system == 'glip' else [], phrases)
+    assert_identical(again.predict(images, raw=True), second)
+    assert_identical(
+        again.ground(images, 'a red star', ['star'], raw=True) if system == 'glip' else [], phrases
+    )
 
 
 def test_numbers_are_those_of_the_test_tool(
@@ -103,7 +105,7 @@ def test_numbers_are_those_of_the_test_tool(
     arguments = [str(vild_toy['config']), str(vild_toy['checkpoint']), '--work-dir', str(tmp_path / 'work')]
     assert run_tool(load_tool('test').main, arguments) == 0, capsys.readouterr().err
     folder = pack(vild_toy['config'], vild_toy['checkpoint'], tmp_path / 'vild')
-    found = Predictor.from_pretrained(folder, device='cpu').predict(vild_toy['images'])
+    found = Predictor.from_pretrained(folder, device='cpu').predict(vild_toy['images'], raw=True)
     for answer, sample in zip(found, KeepDetections.kept, strict=True):
         expected = sample['pred_instances']
         assert np.array_equal(answer.boxes, expected['bboxes'].numpy())
@@ -122,7 +124,7 @@ def test_what_lies_in_a_folder(folder: Path) -> None:
     assert content['model']['text']['vocabulary'] == 'folder:vocabulary.json'
     assert 'init_cfg' not in json.dumps(content)
     assert 'lseg_small.py' in (folder / 'MODEL_CARD.md').read_text()
-    assert read_model_folder(folder).answering == {'threshold': 0.4}
+    assert read_model_folder(folder).answering['threshold'] == 0.4
     assert Predictor.from_pretrained(folder, device='cpu').options.threshold == 0.4
 
 
@@ -130,7 +132,7 @@ def test_answering_beside_a_checkpoint_is_packed(tmp_path: Path) -> None:
     small = write_small('groupvit', tmp_path / 'small')
     (tmp_path / 'small' / 'answering.json').write_text('{"threshold": 0.25}')
     pack(small.config, small.checkpoint, tmp_path / 'packed')
-    assert read_model_folder(tmp_path / 'packed').answering == {'threshold': 0.25}
+    assert read_model_folder(tmp_path / 'packed').answering['threshold'] == 0.25
     assert json.loads((tmp_path / 'packed' / 'config.json').read_text())['text_encoder']['reference'] is None
 
 
@@ -206,8 +208,8 @@ def test_a_text_encoder_under_the_home_is_referred_to(tmp_path: Path, home: Path
     assert content['text_encoder']['reference'] == 'model:tiny-clip'
     assert not (packed / 'files').exists()
     images = pictures(tmp_path)
-    before = Predictor(small.config, small.checkpoint, device='cpu').predict(images)
-    assert_identical(Predictor.from_pretrained('lseg', device='cpu').predict(images), before)
+    before = Predictor(small.config, small.checkpoint, device='cpu').predict(images, raw=True)
+    assert_identical(Predictor.from_pretrained('lseg', device='cpu').predict(images, raw=True), before)
     with pytest.raises(FileNotFoundError, match='encoder is named in a config'):
         ovd.load('tiny-clip')
     (clip / 'open_clip_config.json').write_text('{}')
@@ -318,7 +320,7 @@ def test_classes_can_be_added_to_the_list(tmp_path: Path) -> None:
     with pytest.raises(UnsafeModelFolderError, match=r"'ovd\.ToyDetector'.*allow"):
         read_model_folder(tmp_path / 'toy')
     predictor = Predictor.from_pretrained(tmp_path / 'toy', device='cpu', allow=['ovd.ToyDetector'])
-    assert len(predictor.predict(pictures(tmp_path)[0])[0]) == 2
+    assert len(predictor.predict(pictures(tmp_path)[0], raw=True)[0]) == 2
 
 
 def test_values_that_json_lacks_are_refused_by_key(tmp_path: Path) -> None:

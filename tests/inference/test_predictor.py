@@ -28,7 +28,7 @@ def flat(red: int, green: int, blue: int, height: int = 48, width: int = 64) -> 
 
 def test_names_scores_and_frame(predictor: Predictor) -> None:
     predictor.set_vocabulary('green, heart, red car')
-    (prediction,) = predictor.predict(flat(255, 51, 0, 96, 128))
+    (prediction,) = predictor.predict(flat(255, 51, 0, 96, 128), raw=True)
     assert prediction.names == ('red car', 'green', 'heart')
     assert prediction.labels.tolist() == [2, 0, 1]
     np.testing.assert_allclose(prediction.scores, [1.0, 0.2, 0.05], atol=1e-6)
@@ -39,20 +39,20 @@ def test_names_scores_and_frame(predictor: Predictor) -> None:
 
 
 def test_vocabulary_of_the_config_is_the_default(predictor: Predictor) -> None:
-    (prediction,) = predictor.predict(flat(255, 0, 0))
+    (prediction,) = predictor.predict(flat(255, 0, 0), raw=True)
     assert set(prediction.names) == {'red', 'green'}
 
 
 def test_shown_names_are_the_labels_of_a_prompt_map(predictor: Predictor) -> None:
     predictor.set_vocabulary({'red round fruit': 'apple'})
-    (prediction,) = predictor.predict(flat(255, 0, 0))
+    (prediction,) = predictor.predict(flat(255, 0, 0), raw=True)
     assert prediction.names == ('apple',)
     assert prediction.scores.tolist() == [1.0]
     assert list(predictor.colors()) == ['apple']
 
 
 def test_set_vocabulary_returns_the_predictor(predictor: Predictor) -> None:
-    assert predictor.set_vocabulary(['blue']).predict(flat(0, 0, 255))[0].names == ('blue',)
+    assert predictor.set_vocabulary(['blue']).predict(flat(0, 0, 255), raw=True)[0].names == ('blue',)
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 3, 10])
@@ -60,7 +60,7 @@ def test_batches_keep_order_and_are_never_padded(predictor: Predictor, batch_siz
     """Images of two sizes alternate; each keeps its own answer and a batch holds one size only."""
     images = [flat(51 * i, 0, 0, *((48, 64) if i % 2 else (64, 48))) for i in range(5)]
     predictor.set_vocabulary(['red'])
-    predictions = predictor.predict(images, batch_size=batch_size)
+    predictions = predictor.predict(images, batch_size=batch_size, raw=True)
     np.testing.assert_allclose([p.scores[0] for p in predictions], [0, 0.2, 0.4, 0.6, 0.8], atol=1e-6)
     assert [p.size for p in predictions] == [image.shape[:2] for image in images]
     assert predictor.model.batch_sizes == {1: [1] * 5, 2: [1] * 5, 3: [2, 1, 1, 1], 10: [3, 2]}[batch_size]
@@ -69,7 +69,7 @@ def test_batches_keep_order_and_are_never_padded(predictor: Predictor, batch_siz
 def test_path_array_and_pil_image_agree(predictor: Predictor, tmp_path: Path) -> None:
     path = write_image(tmp_path / 'a.png', 37, 61)
     image = Image.open(path)
-    predictions = predictor.predict([path, str(path), np.asarray(image), image])
+    predictions = predictor.predict([path, str(path), np.asarray(image), image], raw=True)
     for other in predictions[1:]:
         assert np.array_equal(other.scores, predictions[0].scores)
         assert np.array_equal(other.boxes, predictions[0].boxes)
@@ -79,9 +79,9 @@ def test_path_array_and_pil_image_agree(predictor: Predictor, tmp_path: Path) ->
 def test_threshold_and_limit(predictor: Predictor) -> None:
     predictor.set_vocabulary(['red', 'green', 'blue'])
     image = flat(204, 102, 153)
-    assert predictor.predict(image, score_threshold=0.5)[0].names == ('red', 'blue')
-    assert predictor.predict(image, max_per_image=1)[0].names == ('red',)
-    nothing = predictor.predict(image, score_threshold=0.9)[0]
+    assert predictor.predict(image, score_threshold=0.5, raw=True)[0].names == ('red', 'blue')
+    assert predictor.predict(image, max_per_image=1, raw=True)[0].names == ('red',)
+    nothing = predictor.predict(image, score_threshold=0.9, raw=True)[0]
     assert len(nothing) == 0
     assert nothing.boxes.shape == (0, 4)
     assert nothing.masks is not None
@@ -91,8 +91,8 @@ def test_threshold_and_limit(predictor: Predictor) -> None:
 
 
 def test_no_images_and_one_word(predictor: Predictor) -> None:
-    assert predictor.predict([]) == []
-    assert predictor.set_vocabulary('heart').predict(flat(1, 2, 3))[0].names == ('heart',)
+    assert predictor.predict([], raw=True) == []
+    assert predictor.set_vocabulary('heart').predict(flat(1, 2, 3), raw=True)[0].names == ('heart',)
 
 
 def test_to_dict_is_json_with_coco_masks(predictor: Predictor) -> None:
@@ -117,7 +117,7 @@ def test_to_dict_is_json_with_coco_masks(predictor: Predictor) -> None:
 
 
 def test_draw_refuses_another_image(predictor: Predictor) -> None:
-    (prediction,) = predictor.predict(flat(9, 9, 9))
+    (prediction,) = predictor.predict(flat(9, 9, 9), raw=True)
     with pytest.raises(ValueError, match=r'image of \(48, 64\), got one of \(48, 65\)'):
         prediction.draw(flat(9, 9, 9, 48, 65))
 
@@ -134,36 +134,36 @@ def test_draw_refuses_another_image(predictor: Predictor) -> None:
 )
 def test_bad_images_are_named(predictor: Predictor, image: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        predictor.predict([flat(0, 0, 0), image])  # type: ignore[list-item]
+        predictor.predict([flat(0, 0, 0), image], raw=True)  # type: ignore[list-item]
 
 
 def test_pil_images_of_every_kind_are_read_as_files_are(predictor: Predictor, tmp_path: Path) -> None:
     grey = Image.fromarray(np.full((48, 64), 128 * 257, np.uint16))
     grey.save(tmp_path / 'a.png')
-    one, two = predictor.set_vocabulary('red').predict([grey, tmp_path / 'a.png'])
+    one, two = predictor.set_vocabulary('red').predict([grey, tmp_path / 'a.png'], raw=True)
     assert one.scores.tolist() == two.scores.tolist() == pytest.approx([128 / 255])
     with pytest.raises(ValueError, match='image 0: floating-point pixels have no defined range'):
-        predictor.predict(Image.fromarray(np.ones((4, 4), np.float32)))
+        predictor.predict(Image.fromarray(np.ones((4, 4), np.float32)), raw=True)
 
 
 def test_an_image_of_no_height_at_input_size_is_named(predictor: Predictor, tmp_path: Path) -> None:
     path = write_image(tmp_path / 'line.png', 1, 3000)
     for image, name in ((path, 'line.png'), (Image.open(path), '0')):
         with pytest.raises(BrokenImageError, match=f'{name} is too long and thin for the test pipeline'):
-            predictor.predict(image)
+            predictor.predict(image, raw=True)
 
 
 def test_missing_and_damaged_files_are_named(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'nowhere\.png'):
-        predictor.predict('nowhere.png')
+        predictor.predict('nowhere.png', raw=True)
     (tmp_path / 'empty.png').touch()
     with pytest.raises(ValueError, match=r'empty\.png'):
-        predictor.predict([flat(0, 0, 0), tmp_path / 'empty.png'])
+        predictor.predict([flat(0, 0, 0), tmp_path / 'empty.png'], raw=True)
 
 
 def test_batch_size_zero_is_refused(predictor: Predictor) -> None:
     with pytest.raises(ValueError, match='batch_size must be at least 1, got 0'):
-        predictor.predict(flat(0, 0, 0), batch_size=0)
+        predictor.predict(flat(0, 0, 0), batch_size=0, raw=True)
 
 
 def test_words_are_refused_by_index(predictor: Predictor) -> None:
@@ -190,7 +190,7 @@ def test_a_checkpoint_may_hold_more_than_the_model_and_not_less(
     )
     torch.save({'weight': torch.ones(()), 'teacher.weight': torch.ones(2)}, checkpoint)
     predictor = Predictor(config, checkpoint, 'cpu').set_vocabulary('red')
-    assert predictor.predict(flat(255, 0, 0))[0].scores.tolist() == [1]
+    assert predictor.predict(flat(255, 0, 0), raw=True)[0].scores.tolist() == [1]
     assert len(warned) == 1
     assert '1 unexpected: teacher.weight' in warned[0]
     torch.save({'other.weight': torch.ones(())}, checkpoint)
@@ -232,6 +232,8 @@ def test_preprocessor_beside_the_model_is_used_as_by_the_runner(tmp_path: Path) 
     loaded = load_config(config)
     loaded.data_preprocessor = loaded.model.pop('data_preprocessor')
     loaded.data_preprocessor.std = [510, 510, 510]
-    (prediction,) = Predictor(loaded, checkpoint, 'cpu').set_vocabulary('red').predict(flat(255, 0, 0))
+    (prediction,) = (
+        Predictor(loaded, checkpoint, 'cpu').set_vocabulary('red').predict(flat(255, 0, 0), raw=True)
+    )
     assert prediction.scores.tolist() == [0.5]
     assert 'data_preprocessor' not in loaded.model

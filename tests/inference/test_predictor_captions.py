@@ -57,7 +57,7 @@ def picture(seed: int = 0, shape: tuple[int, int] = (64, 96)) -> np.ndarray:
 
 
 def test_phrases_are_found_in_the_sentence(predictor: Predictor) -> None:
-    (answer,) = predictor.ground(picture(), CAPTION)
+    (answer,) = predictor.ground(picture(), CAPTION, raw=True)
     assert answer.caption == CAPTION
     assert answer.phrases == (
         Phrase('red star', ((2, 10),)), Phrase('ring', ((19, 23),)), Phrase('Star', ((33, 37),))
@@ -72,13 +72,13 @@ def test_phrases_are_found_in_the_sentence(predictor: Predictor) -> None:
 
 def test_phrases_as_words_and_as_characters_agree(predictor: Predictor) -> None:
     words: list[Any] = ['star', 'STAR', [[2, 5], [33, 37]]]
-    (answer,) = predictor.ground(picture(), CAPTION, words)
+    (answer,) = predictor.ground(picture(), CAPTION, words, raw=True)
     assert answer.phrases == (
         Phrase('star', ((6, 10),)), Phrase('star', ((6, 10),)), Phrase('red / Star', ((2, 5), (33, 37)))
     )  # fmt: skip
-    (twice,) = predictor.ground(picture(), CAPTION, ['star', 'star'])
+    (twice,) = predictor.ground(picture(), CAPTION, ['star', 'star'], raw=True)
     assert [phrase.spans for phrase in twice.phrases] == [((6, 10),), ((33, 37),)]
-    (spans,) = predictor.ground(picture(), CAPTION, [[[6, 10]], [[33, 37]]])
+    (spans,) = predictor.ground(picture(), CAPTION, [[[6, 10]], [[33, 37]]], raw=True)
     assert np.array_equal(spans.boxes, twice.boxes)
     assert np.array_equal(spans.labels, twice.labels)
 
@@ -86,8 +86,8 @@ def test_phrases_as_words_and_as_characters_agree(predictor: Predictor) -> None:
 def test_the_model_is_asked_as_by_a_data_set(predictor: Predictor) -> None:
     """The numbers are those of a data sample with this text, for every batch size."""
     pictures = [picture(0), picture(1, (96, 64)), picture(2)]
-    alone = [predictor.ground(image, CAPTION)[0] for image in pictures]
-    for ours, other in zip(predictor.ground(pictures, CAPTION, batch_size=3), alone):
+    alone = [predictor.ground(image, CAPTION, raw=True)[0] for image in pictures]
+    for ours, other in zip(predictor.ground(pictures, CAPTION, batch_size=3, raw=True), alone):
         assert ours.size == other.size
         np.testing.assert_allclose(ours.scores, other.scores, atol=1e-5)
     inputs, sample = predictor.prepare(pictures[0])
@@ -98,10 +98,10 @@ def test_the_model_is_asked_as_by_a_data_set(predictor: Predictor) -> None:
 
 
 def test_threshold_and_limit_keep_the_phrases(predictor: Predictor) -> None:
-    (answer,) = predictor.ground(picture(), CAPTION, max_per_image=2)
+    (answer,) = predictor.ground(picture(), CAPTION, max_per_image=2, raw=True)
     assert len(answer) == 2
     assert len(answer.phrases) == 3
-    (nothing,) = predictor.ground(picture(), CAPTION, score_threshold=1.0)
+    (nothing,) = predictor.ground(picture(), CAPTION, score_threshold=1.0, raw=True)
     assert len(nothing) == 0
     assert [phrase['phrase'] for phrase in nothing.to_dict()['phrases']] == ['red star', 'ring', 'Star']
     assert nothing.draw(picture()).shape[1] == 8 * 96
@@ -121,14 +121,14 @@ def test_threshold_and_limit_keep_the_phrases(predictor: Predictor) -> None:
 )
 def test_wrong_phrases_are_named(predictor: Predictor, phrases: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        predictor.ground(picture(), CAPTION, phrases)
+        predictor.ground(picture(), CAPTION, phrases, raw=True)
 
 
 def test_sentences_without_nouns_and_models_without_sentences(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no noun was found in caption 'over there': say which phrases"):
-        predictor.ground(picture(), 'over there')
+        predictor.ground(picture(), 'over there', raw=True)
     with pytest.raises(ValueError, match=r'ToyDetector .* sentences'):
-        Predictor(*write_toy(tmp_path), device='cpu').ground(picture(), CAPTION)
+        Predictor(*write_toy(tmp_path), device='cpu').ground(picture(), CAPTION, raw=True)
 
 
 def grounding(names: tuple[str, ...]) -> Grounding:

@@ -133,9 +133,9 @@ class AnswerOptions:
             raise ValueError(f'{path} cannot be read: {error}') from None
 
 
-def find_options(config: Mapping[str, Any], checkpoint: str | os.PathLike[str]) -> AnswerOptions:
+def find_options(config: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None) -> AnswerOptions:
     """The options stored beside the weights, else defaults with what the config's text encoder knows."""
-    stored = AnswerOptions.load(Path(checkpoint).parent)
+    stored = None if checkpoint is None else AnswerOptions.load(Path(checkpoint).parent)
     if stored is not None and stored.knowledge is not None:
         return stored
     encoder = (config.get('model', {}).get('text') or {}).get('encoder') or {}

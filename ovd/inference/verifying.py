@@ -55,7 +55,7 @@ class CropVerifier:
         self.model = resolve_built_in(model)
         self._images = ImageEncoder(self.model).to(device)
         self._texts: TextEncoder | None = None
-        self._scale = float(load_clip(self.model).model.logit_scale.exp())
+        self._scale = float(load_clip(self.model).model.get_parameter('logit_scale').exp())
         self._policy = CropPolicy()
         self._templates = templates
         self._candidates = candidates

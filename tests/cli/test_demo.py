@@ -173,7 +173,7 @@ def test_a_turned_photograph_is_answered_upright(run: Run) -> None:
 
 
 def test_nothing_found_is_said(run: Run) -> None:
-    code, lines, _ = run(red_image(run.folder / 'a.png'), '--texts', 'heart')
+    code, lines, _ = run(red_image(run.folder / 'a.png'), '--texts', 'heart', '--score-thr', 0.3)
     assert code == 0
     assert 'nothing found' in lines[0]
     assert json.loads((run.out / 'a.json').read_text())['instances'] == []

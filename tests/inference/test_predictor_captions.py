@@ -233,7 +233,7 @@ def test_demo_draws_the_phrases_of_a_sentence(
         (['--phrases', '3:10'], 'splits a word'),
     ]:
         code, _, errors = run(image, '--caption', CAPTION, *options)
-        assert (code, len(errors)) == (1, 1)
+        assert (code, len(errors)) == (2, 1)
         assert message in errors[0]
     code, _, errors = run(image, '--phrases', 'ring')
     assert code == 2

@@ -28,6 +28,7 @@ class RemoteFile:
         urls: where it is, the first that answers is taken; empty for one that is brought by hand.
         page: the page to get it from by hand, where no address gives the file itself.
         size: bytes, None where it is not published.
+        about: bytes as a page rounds them, where it says no more.
         sha256: of the file, or the first hexadecimal digits of it; None where it is not published.
         optional: whether it may be absent.
     """
@@ -36,6 +37,7 @@ class RemoteFile:
     urls: tuple[str, ...] = ()
     page: str | None = None
     size: int | None = None
+    about: int | None = None
     sha256: str | None = None
     optional: bool = False
 
@@ -79,8 +81,8 @@ class Entry:
 
     @property
     def size(self) -> int | None:
-        """Bytes of all files; None where one is not known."""
-        sizes = [file.size for file in self.files if not file.optional]
+        """Bytes of all files, rounded where a page rounds them; None where one is not known."""
+        sizes = [file.size or file.about for file in self.files if not file.optional]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 

@@ -86,7 +86,7 @@ class FetchPlan:
     def size(self) -> int | None:
         """Bytes to be fetched, as far as published; None where one is not."""
         wanted = [] if self.is_there else [p.file for p in self.files if p.found is None]
-        sizes = [file.size for file in wanted if not file.optional]
+        sizes = [file.size or file.about for file in wanted if not file.optional]
         sizes += [plan.size for plan in self.requires]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
@@ -105,7 +105,8 @@ class FetchPlan:
         for planned in self.files:
             where = planned.found or (planned.file.urls[0] if planned.file.urls else planned.file.page)
             hand = '' if planned.found or planned.file.urls else ', by hand'
-            shown.append(f'  {planned.file.name} ({_readable(planned.file.size)}{hand}): {where}')
+            size = _readable(planned.file.size or planned.file.about)
+            shown.append(f'  {planned.file.name} ({size}{hand}): {where}')
         shown.append(f'  licence: {self.entry.licence or "not confirmed, see " + str(self.entry.source)}')
         if self.entry.unverified:
             shown.append(f'  not confirmed: {", ".join(self.entry.unverified)}')

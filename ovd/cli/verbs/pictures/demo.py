@@ -11,7 +11,6 @@ from .predict import Task, default_workers, run
 
 SHAPES_CONFIG = 'clip_detector_shapes'
 SHAPES = 'shapes'  # the vocabulary of what is drawn
-SHAPES_TOWER = 'model.text.encoder.model=clip_tiny_shapes'
 PICTURES = 12
 THRESHOLD = '0.97'  # segments of one object score below that of the whole
 
@@ -51,7 +50,7 @@ def demo(
         return 0
     draw(out / 'pictures', seed)
     return run(
-        ModelChoice(config=SHAPES_CONFIG, options=(SHAPES_TOWER,)),
+        ModelChoice(config=SHAPES_CONFIG),
         task(words or SHAPES, out),
         [str(out / 'pictures')],
     )

@@ -47,7 +47,7 @@ train_dataloader = dict(
                 bad_regions='drop',
                 missing_images='unchecked',
                 pipeline=[
-                    *_base_.grounding_steps[:-1],
+                    *_base_.grounding_steps[:-2],
                     dict(
                         type='ovd.PackNegativeCaptions',
                         captions=captions,
@@ -57,7 +57,7 @@ train_dataloader = dict(
                         full_prob=0.3,
                         max_tokens=256,
                     ),
-                    _base_.grounding_steps[-1],
+                    *_base_.grounding_steps[-2:],
                 ],
             ),
         ],

@@ -85,7 +85,7 @@ class LoadedClip:
 
 
 def load_clip(model: PathLike, pretrained: PathLike | None = None, dtype: str = 'float32') -> LoadedClip:
-    """Load a CLIP to look things up with: frozen, in eval mode, shared by all callers that ask for the same.
+    """Load a frozen CLIP in eval mode; callers with equal arguments share it.
 
     Args:
         model: an architecture of open_clip ('ViT-B-32-quickgelu'), a JSON file of one, a local folder with
@@ -98,7 +98,7 @@ def load_clip(model: PathLike, pretrained: PathLike | None = None, dtype: str = 
         dtype: 'float32', 'float16' or 'bfloat16'; the fingerprint is that of the float32 weights.
     Raises:
         ValueError: unknown architecture or tag, no weights named, weights of another model.
-        FileNotFoundError: a path that does not exist, or a named release that cannot be had offline.
+        FileNotFoundError: a path that does not exist, or a named release that is not available offline.
     """
     if dtype not in DTYPES:
         raise ValueError(f'dtype {dtype!r} of a CLIP model is none of {list(DTYPES)}')
@@ -127,11 +127,20 @@ def build_clip(model: PathLike, pretrained: PathLike | None = None) -> LoadedCli
         mean=mean,
         std=std,
         embed_dim=source.model_cfg['embed_dim'],
-        context_length=source.model_cfg['text_cfg'].get('context_length', CLIPTextCfg.context_length),
+        context_length=_context_length(source.model_cfg),
         fingerprint=_fingerprint(module, source.model_cfg, mean, std),
         folder=source.folder,
         may_fetch=source.is_remote,
     )
+
+
+def load_clip_tokenizer(
+    model: PathLike, pretrained: PathLike | None = None
+) -> tuple[Callable[[list[str]], Tensor], int]:
+    """The tokenizer and the context length of a CLIP, without its weights; see ``load_clip``."""
+    source = find_source(os.fspath(model), None if pretrained is None else os.fspath(pretrained))
+    length, text_cfg = _context_length(source.model_cfg), source.model_cfg['text_cfg']
+    return clip_tokenizer(text_cfg, length, source.folder, source.is_remote, source.name), length
 
 
 def save_clip(
@@ -153,6 +162,11 @@ def save_clip(
     write_json(Path(folder) / CONFIG_NAME, {'model_cfg': model_cfg, 'preprocess_cfg': preprocess_cfg})
 
 
+def _context_length(model_cfg: Mapping[str, Any]) -> int:
+    length: int = model_cfg['text_cfg'].get('context_length', CLIPTextCfg.context_length)
+    return length
+
+
 @lru_cache(maxsize=2)
 def _load_shared(model: str, pretrained: str | None, dtype: str, file_states: tuple[Any, ...]) -> LoadedClip:
     clip = build_clip(model, pretrained)
@@ -161,7 +175,7 @@ def _load_shared(model: str, pretrained: str | None, dtype: str, file_states: tu
 
 
 def _file_states(*names: str | None) -> tuple[Any, ...]:
-    """What tells a changed file or folder from the one that was loaded before."""
+    """Name, time and size of each file: a changed file or folder is loaded again."""
     states = []
     for path in (Path(name) for name in names if name is not None):
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:

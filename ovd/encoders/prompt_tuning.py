@@ -1,8 +1,8 @@
-"""Prompt tuning: learned shifts of the token features of some sentences, in a small file of their own.
+"""Prompt tuning: learned shifts of the token features of some prompts, saved in a small file.
 
 Source: Li et al., "Grounded Language-Image Pre-training", CVPR 2022, Appendix E, and the released code: zeros
-at first, added to both outputs of the text encoder. There the rows belong to places in whatever text is read;
-here to the sentences that they were trained with.
+at first, added to both outputs of the text encoder. There the rows belong to token positions of any text,
+here to the prompts that they were trained with.
 """
 
 import json
@@ -23,16 +23,16 @@ _FORMAT = 'ovd.prompt_offset'
 _VERSION = '1'
 
 
-class PromptOffset(nn.Module):
-    """Adds a vector of its own to every token of some sentences; other texts pass unchanged.
+class PromptTuning(nn.Module):
+    """Adds a learned vector to each token of some prompts; other prompts pass unchanged.
 
     Args:
-        texts: the sentences.
+        texts: of the prompts.
         lengths: tokens of each, special ones included.
         channels: width W of the token features.
-        vocabulary: whose sentences these are.
-        encoder_fingerprint: of the encoder that the shifts were trained with; None while they are trained.
-            The rows are a parameter then, and otherwise fixed and no part of checkpoints.
+        vocabulary: of the prompts.
+        encoder_fingerprint: of the encoder that the shifts were trained with; None during training. The rows
+            are then a parameter, otherwise fixed and not part of checkpoints.
     Attributes:
         rows: [sum of lengths, W], zero at first.
     """
@@ -58,10 +58,10 @@ class PromptOffset(nn.Module):
             self.register_buffer('rows', rows, persistent=False)
 
     def forward(self, features: TokenFeatures, prompts: Sequence[Prompt]) -> TokenFeatures:
-        """Features of P prompts, [P, L, W] -> the same, shifted.
+        """Shift the features [P, L, W] of P prompts.
 
         Raises:
-            ValueError: in training, a text without shifts, which would learn nothing.
+            ValueError: in training, a prompt without shifts: it would train nothing.
         """
         parts = dict(zip(self.lengths, self.rows.split(list(self.lengths.values()))))
         shifts = torch.zeros_like(features.hidden)
@@ -71,17 +71,17 @@ class PromptOffset(nn.Module):
                 shifts[row, : len(part)] = part.to(shifts)
             elif self.training and isinstance(self.rows, nn.Parameter):
                 raise ValueError(
-                    f'prompt tuning trains the sentence of the vocabulary as it is, an image came with '
-                    f'{prompt.text[:60]!r}: leave out captions and what samples class names'
+                    f'prompt tuning trains the prompt of the vocabulary only, got {prompt.text[:60]!r}: '
+                    f'leave out captions and ovd.SampleClassNames'
                 )
         return TokenFeatures(features.hidden + shifts, features.embedded + shifts, features.mask)
 
     def check_encoder(self, fingerprint: str) -> None:
-        """Refuse (ValueError) shifts that were trained with another text encoder."""
+        """Raise ValueError for shifts that were trained with another text encoder."""
         check_same_encoder(self.encoder_fingerprint, fingerprint, 'the shifts of the prompt')
 
     def save(self, path: PathLike, encoder_fingerprint: str) -> None:
-        """Write one safetensors file with the words, by custom named ``*.prompt.safetensors``."""
+        """Write shifts and vocabulary as one safetensors file, usually named ``*.prompt.safetensors``."""
         metadata = {
             'format': _FORMAT,
             'version': _VERSION,
@@ -92,7 +92,7 @@ class PromptOffset(nn.Module):
         save_tensors(path, {'rows': self.rows}, metadata)
 
     @classmethod
-    def load(cls, path: PathLike) -> 'PromptOffset':
+    def load(cls, path: PathLike) -> 'PromptTuning':
         """Read a file written by ``save``.
 
         Raises:
@@ -100,19 +100,21 @@ class PromptOffset(nn.Module):
             ValueError: not such a file, or a damaged one.
         """
         metadata = load_metadata(path)
-        if metadata.get('format') != _FORMAT:
-            raise ValueError(f'{path} holds no tuned prompt; training with text.offset=True writes one')
-        if metadata.get('version') != _VERSION:
-            raise ValueError(f'{path} has format version {metadata.get("version")!r}, expected {_VERSION!r}')
+        found = metadata.get('format'), metadata.get('version')
+        if found != (_FORMAT, _VERSION):
+            raise ValueError(
+                f'{path} is no tuned prompt: format and version are {found}, expected {(_FORMAT, _VERSION)}; '
+                'training with text.offset=True writes one'
+            )
         try:
             lengths = json.loads(metadata['lengths'])
             rows = load_tensors(path)['rows'].to(torch.float32)
             vocabulary = Vocabulary.parse(json.loads(metadata['vocabulary']))
             fingerprint = metadata['encoder_fingerprint']
-            offset = cls(list(lengths), list(lengths.values()), rows.shape[1], vocabulary, fingerprint)
-            if offset.rows.shape != rows.shape:
-                raise ValueError(f'{len(rows)} rows for sentences of {len(offset.rows)} tokens')
+            tuning = cls(list(lengths), list(lengths.values()), rows.shape[1], vocabulary, fingerprint)
+            if tuning.rows.shape != rows.shape:
+                raise ValueError(f'{len(rows)} rows for prompts of {len(tuning.rows)} tokens')
         except (ValueError, KeyError, IndexError) as error:
             raise ValueError(f'{path} is damaged: {error}') from None
-        offset.rows.copy_(rows)
-        return offset
+        tuning.rows.copy_(rows)
+        return tuning

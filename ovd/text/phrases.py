@@ -1,15 +1,15 @@
-"""Phrases of a text: what it names, as characters and as tokens, and how long texts are cut into prompts.
+"""Prompts: a text, the entities that it names, and the characters and tokens of each.
 
-Reading order: Prompt and its makers (word_name, class_prompt, caption_prompt, locate_phrases),
-token_positions and positive_map (characters -> tokens), split_names and split_caption (the limit of the text
-encoder).
+Reading order: Prompt and what makes one (word_name, class_prompt, caption_prompt, locate_phrases),
+token_positions and positive_map (characters -> tokens), split_names and split_caption (texts longer than the
+limit of the text encoder).
 """
 
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 Span = tuple[int, int]
 Wordings = Mapping[str, Mapping[str, str]]
@@ -20,16 +20,30 @@ _COMMENT = re.compile(r'\([^()]*\)')
 _NO_BLANKS = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]')  # Thai, Lao, Burmese, Khmer
 
 
+class PromptPart(NamedTuple):
+    """Texts that an encoder reads by themselves, as token ids, and the tokens that get their mean vector."""
+
+    positions: tuple[int, ...]
+    texts: tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """A text and the entities that it names.
+    """A text and the C entities that it names.
+
+    The tokens are filled in once, by the tokenizer of an encoder (``PromptTokenizer.tokenize``); they follow
+    from the text, so prompts are compared without them.
 
     Attributes:
-        text: what the text encoder reads.
-        spans: per entity, its character ranges [start, end) of the text; several when it is interrupted.
-        names: per entity, the user's own words for it.
-        labels: per entity, its place in the user's list.
-        start: where a longer text, which this is a window of, has the first character of this one.
+        text: input of the text encoder.
+        spans: per entity, its character ranges [start, end) of the text; several if it is interrupted.
+        names: per entity, its name as the user wrote it.
+        labels: per entity, its index in the user's list.
+        start: index of the first character in the longer text of which this is a window.
+        token_ids: L tokens, special ones included; empty before tokenization.
+        offsets: per token, its characters [start, end) of the text; (0, 0) for special tokens.
+        positions: per entity, the indices of its tokens.
+        parts: texts that are encoded by themselves, for encoders that read words or phrases one by one.
     """
 
     text: str
@@ -37,18 +51,16 @@ class Prompt:
     names: tuple[str, ...]
     labels: tuple[int, ...]
     start: int = 0
-
-    def __post_init__(self) -> None:
-        if not len(self.spans) == len(self.names) == len(self.labels):
-            raise ValueError(
-                f'{len(self.spans)} spans came with {len(self.names)} names and {len(self.labels)} labels'
-            )
+    token_ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    offsets: tuple[Span, ...] = field(default=(), compare=False, repr=False)
+    positions: tuple[tuple[int, ...], ...] = field(default=(), compare=False, repr=False)
+    parts: tuple[PromptPart, ...] = field(default=(), compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.spans)
 
     def window(self, start: int, end: int, entities: Sequence[int]) -> 'Prompt':
-        """Characters [start, end) of the text with what lies there of some of its entities."""
+        """Characters [start, end) of the text, with the parts of the given entities inside them."""
         return Prompt(
             self.text[start:end],
             tuple(
@@ -64,30 +76,28 @@ class Prompt:
 
 
 def clean_name(name: str) -> str:
-    """A class name as a prompt spells it: no comment in parentheses, blanks for underscores, single blanks.
+    """Spell a class name as in a prompt: no comment in parentheses, single blanks, no underscores.
 
     Raises:
-        ValueError: nothing is left, or what is given is no text.
+        ValueError: not a string, or nothing is left of it.
 
     Source: Li et al., "Grounded Language-Image Pre-training", CVPR 2022 (released code), which leaves blanks
         that tokenizers ignore.
     """
-    if not isinstance(name, str):
-        raise ValueError(f'expected a text as class name, got {name!r:.60}')
-    cleaned = ' '.join(_COMMENT.sub(' ', name).replace('_', ' ').split())
+    cleaned = ' '.join(_COMMENT.sub(' ', name).replace('_', ' ').split()) if isinstance(name, str) else ''
     if not cleaned:
-        raise ValueError(f'class name {name!r} has no words left without its comment')
+        raise ValueError(f'class name {name!r:.60} is not a text with words outside of parentheses')
     return cleaned
 
 
 def word_name(name: str, wording: Mapping[str, str] | None = None) -> tuple[str, Span]:
-    """A class name as its sentence spells it, and the characters [start, end) that stand for the class.
+    """Word a class name for a prompt; return the wording and the characters [start, end) of the class in it.
 
     Args:
-        wording: 'name', said instead of the class name, and 'prefix' and 'suffix' around it, all optional:
+        wording: 'name', used instead of the class name, and 'prefix' and 'suffix' around it, all optional:
             the suffix 'of a person' turns 'hand' into 'hand of a person', of which 'hand' is the class.
     Raises:
-        ValueError: a name without words, see ``clean_name``; another key, or a part that is no text.
+        ValueError: a name without words, see ``clean_name``; another key, or a value that is not a string.
 
     Source: the overrides of prompts in the released code of Li et al., CVPR 2022.
     """
@@ -95,27 +105,25 @@ def word_name(name: str, wording: Mapping[str, str] | None = None) -> tuple[str,
     wrong = [key for key, part in wording.items() if key not in _WORDING or not isinstance(part, str)]
     if wrong:
         raise ValueError(
-            f'wording of class {name!r}: expected texts for some of {list(_WORDING)}, '
+            f'wording of class {name!r}: expected strings for some of {list(_WORDING)}, '
             f'got {wrong[0]!r}: {wording[wrong[0]]!r}'
         )
-    said = clean_name(wording.get('name', name))
+    cleaned = clean_name(wording.get('name', name))
     prefix, suffix = (re.sub(r'\s+', ' ', wording.get(key, '')) for key in ('prefix', 'suffix'))
     prefix, suffix = prefix.lstrip(), suffix.rstrip()
-    if splits_word(prefix + said, len(prefix)):
+    if splits_word(prefix + cleaned, len(prefix)):
         prefix += ' '
-    if splits_word(said + suffix, len(said)):
+    if splits_word(cleaned + suffix, len(cleaned)):
         suffix = ' ' + suffix
-    return prefix + said + suffix, (len(prefix), len(prefix) + len(said))
+    return prefix + cleaned + suffix, (len(prefix), len(prefix) + len(cleaned))
 
 
 def check_wordings(wordings: Wordings, names: Iterable[str]) -> None:
-    """Refuse (ValueError) wordings of classes that are not there, and what ``word_name`` cannot read."""
-    known = set(names)
+    """Raise ValueError for wordings of unknown classes, and for those that ``word_name`` cannot use."""
+    unknown = set(wordings).difference(names)
+    if unknown:
+        raise ValueError(f'wordings of unknown classes: {", ".join(map(repr, sorted(unknown)))}')
     for name, wording in wordings.items():
-        if name not in known:
-            raise ValueError(
-                f'a wording is given for {name!r}, which is none of the {len(known)} class names'
-            )
         word_name(name, wording)
 
 
@@ -125,12 +133,12 @@ def class_prompt(
     final: str = '',
     wordings: Wordings | None = None,
 ) -> Prompt:
-    """Class names in one sentence, 'person. traffic light. cup'.
+    """Join class names into one prompt, 'person. traffic light. cup'.
 
     Args:
         names: any class names; each is cleaned first, see ``clean_name``.
-        labels: their places in the user's list, by default 0 .. N - 1.
-        final: what ends the sentence.
+        labels: their indices in the user's list, by default 0 .. N - 1.
+        final: appended after the last name.
         wordings: of some of the names, see ``word_name``.
     """
     spelled, spans, start = [], [], 0
@@ -144,22 +152,19 @@ def class_prompt(
 
 
 def caption_prompt(caption: str, spans: Any) -> Prompt:
-    """A caption and the characters of its phrases.
+    """Make the prompt of a caption from the characters of its phrases.
 
     Args:
         caption: a sentence; a full stop is added where it has none.
         spans: per phrase, a list of [start, end) in characters of the caption, or a mapping from label to
             such a list. Labels of a list are 0 .. N - 1.
     Raises:
-        ValueError: a range that is empty, lies outside the caption, holds no word or splits one; -1.
+        ValueError: not such ranges; one that is empty or blank, lies outside the caption or splits a word.
 
     Source: the full stop: Li et al., CVPR 2022, as the mmdet port asks for phrases.
     """
-    if spans == -1:
-        raise ValueError(
-            f'tokens_positive is -1 for caption {_short(caption)}: give the whole sentence as '
-            f'[[[0, {len(caption)}]]]'
-        )
+    if not isinstance(spans, (Mapping, Sequence)):
+        raise ValueError(f'tokens_positive of caption {_short(caption)}: got {spans!r}, {_expected(caption)}')
     labelled = dict(spans) if isinstance(spans, Mapping) else dict(enumerate(spans))
     checked = [_checked_ranges(caption, label, ranges) for label, ranges in labelled.items()]
     names = tuple(' / '.join(caption[start:end] for start, end in ranges) for ranges in checked)
@@ -168,33 +173,30 @@ def caption_prompt(caption: str, spans: Any) -> Prompt:
 
 
 def locate_phrases(caption: str, phrases: Sequence[str]) -> list[list[list[int]]]:
-    """Character ranges of phrases that are known by their words only: whole words, any case.
+    """Find the character ranges of phrases that are given as text: whole words, any case.
 
-    A phrase that is given k times gets its first k places, one each.
+    A phrase that is given k times gets its first k occurrences, one each.
 
     Raises:
-        ValueError: a phrase that the caption does not hold, or not so often.
+        ValueError: a blank phrase, or one that does not occur in the caption (often enough).
     """
     used: dict[str, int] = {}
     found = []
     for phrase in phrases:
-        if not phrase.strip():
-            raise ValueError(f'a phrase of caption {_short(caption)} has no words')
-        pattern = re.compile(re.escape(phrase.strip()), re.IGNORECASE)
-        start = used.get(phrase, 0)
-        match = pattern.search(caption, start)
+        pattern = re.compile(re.escape(phrase.strip()) or r'(?!)', re.IGNORECASE)
+        match = pattern.search(caption, used.get(phrase, 0))
         while match and (splits_word(caption, match.start()) or splits_word(caption, match.end())):
             match = pattern.search(caption, match.start() + 1)
         if match is None:
-            often = 'so often ' if phrase in used else ''
-            raise ValueError(f'phrase {phrase!r} is not {often}in caption {_short(caption)}')
+            again = 'again ' if phrase in used else ''
+            raise ValueError(f'phrase {phrase!r} is not found {again}in caption {_short(caption)}')
         used[phrase] = match.end()
         found.append([[match.start(), match.end()]])
     return found
 
 
 def splits_word(text: str, position: int) -> bool:
-    """Whether a cut before character ``position`` goes through a word, or parts a letter from its marks.
+    """Whether a cut before character ``position`` splits a word, or separates a letter from its marks.
 
     Scripts that write no blanks between words, such as Chinese and Thai, can be cut between any two letters.
     """
@@ -214,7 +216,7 @@ def _is_mark(char: str) -> bool:
 
 
 def _ends_at_blanks(char: str) -> bool:
-    """Whether a character belongs to words that blanks and signs tell apart."""
+    """Whether a character belongs to a script whose words are separated by blanks."""
     is_wide = unicodedata.east_asian_width(char) in 'WFH'
     return char.isalnum() and not is_wide and not _NO_BLANKS.match(char)
 
@@ -235,16 +237,20 @@ def token_positions(ranges: Iterable[Sequence[int]], offsets: Sequence[Sequence[
 
 
 def positive_map(prompt: Prompt, offsets: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Tokens of every entity, N lists of indices.
+    """Token positions of every entity, C lists.
 
+    Args:
+        offsets: per token, its characters [start, end).
     Raises:
-        ValueError: an entity without tokens, because its characters mean nothing to the tokenizer or the
-            text was cut.
+        ValueError: an entity without tokens, because the tokenizer drops its characters or the text was cut.
     """
-    positions = [token_positions(ranges, offsets) for ranges in prompt.spans]
-    for name, tokens in zip(prompt.names, positions):
-        if not tokens:
-            raise ValueError(f'phrase {name!r} has no tokens in {_short(prompt.text)}')
+    return [_entity_tokens(prompt, entity, offsets) for entity in range(len(prompt))]
+
+
+def _entity_tokens(prompt: Prompt, entity: int, offsets: Sequence[Sequence[int]]) -> list[int]:
+    positions = token_positions(prompt.spans[entity], offsets)
+    if not positions:
+        raise ValueError(f'phrase {prompt.names[entity]!r} has no tokens in {_short(prompt.text)}')
     return positions
 
 
@@ -253,23 +259,17 @@ def split_names(
 ) -> list[range]:
     """Cut a list of names into consecutive prompts that fit the text encoder.
 
-    The fewest prompts are taken, and of those cuts one whose longest prompt is shortest.
+    Uses the fewest prompts and, among these cuts, one whose longest prompt is shortest. A name that does not
+    fit the limit gets a prompt of its own.
 
     Args:
         token_counts: tokens of each name; a separator token stands between two names.
-        max_tokens: longest prompt, ``special_tokens`` at its ends included.
-        per_prompt: cut after every so many names instead, as published evaluations do; prompts that are too
-            long even so are cut again.
-    Raises:
-        ValueError: a name that does not fit a prompt of its own.
+        max_tokens: limit of a prompt, ``special_tokens`` at its ends included.
+        per_prompt: cut after this many names instead, as published evaluations do; prompts that are still too
+            long are cut again.
     """
     budget = max_tokens - special_tokens
-    for index, count in enumerate(token_counts):
-        if count > budget:
-            raise ValueError(f'class {index} has {count} tokens, more than the {budget} of a prompt')
     if per_prompt is not None:
-        if per_prompt < 1:
-            raise ValueError(f'expected at least one name per prompt, got {per_prompt}')
         return [
             range(start + part.start, start + part.stop)
             for start in range(0, len(token_counts), per_prompt)
@@ -293,12 +293,12 @@ def split_caption(
 ) -> list[Prompt]:
     """Cut a text into overlapping windows that fit the text encoder; each entity lies in one, uncut.
 
-    Windows lie around the first phrase that is not yet covered. A text without entities is cut into
+    Each window is centred on the first phrase that is not yet covered. A text without entities is cut into
     consecutive windows.
 
     Args:
-        offsets: per token, its characters [start, end), of the whole text.
-        max_tokens: longest window, ``special_tokens`` at its ends included.
+        offsets: per token, its characters [start, end) of the whole text.
+        max_tokens: limit of a window, ``special_tokens`` at its ends included.
     Raises:
         ValueError: a phrase that is longer than a window, or has no tokens.
     """
@@ -344,15 +344,12 @@ def _fill(token_counts: Sequence[int], budget: int) -> list[range]:
 
 
 def _extent(words: Sequence[Sequence[int]], prompt: Prompt, entity: int, budget: int) -> tuple[int, int]:
-    """The first token of an entity, and the one after its last; at most ``budget`` lie between."""
-    inside = token_positions(prompt.spans[entity], words)
-    if not inside:
-        raise ValueError(f'phrase {prompt.names[entity]!r} has no tokens in {_short(prompt.text)}')
+    """Position of the first token of an entity, and one past its last."""
+    inside = _entity_tokens(prompt, entity, words)
     begin, until = inside[0], inside[-1] + 1
     if until - begin > budget:
         raise ValueError(
-            f'phrase {prompt.names[entity]!r} takes {until - begin} tokens, '
-            f'more than the {budget} of a prompt'
+            f'phrase {prompt.names[entity]!r} has {until - begin} tokens, the limit of a prompt is {budget}'
         )
     return begin, until
 
@@ -373,24 +370,27 @@ def _word_end(text: str, words: Sequence[Sequence[int]], last: int, limit: int) 
 
 def _checked_ranges(caption: str, label: Any, ranges: Any) -> tuple[Span, ...]:
     where = f'phrase {label} of caption {_short(caption)}'
-    if isinstance(ranges, (str, bytes)) or not isinstance(ranges, Sequence) or not ranges:
-        hint = f'; the whole caption is [[0, {len(caption)}]]' if ranges == -1 else ''
-        raise ValueError(f'{where}: expected a list of [start, end), got {ranges!r}{hint}')
-    checked = []
-    for pair in ranges:
-        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(end, int) for end in pair):
-            raise ValueError(f'{where}: expected [start, end), got {pair!r}')
-        start, end = pair
+    try:
+        checked = tuple((start, end) for start, end in ranges if isinstance(start + end, int))
+    except (TypeError, ValueError):
+        checked = ()
+    if not checked or len(checked) < len(ranges):
+        raise ValueError(f'{where}: got {ranges!r}, {_expected(caption)}')
+    for start, end in checked:
+        reason = ''
         if not 0 <= start < end <= len(caption):
-            raise ValueError(
-                f'{where}: characters [{start}, {end}) are not in the caption of {len(caption)} characters'
-            )
-        if not caption[start:end].strip():
-            raise ValueError(f'{where}: characters [{start}, {end}) are blank')
-        if splits_word(caption, start) or splits_word(caption, end):
-            raise ValueError(f'{where}: {caption[start:end]!r} at [{start}, {end}) splits a word')
-        checked.append((start, end))
-    return tuple(checked)
+            reason = f'is not in the caption of {len(caption)} characters'
+        elif not caption[start:end].strip():
+            reason = 'is blank'
+        elif splits_word(caption, start) or splits_word(caption, end):
+            reason = f'{caption[start:end]!r} splits a word'
+        if reason:
+            raise ValueError(f'{where}: [{start}, {end}) {reason}')
+    return checked
+
+
+def _expected(caption: str) -> str:
+    return f'expected a list of [start, end) per phrase; the whole caption is [[0, {len(caption)}]]'
 
 
 def _short(text: str) -> str:

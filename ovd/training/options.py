@@ -39,10 +39,21 @@ def prepare_training(
     if amp or (config.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
         _use_amp(config)
     check_region_store(config)
+    share_text_encoder(config)
     if config.get('load_from'):
         require_file(config.load_from, 'checkpoint to start from (load_from)')
     if seed is not None:
         config.setdefault('randomness', {})['seed'] = seed
+
+
+def share_text_encoder(config: Mapping[str, Any]) -> None:
+    """Give ``ovd.BuildPrompt`` of the training data the text encoder of the model, unless it names one."""
+    loader, text = config.get('train_dataloader'), config['model'].get('text')
+    for dataset in dataset_configs(loader['dataset']) if loader and text else ():
+        for step in dataset.get('pipeline') or ():
+            if step.get('type') == 'ovd.BuildPrompt':
+                step.setdefault('encoder', text['encoder'])
+                step.setdefault('final', text.get('final', ''))
 
 
 def log_to_tensorboard(config: Config) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ovd.encoders.bert_tokens import BertText
+from ovd.encoders.prompt_builder import PromptBuilder
 from ovd.encoders.prompt_features import PromptBatch, PromptEncoder, encode_batch
 from ovd.text.phrases import caption_prompt, class_prompt, locate_phrases
 from tests.toys.bert import write_bert
@@ -19,25 +20,30 @@ def encoder(tmp_path: Path) -> PromptEncoder:
     return PromptEncoder(BertText(write_bert(tmp_path), max_tokens=16))
 
 
-def test_a_long_list_becomes_prompts_that_fit(encoder: PromptEncoder) -> None:
+@pytest.fixture
+def builder(encoder: PromptEncoder) -> PromptBuilder:
+    return PromptBuilder(encoder.encoder.tokenizer)
+
+
+def test_a_long_list_becomes_prompts_that_fit(encoder: PromptEncoder, builder: PromptBuilder) -> None:
     names = ['red star', 'c++', 'car', 'cart', 'dog', '東京', 'big red dog', 'a', 'cafés'] * 3
-    prompts = encoder.name_prompts(names)
+    prompts = builder.name_prompts(names)
     assert [label for prompt in prompts for label in prompt.labels] == list(range(27))
-    lengths = [len(encoder.encoder.offsets(prompt.text)) for prompt in prompts]
-    assert max(lengths) <= 16
+    assert max(len(prompt.token_ids) for prompt in prompts) <= 16
     for state in encoder.encode(prompts):
-        assert len(state.hidden) == len(encoder.encoder.offsets(state.prompt.text))
+        assert len(state.hidden) == len(state.prompt.offsets)
+        assert list(state.prompt.offsets) == builder.tokenizer.offsets(state.prompt.text)
         assert state.token_map.any(1).all()
         assert (state.token_map.sum(0) <= 1).all()
-    assert len(encoder.name_prompts(names, per_prompt=2)) >= 14
-    finals = encoder.name_prompts(['dog'] * 14, final='. ')
-    assert max(len(encoder.encoder.offsets(prompt.text)) for prompt in finals) <= 16
+    assert len(builder.name_prompts(names, per_prompt=2)) >= 14
+    finals = builder.name_prompts(['dog'] * 14, final='. ')
+    assert max(len(prompt.token_ids) for prompt in finals) <= 16
 
 
-def test_a_long_caption_becomes_windows_that_fit(encoder: PromptEncoder) -> None:
+def test_a_long_caption_becomes_windows_that_fit(encoder: PromptEncoder, builder: PromptBuilder) -> None:
     caption = 'a red star above a big ring and ' * 6 + 'a dog'
     phrases = ['a red star', 'a big ring', 'a red star', 'a dog']
-    windows = encoder.caption_prompts(caption_prompt(caption, locate_phrases(caption, phrases)))
+    windows = builder.caption_prompts(caption_prompt(caption, locate_phrases(caption, phrases)))
     assert sorted(label for window in windows for label in window.labels) == [0, 1, 2, 3]
     assert all(state.hidden.isfinite().all() for state in encoder.encode(windows))
 
@@ -74,16 +80,25 @@ def test_a_batch_is_the_prompts_padded(encoder: PromptEncoder) -> None:
 def test_only_so_many_prompts_are_kept(tmp_path: Path) -> None:
     encoder = PromptEncoder(BertText(write_bert(tmp_path)), capacity=2)
     encoder.encode([class_prompt([name]) for name in ('dog', 'cat', 'bird')])
-    assert len(encoder._kept) == 2
+    assert len(encoder._cache) == 2
 
 
-def test_names_that_no_sentence_can_hold_are_named(encoder: PromptEncoder) -> None:
-    with pytest.raises(ValueError, match=r"class name 'red dog red dog .* has 20 tokens, expected 1 to 14"):
-        encoder.name_prompts(['dog', 'red dog ' * 10])
-    with pytest.raises(ValueError, match=r"class name '\\u200b' has 0 tokens"):
-        encoder.name_prompts(['dog', '\u200b'])
-    prompts = encoder.name_prompts(['dog'] * 14, final=' and a cat.')
-    assert max(len(encoder.encoder.offsets(prompt.text)) for prompt in prompts) <= 16
+def test_names_that_no_prompt_can_hold_are_named(builder: PromptBuilder) -> None:
+    with pytest.raises(ValueError, match='20 tokens'):
+        builder.name_prompts(['dog', 'red dog ' * 10])
+    with pytest.raises(ValueError, match='u200b'):
+        builder.name_prompts(['dog', '\u200b'])
+    prompts = builder.name_prompts(['dog'] * 14, final=' and a cat.')
+    assert max(len(prompt.token_ids) for prompt in prompts) <= 16
+
+
+def test_a_prompt_is_tokenized_once(encoder: PromptEncoder, builder: PromptBuilder) -> None:
+    (prompt,) = builder.name_prompts(['red star', 'dog'])
+    assert prompt == class_prompt(['red star', 'dog'])
+    assert prompt.positions == ((1, 2), (4,))
+    with patch.object(type(builder.tokenizer), 'encode', side_effect=AssertionError):
+        assert builder.tokenizer.tokenize(prompt) is prompt
+        encoder.encode([prompt])
 
 
 def test_a_frozen_encoder_keeps_its_state(encoder: PromptEncoder) -> None:

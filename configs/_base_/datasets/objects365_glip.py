@@ -6,7 +6,7 @@ inherit from this.
 """
 
 meta_keys = tuple(
-    'img_id img_path ori_shape img_shape scale_factor text tokens_positive tokens_ignored'.split()
+    'img_id img_path ori_shape img_shape scale_factor text tokens_positive tokens_ignored prompt'.split()
 )
 resize = dict(
     type='RandomChoiceResize',
@@ -20,6 +20,7 @@ grounding_steps = [
     dict(type='LoadAnnotations', with_bbox=True),
     resize,
     dict(type='RandomFlip', prob=0.5),
+    dict(type='ovd.BuildPrompt'),
     dict(type='PackDetInputs', meta_keys=meta_keys),
 ]
 objects365_train = dict(
@@ -31,7 +32,7 @@ objects365_train = dict(
     degenerate_boxes='drop',
     filter_cfg=dict(filter_empty_gt=False),
     pipeline=[
-        *grounding_steps[:-1],
+        *grounding_steps[:-2],
         dict(
             type='ovd.SampleClassNames',
             vocabulary='objects365',
@@ -39,7 +40,7 @@ objects365_train = dict(
             max_names=85,
             max_tokens=256,
         ),
-        grounding_steps[-1],
+        *grounding_steps[-2:],
     ],
 )
 train_dataloader = dict(

@@ -45,11 +45,12 @@ model = dict(
 )
 
 meta_keys = tuple(
-    'img_id img_path ori_shape img_shape scale_factor text tokens_positive tokens_ignored'.split()
+    'img_id img_path ori_shape img_shape scale_factor text tokens_positive tokens_ignored prompt'.split()
 )
 phrase_steps = [
     dict(type='ovd.LoadImage'),
     dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='ovd.BuildPrompt'),
     dict(type='PackDetInputs', meta_keys=meta_keys),
 ]
 # Class lists: all nouns; or those with boxes of base classes alone, whose novel names are never drawn.
@@ -62,6 +63,7 @@ class_list_steps = [
     dict(type='ovd.LoadImage'),
     dict(type='LoadAnnotations', with_bbox=True, **(dict(with_mask=True) if class_list_masks else {})),
     dict(type='ovd.SampleClassNames', vocabulary=class_list_words, tokenizer=tokenizer, max_names=24),
+    dict(type='ovd.BuildPrompt'),
     dict(type='PackDetInputs', meta_keys=class_list_keys),
 ]
 phrases_train = dict(

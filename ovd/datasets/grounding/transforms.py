@@ -1,11 +1,11 @@
-"""Sentences for training: class names drawn for an image, captions among captions that do not belong to it.
+"""Texts for training: sampled class names, captions among captions of other images, and their prompts.
 
-Reading order: SampleClassNames, PackNegativeCaptions.
+Reading order: SampleClassNames, PackNegativeCaptions, BuildPrompt.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,35 +13,37 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from ...encoders.build_token_encoder import load_token_counter
+from ...encoders.build_token_encoder import build_prompt_tokenizer, load_token_counter
+from ...encoders.prompt_builder import PromptBuilder
 from ...registry import TRANSFORMS
 from ...text.nouns import NameMatcher
 from ...text.phrases import class_prompt, clean_name
 from ...text.vocabulary import Vocabulary
 from ..sample_traits import SampleTraits
+from .training_prompts import build_training_prompt
 
 
 @TRANSFORMS.register_module()
 class SampleClassNames(SampleTraits, BaseTransform):
-    """Write the sentence of class names that an image is trained with: its own, and some that are not there.
+    """Sample the class names of an image's prompt: those of its boxes, and negatives.
 
     Sets ``text`` and ``tokens_positive``, empties ``caption_ranges``, and turns the labels of boxes into
-    places in the sentence. Boxes of classes that do not fit the sentence are left out. Novel classes are
-    never drawn.
+    indices of the sampled names. Boxes of classes that do not fit into the prompt are left out. Novel classes
+    are never sampled.
 
     Args:
-        vocabulary: of the labels, any spelling of ``Vocabulary.parse``.
+        vocabulary: of the labels, anything ``Vocabulary.parse`` takes.
         tokenizer: folder of the text encoder, whose tokens are counted, see ``load_token_counter``.
-        max_names: so many names are drawn from the vocabulary, before those of the image are removed.
-        full_prob: how often exactly ``max_names`` are drawn; otherwise 1 to ``max_names``, all equally often.
-        max_tokens: longest sentence, special tokens included.
+        max_names: number of names drawn from the vocabulary, before those of the image are removed.
+        full_prob: probability of drawing exactly ``max_names``; otherwise 1 to ``max_names``, uniformly.
+        max_tokens: limit of the prompt, special tokens included.
         shuffle: names in random order; otherwise in the order of the vocabulary.
-        final: what ends the sentence.
+        final: appended after the last name.
 
     Source: Li et al., CVPR 2022, Appendix (released code): 85 names, half of the time.
     """
 
-    provides_class_names = True  # what is asked for comes with the sample
+    provides_class_names = True  # samples carry their class names
     sample_keys = ('text', 'tokens_positive', 'caption_ranges')
 
     def __init__(
@@ -54,19 +56,17 @@ class SampleClassNames(SampleTraits, BaseTransform):
         shuffle: bool = True,
         final: str = '',
     ) -> None:
-        if max_names < 1:
-            raise ValueError(f'max_names must be at least 1, got {max_names}')
         self.vocabulary = Vocabulary.parse(vocabulary)
         names = [clean_name(name) for name in self.vocabulary.names]
         self.count_tokens = load_token_counter(tokenizer)
         # Each name is followed by a separator, the last one by what ends the sentence.
         *counts, ending = self.count_tokens([*names, final])
         self._costs = [count + 1 for count in counts]
-        self._drawn = np.flatnonzero(~np.array(self.vocabulary.is_novel))
+        self._base_labels = np.flatnonzero(~np.array(self.vocabulary.is_novel))
         self.budget = max_tokens - 2 - max(ending - 1, 0)
         longest = int(np.argmax(self._costs))
         if self._costs[longest] > self.budget:
-            raise ValueError(f'class {names[longest]!r} does not fit a sentence of {max_tokens} tokens')
+            raise ValueError(f'class {names[longest]!r} does not fit a prompt of {max_tokens} tokens')
         self.max_names = max_names
         self.full_prob = full_prob
         self.shuffle = shuffle
@@ -79,13 +79,11 @@ class SampleClassNames(SampleTraits, BaseTransform):
         chosen += self._fitting(self._negatives(positives), left)[0]
         order = np.random.permutation(chosen).tolist() if self.shuffle else sorted(chosen)  # noqa: NPY002
         prompt = class_prompt([self.vocabulary.names[label] for label in order], final=self.final)
-        place = {label: index for index, label in enumerate(order)}
-        kept = np.array([label in place for label in labels.tolist()], dtype=bool)
-        for key in ('gt_bboxes', 'gt_ignore_flags', 'gt_masks'):
-            if key in results:
-                results[key] = results[key][kept]
+        index_of = {label: index for index, label in enumerate(order)}
+        kept = np.array([label in index_of for label in labels.tolist()], dtype=bool)
+        keep_boxes(results, kept)
         results['gt_bboxes_labels'] = np.array(
-            [place[label] for label in labels[kept].tolist()], dtype=np.int64
+            [index_of[label] for label in labels[kept].tolist()], dtype=np.int64
         )
         results['text'] = prompt.text
         results['caption_ranges'] = []
@@ -95,15 +93,15 @@ class SampleClassNames(SampleTraits, BaseTransform):
         return results
 
     def _negatives(self, positives: np.ndarray) -> np.ndarray:
-        """Labels that the image does not have, in random order."""
+        """Labels of classes that the image does not have, in random order."""
         count = self.max_names
         if np.random.random() >= self.full_prob:  # noqa: NPY002
             count = int(np.random.randint(1, self.max_names + 1))  # noqa: NPY002
-        drawn = np.random.permutation(self._drawn)[:count]  # noqa: NPY002
+        drawn = np.random.permutation(self._base_labels)[:count]  # noqa: NPY002
         return drawn[~np.isin(drawn, positives)]
 
     def _fitting(self, labels: np.ndarray, budget: int) -> tuple[list[int], int]:
-        """The first of the labels that fit, and the tokens that are left."""
+        """The labels that fit the budget, taken in order, and the tokens that are left."""
         chosen = []
         for label in labels.tolist():
             if self._costs[label] <= budget:
@@ -117,21 +115,20 @@ class SampleClassNames(SampleTraits, BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackNegativeCaptions(SampleTraits, BaseTransform):
-    """Hide an image's caption among others, whose words are then to be found nowhere in the image.
+    """Join an image's caption with captions of other images as negatives.
 
-    Changes ``text``, moves ``tokens_positive`` and ``tokens_ignored`` with their caption, and puts its place
-    into ``caption_ranges``. A caption that holds one of the image's own phrases is not taken.
+    Changes ``text``, shifts ``tokens_positive`` and ``tokens_ignored`` with their caption, and sets
+    ``caption_ranges`` to its characters. A caption that contains one of the image's own phrases is not used.
 
     Args:
-        captions: ODVG lines, or a text file with a caption a line; read on first use.
+        captions: ODVG lines, or a text file with one caption per line; read on first use.
         tokenizer: folder of the text encoder, whose tokens are counted, see ``load_token_counter``.
-        max_negatives: most captions to add; fewer where they do not fit.
-        plain_prob: how often the caption stays alone.
-        full_prob: how often as many captions as possible are added; otherwise 0 to ``max_negatives``, all
-            equally often.
-        max_tokens: longest text, special tokens included.
-        vocabulary: any spelling of ``Vocabulary.parse``; captions that name a class which the image's caption
-            names are not taken either: what they say may well be in the image.
+        max_negatives: most captions to add; fewer if they do not fit.
+        plain_prob: probability of adding none.
+        full_prob: probability of adding as many as possible; otherwise 0 to ``max_negatives``, uniformly.
+        max_tokens: limit of the text, special tokens included.
+        vocabulary: anything ``Vocabulary.parse`` takes; captions that name a class of the image's own caption
+            are not used either: the image may well show what they describe.
 
     Source: Li et al., CVPR 2022, Appendix: 19 captions, with probabilities 0.4, 0.3 and 0.3.
     """
@@ -148,8 +145,6 @@ class PackNegativeCaptions(SampleTraits, BaseTransform):
         max_tokens: int = 256,
         vocabulary: Any = None,
     ) -> None:
-        if not 0 <= plain_prob <= 1 - full_prob <= 1:
-            raise ValueError(f'plain_prob and full_prob are probabilities, got {plain_prob} and {full_prob}')
         self.file = Path(captions)
         if not self.file.is_file():
             raise FileNotFoundError(f'caption file {self.file} does not exist')
@@ -180,9 +175,9 @@ class PackNegativeCaptions(SampleTraits, BaseTransform):
             wanted = int(np.random.randint(0, self.max_negatives + 1))  # noqa: NPY002
         own = _ended(results['text'])
         others = self._others(own, self._phrases(results), wanted)
-        place = int(np.random.randint(0, len(others) + 1))  # noqa: NPY002
-        shift = sum(len(other) + 1 for other in others[:place])
-        results['text'] = ' '.join([*others[:place], own, *others[place:]])
+        index = int(np.random.randint(0, len(others) + 1))  # noqa: NPY002
+        shift = sum(len(other) + 1 for other in others[:index])
+        results['text'] = ' '.join([*others[:index], own, *others[index:]])
         results['caption_ranges'] = [[shift, shift + len(own)]]
         results['tokens_positive'] = {
             label: _shifted(spans, shift, len(own)) for label, spans in results['tokens_positive'].items()
@@ -192,7 +187,7 @@ class PackNegativeCaptions(SampleTraits, BaseTransform):
         return results
 
     def _others(self, own: str, phrases: Sequence[str], wanted: int) -> list[str]:
-        """Captions that fit beside the image's own."""
+        """Negative captions that fit the budget beside the image's own."""
         left = self.budget - self._count(own)
         classes = self._classes(own)
         others = []
@@ -224,12 +219,59 @@ class PackNegativeCaptions(SampleTraits, BaseTransform):
         return f'{type(self).__name__}({self.file}, max_negatives={self.max_negatives})'
 
 
+@TRANSFORMS.register_module()
+class BuildPrompt(SampleTraits, BaseTransform):
+    """Build the training prompt of a sample in the data loader, see ``build_training_prompt``.
+
+    Reads ``text`` and what comes with it, sets ``prompt``, and leaves out boxes of phrases that a long
+    caption's window does not hold. It is the last step before packing, since later steps must not change
+    which boxes there are. Samples without ``text`` pass unchanged: they are trained with the vocabulary of
+    the model.
+
+    Args:
+        encoder: ``text.encoder`` of the model, filled in by the training tool; only the tokenizer is loaded.
+            Without it samples pass unchanged, and the model builds their prompts.
+        final: appended after the last of a list of class names.
+    """
+
+    sample_keys = ('prompt',)
+
+    def __init__(self, encoder: Mapping[str, Any] | None = None, final: str = '') -> None:
+        self.builder = None if encoder is None else PromptBuilder(build_prompt_tokenizer(encoder))
+        self.final = final
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if self.builder is None or results.get('text') is None:
+            return results
+        labels = np.asarray(results['gt_bboxes_labels'], dtype=np.int64)
+        ignored = results.get('gt_ignore_flags', np.zeros(len(labels), dtype=bool))
+        # Boxes that are ignored have no row in the positive map: packing puts them elsewhere.
+        trained = np.flatnonzero(~ignored)
+        results['prompt'], kept = build_training_prompt(
+            self.builder, results, labels[trained].tolist(), self.final
+        )
+        if len(kept) < len(trained):
+            keep_boxes(results, np.sort(np.concatenate([trained[kept], np.flatnonzero(ignored)])))
+        return results
+
+    def __repr__(self) -> str:
+        tokenizer = None if self.builder is None else type(self.builder.tokenizer).__name__
+        return f'{type(self).__name__}({tokenizer})'
+
+
+def keep_boxes(results: dict[str, Any], kept: np.ndarray) -> None:
+    """Keep some boxes, by index or mask, and what belongs to them."""
+    for key in ('gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'gt_masks'):
+        if key in results:
+            results[key] = results[key][kept]
+
+
 def _caption_of(line: str, where: str) -> str:
     """The caption of an ODVG line."""
     try:
         return str(json.loads(line)['grounding']['caption']).strip()
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{where} is no ODVG line with a caption under 'grounding'") from None
+        raise ValueError(f"{where}: expected an ODVG line with a caption in 'grounding'") from None
 
 
 def _ended(caption: str) -> str:
@@ -239,5 +281,5 @@ def _ended(caption: str) -> str:
 
 
 def _shifted(spans: Sequence[Sequence[int]], shift: int, limit: int) -> list[list[int]]:
-    """Ranges of a caption that now begins at ``shift``; blanks after its ``limit`` are gone."""
+    """Ranges of a caption that now begins at ``shift`` and was stripped to ``limit`` characters."""
     return [[start + shift, min(end, limit) + shift] for start, end in spans]

@@ -17,10 +17,17 @@ from mmengine.model import ImgDataPreprocessor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ...datasets.grounding.training_prompts import (
+    TrainingPrompt,
+    build_training_prompt,
+    finish,
+    single,
+)
 from ...encoders.build_token_encoder import build_token_encoder
 from ...encoders.loading import PathLike
-from ...encoders.prompt_features import PromptBatch, PromptEncoder, PromptFeatures, encode_batch
-from ...encoders.prompt_tuning import PromptOffset
+from ...encoders.prompt_builder import PromptBuilder
+from ...encoders.prompt_features import PromptBatch, PromptEncoder, PromptFeatures, encode_prompts
+from ...encoders.prompt_tuning import PromptTuning
 from ...encoders.text_embeddings import TextEmbeddings
 from ...encoders.token_encoder import TokenFeatures
 from ...registry import MODELS
@@ -30,9 +37,9 @@ from ...text.templates import Templates
 from ...text.vocabulary import Vocabulary
 from ..base import OpenVocabularyModel
 from ..partial_training import evaluate_frozen, train_only
-from .head import RANKINGS, GLIPHead, Outputs
+from .head import RANKINGS, GLIPHead, HeadOutputs
 from .token_scores import AGGREGATIONS
-from .training_targets import Lesson, ignored_tokens, training_sentence, truth_of
+from .training_targets import TrainingTargets, image_targets, pad_rows
 
 _TEXT_KEYS = {'encoder', 'vocabulary', 'names_per_prompt', 'final', 'nouns', 'wordings', 'offset'}
 
@@ -86,7 +93,7 @@ class GLIP(OpenVocabularyModel, BaseDetector):
 
     answers = 'boxes'
     reads_sentences = True
-    sample_keys: tuple[str, ...] = ('text', 'tokens_positive', 'tokens_ignored')
+    sample_keys: tuple[str, ...] = ('text', 'tokens_positive', 'tokens_ignored', 'prompt')
 
     def __init__(
         self,
@@ -104,7 +111,7 @@ class GLIP(OpenVocabularyModel, BaseDetector):
         if neck is not None:
             self.neck = MODELS.build(neck)
         self.text = build_token_encoder(text['encoder'])
-        self.text_offset: PromptOffset | None = None
+        self.text_offset: PromptTuning | None = None
         head = {'type': 'ovd.GLIPHead', 'text_channels': self.text.embed_dim, **bbox_head}
         self.bbox_head: GLIPHead = MODELS.build(head)
         unknown = set(text) - _TEXT_KEYS
@@ -115,13 +122,14 @@ class GLIP(OpenVocabularyModel, BaseDetector):
         self.test_cfg = checked_test_cfg(test_cfg or {})
         self._nouns_cfg = dict(text.get('nouns') or {})
         self._nouns: NounExtractor | None = None
+        self._builder = PromptBuilder(self.text.tokenizer)
         self._prompts = PromptEncoder(self.text)
         self._wordings: Wordings = text.get('wordings') or {}
         self._class_prompts: list[Prompt] = []
         offset = text.get('offset') or None
         words = text.get('vocabulary')
         if offset not in (None, True):
-            self.text_offset = PromptOffset.load(offset)
+            self.text_offset = PromptTuning.load(offset)
             words = self.text_offset.vocabulary if words is None else words
         if words is not None:
             self.set_vocabulary(words)
@@ -168,7 +176,7 @@ class GLIP(OpenVocabularyModel, BaseDetector):
     def readable_phrases(self, caption: str, phrases: Sequence[list[list[int]]]) -> list[list[list[int]]]:
         """Those of a caption's phrases that have tokens, and not more than a prompt takes."""
         try:
-            self._prompts.check(caption_prompt(caption, phrases))
+            self._builder.caption_prompts(caption_prompt(caption, phrases))
         except ValueError:
             if len(phrases) == 1:
                 return []
@@ -209,8 +217,8 @@ class GLIP(OpenVocabularyModel, BaseDetector):
         prompts = self._vocabulary_prompts()
         if self.text_offset is None:
             texts = [prompt.text for prompt in prompts]
-            lengths = [len(self.text.offsets(text)) for text in texts]
-            self.text_offset = PromptOffset(texts, lengths, self.text.embed_dim, self.vocabulary)
+            lengths = [len(prompt.token_ids) for prompt in prompts]
+            self.text_offset = PromptTuning(texts, lengths, self.text.embed_dim, self.vocabulary)
         unknown = [p.text for p in prompts if p.text not in self.text_offset.lengths]
         if unknown:
             raise ValueError(f'the prompt of text.offset was tuned for other words than {unknown[0][:60]!r}')
@@ -219,7 +227,7 @@ class GLIP(OpenVocabularyModel, BaseDetector):
                 f'the prompt of text.offset has width {self.text_offset.rows.shape[1]}, '
                 f'the text encoder {self.text.embed_dim}'
             )
-        self._prompts.offset = self.text_offset
+        self._prompts.tuning = self.text_offset
 
     def _restrict(self, trainable: Sequence[str] | None) -> None:
         """Train only what the patterns name, from now on."""
@@ -234,10 +242,9 @@ class GLIP(OpenVocabularyModel, BaseDetector):
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         """Losses of a batch, whose images may have class lists and captions side by side."""
-        prompts = [self._training_prompt(sample) for sample in batch_data_samples]
-        lesson = self._lesson(prompts, batch_data_samples)
-        outputs = self.bbox_head(self.extract_feat(batch_inputs), lesson.text)
-        return self.bbox_head.loss(outputs, lesson.counted, lesson.truths)
+        targets = self._targets(*self._training_samples(batch_data_samples))
+        outputs = self.bbox_head(self.extract_feat(batch_inputs), targets.text)
+        return self.bbox_head.loss(outputs, targets.counted, targets.images)
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], rescale: bool = True
@@ -263,10 +270,10 @@ class GLIP(OpenVocabularyModel, BaseDetector):
                 sample.pred_instances = instances
         return batch_data_samples
 
-    def _forward(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> Outputs:
-        """The head's raw outputs, for one sentence per image."""
-        text, _ = self._encode_training([self._training_prompt(sample) for sample in batch_data_samples])
-        return self.bbox_head(self.extract_feat(batch_inputs), text)
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> HeadOutputs:
+        """The head's raw outputs, for one prompt per image."""
+        prompts = [self._training_prompt(sample, [])[0] for sample in batch_data_samples]
+        return self.bbox_head(self.extract_feat(batch_inputs), self._encode_training(prompts))
 
     def _detect(
         self,
@@ -313,12 +320,10 @@ class GLIP(OpenVocabularyModel, BaseDetector):
         return inputs[..., :height, :width]
 
     def _name_prompts(self, names: Sequence[str], wordings: Wordings) -> list[Prompt]:
-        return self._prompts.name_prompts(names, self.names_per_prompt, self.final, wordings)
+        return self._builder.name_prompts(names, self.names_per_prompt, self.final, wordings)
 
     def _listed_prompts(self, sample: DetDataSample) -> list[Prompt]:
         """The sentences of an image that comes with a list of names."""
-        if not sample.text:
-            raise ValueError('an image came with an empty list of class names')
         wordings = sample.get('wordings', None) or {}
         check_wordings(wordings, sample.text)
         return self._name_prompts(sample.text, wordings)
@@ -334,55 +339,79 @@ class GLIP(OpenVocabularyModel, BaseDetector):
         if spans is None:
             spans = self.find_phrases(text)
         prompt = caption_prompt(text, spans)
-        prompts = self._prompts.caption_prompts(prompt) if len(prompt) else []
+        prompts = self._builder.caption_prompts(prompt) if len(prompt) else []
         return prompts, dict(zip(prompt.labels, prompt.names))
 
     def _vocabulary_prompts(self) -> list[Prompt]:
         self.prepare_text()
         return self._class_prompts
 
-    def _training_prompt(self, sample: DetDataSample) -> Prompt:
-        """The one sentence of an image in training."""
-        text = sample.get('text', None)
-        if isinstance(text, str):
-            return training_sentence(sample, self._prompts)
-        prompts = self._vocabulary_prompts() if text is None else self._listed_prompts(sample)
-        if len(prompts) > 1:
-            raise ValueError(
-                f'the class names take {len(prompts)} sentences, training reads one: draw some of them for '
-                f"each image with dict(type='ovd.SampleClassNames')"
-            )
-        return prompts[0]
+    def _training_samples(
+        self, samples: Sequence[DetDataSample]
+    ) -> tuple[list[TrainingPrompt], list[InstanceData]]:
+        """The prompt of each image and the boxes that it describes.
 
-    def _lesson(
-        self,
-        prompts: Sequence[Prompt],
-        samples: Sequence[DetDataSample],
-        token_ids: Tensor | None = None,
-    ) -> Lesson:
-        """What images are trained with; token_ids [B, L] are read instead of the sentences' own."""
-        text, token_maps = self._encode_training(prompts, token_ids)
-        entries = list(zip(samples, prompts, token_maps))
-        truths = [truth_of(*entry) for entry in entries]
+        Raises:
+            ValueError: a prompt of another tokenizer, or boxes that were changed after it was built.
+        """
+        prompts, instances = [], []
         for sample in samples:
-            if sample.get('text', None) is None:
-                self._check_base(sample.gt_instances.labels.tolist())
-        ignored = torch.stack([ignored_tokens(prompt, token_map) for _, prompt, token_map in entries])
-        return Lesson(text, list(prompts), token_maps, text.mask & ~ignored, truths)
+            boxes = sample.gt_instances
+            prompt: TrainingPrompt | None = sample.get('prompt', None)
+            if prompt is None:
+                labels = boxes.labels.tolist()
+                prompt, kept = self._training_prompt(sample, labels)
+                boxes = boxes if len(kept) == len(labels) else boxes[kept]
+            elif prompt.tokenizer != self.text.tokenizer.fingerprint:
+                raise ValueError(
+                    f'the data loader built prompts with tokenizer {prompt.tokenizer}, the model has '
+                    f'{self.text.tokenizer.fingerprint}: give ovd.BuildPrompt the text.encoder of the model'
+                )
+            elif len(prompt.positive_map) != len(boxes):
+                raise ValueError(
+                    f'the prompt describes {len(prompt.positive_map)} boxes, the image has {len(boxes)}: '
+                    'ovd.BuildPrompt must come after every transform that removes boxes'
+                )
+            prompts.append(prompt)
+            instances.append(boxes)
+        return prompts, instances
+
+    def _training_prompt(
+        self, sample: DetDataSample, labels: Sequence[int]
+    ) -> tuple[TrainingPrompt, list[int]]:
+        """Build the prompt of a sample whose data loader did not, see ``build_training_prompt``."""
+        if sample.get('text', None) is not None:
+            return build_training_prompt(self._builder, sample.metainfo, labels, self.final)
+        self._check_base(labels)
+        prompt = finish(self._builder, single(self._vocabulary_prompts()), labels)
+        return prompt, list(range(len(labels)))
+
+    def _targets(
+        self,
+        prompts: list[TrainingPrompt],
+        instances: list[InstanceData],
+        token_ids: Tensor | None = None,
+    ) -> TrainingTargets:
+        """Targets of B images; token_ids [B, L] are encoded instead of the prompts' own."""
+        text = self._encode_training(prompts, token_ids)
+        length, device = text.mask.shape[1], text.mask.device
+        counted = pad_rows([prompt.counted for prompt in prompts], length, device)
+        images = [image_targets(boxes, prompt, length) for boxes, prompt in zip(instances, prompts)]
+        return TrainingTargets(text, prompts, counted, instances, images)
 
     def _encode_training(
-        self, prompts: Sequence[Prompt], token_ids: Tensor | None = None
-    ) -> tuple[TokenFeatures, list[Tensor]]:
-        """Token features of sentences, with gradients, equal ones read once; and their maps [C, L]."""
+        self, prompts: Sequence[TrainingPrompt], token_ids: Tensor | None = None
+    ) -> TokenFeatures:
+        """Token features of B prompts, with gradients; equal ones are encoded once."""
         ids = [()] * len(prompts) if token_ids is None else [tuple(row) for row in token_ids.tolist()]
-        keys = list(zip(prompts, ids))
+        keys = list(zip((ready.prompt for ready in prompts), ids))
         unique = list(dict.fromkeys(keys))
         chosen = None if token_ids is None else token_ids[[keys.index(key) for key in unique]]
-        batch = encode_batch(self.text, [prompt for prompt, _ in unique], chosen, self.text_offset)
+        features = encode_prompts(self.text, [prompt for prompt, _ in unique], chosen, self.text_offset)
+        if len(unique) == len(keys):
+            return features
         rows = [unique.index(key) for key in keys]
-        return TokenFeatures(*(part[rows] for part in batch.features)), [
-            batch.token_maps[row] for row in rows
-        ]
+        return TokenFeatures(*(part[rows] for part in features))
 
     def _check_base(self, labels: Sequence[int]) -> None:
         """Refuse boxes of novel classes in training: they would leak the answer into the evaluation."""

@@ -5,7 +5,6 @@ authors released neither code nor weights under this name; the three parts are i
 Reading order: GLIPv2.loss; the parts are in region_word_loss.py, masked_language.py and mask_head.py.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,18 +13,17 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ...datasets.grounding.training_prompts import NO_CLASS, TrainingPrompt
 from ...encoders.prompt_features import PromptBatch, PromptFeatures
+from ...encoders.token_encoder import pad_ids
 from ...layers.gather import joint_mean
 from ...registry import MODELS
-from ...text.phrases import Prompt, clean_name, token_positions
 from .detector import GLIP
-from .head import Outputs, Truth
-from .mask_head import MaskTruth, TextMaskHead
+from .head import HeadOutputs, ImageTargets
+from .mask_head import MaskTargets, TextMaskHead
 from .masked_language import HiddenTokens, LanguageHead
 from .region_word_loss import RegionWordContrast
-from .training_targets import Lesson, named_boxes
-
-_NO_CLASS = -1
+from .training_targets import TrainingTargets, pad_rows
 
 
 @MODELS.register_module()
@@ -63,68 +61,75 @@ class GLIPv2(GLIP):
         self.masks_at_test = masks_at_test
         self.language: LanguageHead | None = None
         if language is not None:
-            tokenizer: Any = getattr(self.text, 'tokenizer', None)
-            mask_id = getattr(tokenizer, 'mask_token_id', None)
-            if mask_id is None:
+            tokenizer = self.text.tokenizer
+            if tokenizer.mask_id is None:
                 raise ValueError(
-                    f'masked language modelling needs a text encoder with a token for hidden words, '
+                    f'masked language modelling needs a text encoder with a mask token, '
                     f'{type(self.text).__name__} has none'
                 )
-            self.language = LanguageHead(width, len(tokenizer), mask_id, **language)
+            self.language = LanguageHead(width, tokenizer.vocab_size, tokenizer.mask_id, **language)
         if self.contrast is not None or self.language is not None:
             self.sample_keys = (*self.sample_keys, 'caption_ranges')
         self._restrict(trainable)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         """Losses of a batch; see ``GLIP``."""
-        samples, head = batch_data_samples, self.bbox_head
-        prompts = [self._training_prompt(sample) for sample in samples]
-        hidden = self._hide(prompts, samples)
-        lesson = self._lesson(prompts, samples, None if hidden is None else hidden.ids)
+        head = self.bbox_head
+        prompts, instances = self._training_samples(batch_data_samples)
+        hidden = self._hide(prompts)
+        targets = self._targets(prompts, instances, None if hidden is None else hidden.ids)
         maps = self.extract_feat(batch_inputs)
-        fused, tokens = head.tower(maps, lesson.text)
+        fused, tokens = head.tower(maps, targets.text)
         outputs = head.align(fused, tokens)
-        owners = head.owners(outputs.sizes, lesson.truths)
-        losses = head.loss(outputs, lesson.counted, lesson.truths, owners)
+        assigned_boxes = head.assigned_boxes(outputs.sizes, targets.images)
+        losses = head.loss(outputs, targets.counted, targets.images, assigned_boxes)
+        length, device = tokens.shape[1], tokens.device
         if self.contrast is not None:
-            places = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
-            word_ids = _word_ids(lesson, samples)
+            features = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
             losses['loss_contrast'] = self.contrast(
-                places, lesson.text.embedded, lesson.counted, owners, _padded_tokens(lesson.truths), word_ids
+                features,
+                targets.text.embedded,
+                targets.counted,
+                assigned_boxes,
+                _padded_tokens(targets.images),
+                pad_rows([prompt.class_ids for prompt in prompts], length, device, NO_CLASS),
             )
         if self.language is not None and hidden is not None:
-            rows = self.language.token_losses(tokens, hidden.labels)
+            rows = self.language.token_losses(tokens, hidden.labels.to(device))
             losses['loss_language'] = self.language.weight * joint_mean(rows)
         if self.mask_head is not None:
-            regions = self._training_regions(outputs, lesson, samples)
-            truths = [_mask_truth(*entry) for entry in zip(samples, prompts, lesson.token_maps)]
-            losses['loss_mask'] = self.mask_head.loss(fused, tokens, truths, regions)
+            regions = self._training_regions(outputs, targets, batch_data_samples)
+            mask_targets = [
+                _mask_targets(boxes, pad_rows([prompt.positive_map], length, device)[0])
+                for boxes, prompt in zip(instances, prompts)
+            ]
+            losses['loss_mask'] = self.mask_head.loss(fused, tokens, mask_targets, regions)
         return losses
 
     @torch.no_grad()
     def _training_regions(
-        self, outputs: Outputs, lesson: Lesson, samples: Sequence[DetDataSample]
+        self, outputs: HeadOutputs, targets: TrainingTargets, samples: Sequence[DetDataSample]
     ) -> list[Tensor]:
-        """Boxes that the model finds itself, per image [D, 4], in the frame of the input."""
-        labels = [prompt.labels for prompt in lesson.prompts]
+        """Boxes that the model detects itself, per image [D, 4], in the frame of the input."""
+        length, device = outputs.logits.shape[2], outputs.logits.device
+        maps = [pad_rows([prompt.token_map], length, device)[0] for prompt in targets.prompts]
+        labels = [prompt.prompt.labels for prompt in targets.prompts]
         metainfos = [sample.metainfo for sample in samples]
-        found = self.bbox_head.predict(
-            outputs, lesson.token_maps, labels, metainfos, self.test_cfg, rescale=False
-        )
+        found = self.bbox_head.predict(outputs, maps, labels, metainfos, self.test_cfg, rescale=False)
         return [instances.bboxes for instances in found]
 
-    def _hide(self, prompts: Sequence[Prompt], samples: Sequence[DetDataSample]) -> HiddenTokens | None:
-        """Tokens of the sentences with some of them hidden, if any ever are."""
+    def _hide(self, prompts: Sequence[TrainingPrompt]) -> HiddenTokens | None:
+        """Token ids of the prompts with some of them hidden, on the CPU; None without this objective."""
         if self.language is None:
             return None
-        found = self.text.tokenize([prompt.text for prompt in prompts])
-        may_hide = torch.zeros_like(found.mask)
-        for row, (prompt, sample, offsets) in enumerate(zip(prompts, samples, found.offsets)):
-            may_hide[row, token_positions(own_ranges(prompt, sample), offsets)] = True
+        ids, mask = pad_ids([prompt.prompt.token_ids for prompt in prompts], self.text.tokenizer.pad_id)
+        may_hide = torch.zeros_like(mask)
+        for row, prompt in zip(may_hide, prompts):
+            chosen = prompt.describes_image
             if self.language.spare_phrases:
-                phrases = [span for spans in prompt.spans for span in spans]
-                may_hide[row, token_positions(phrases, offsets)] = False
-        return self.language.hide(found.ids, may_hide)
+                chosen = chosen & ~prompt.token_map.any(0)
+            row[: len(chosen)] = torch.from_numpy(chosen)
+        return self.language.hide(ids, may_hide)
 
     def _detect_pairs(
         self,
@@ -167,57 +172,17 @@ class GLIPv2(GLIP):
         return found
 
 
-def is_list(sample: DetDataSample) -> bool:
-    """Whether the text of a sample is a list of class names."""
-    text = sample.get('text', None)
-    return not isinstance(text, str) or sample.get('caption_ranges', None) == []
-
-
-def own_ranges(prompt: Prompt, sample: DetDataSample) -> list[tuple[int, int]]:
-    """Characters of a sentence that tell of its image; the sentence may be a window of the sample's text."""
-    if is_list(sample):
-        return []
-    ranges = sample.get('caption_ranges', None)
-    if ranges is None:
-        return [(0, len(prompt.text))]
-    return [(start - prompt.start, end - prompt.start) for start, end in ranges]
-
-
-def class_ids(prompt: Prompt, token_map: Tensor, is_class_list: bool) -> Tensor:
-    """[L] int64, the class that each token of a list of class names is part of; negative for none.
-
-    The number follows from the name alone, so it is the same in all sentences and on all processes.
-    """
-    ids = torch.full(token_map.shape[1:], _NO_CLASS, dtype=torch.long, device=token_map.device)
-    if is_class_list:
-        for name, is_own in zip(prompt.names, token_map):
-            digest = hashlib.sha256(clean_name(name).casefold().encode()).digest()
-            ids[is_own] = int.from_bytes(digest[:7], 'big')
-    return ids
-
-
-def _mask_truth(sample: DetDataSample, prompt: Prompt, token_map: Tensor) -> MaskTruth | None:
-    """What the mask head learns from an image."""
-    truth = sample.gt_instances
-    if 'masks' not in truth:
+def _mask_targets(instances: InstanceData, tokens: Tensor) -> MaskTargets | None:
+    """Targets of the mask head for an image, None if it has no masks."""
+    if 'masks' not in instances:
         return None
-    here, entities = named_boxes(sample, prompt)
-    tokens = token_map[torch.tensor(entities, dtype=torch.long, device=token_map.device)]
-    return MaskTruth(truth.bboxes[here].to(torch.float32), tokens, truth.masks[here])
+    return MaskTargets(instances.bboxes.to(torch.float32), tokens, instances.masks)
 
 
-def _word_ids(lesson: Lesson, samples: Sequence[DetDataSample]) -> Tensor:
-    """The class of each token of B sentences, [B, L]; see ``class_ids``."""
-    entries = zip(lesson.prompts, lesson.token_maps, samples)
-    return torch.stack(
-        [class_ids(prompt, token_map, is_list(sample)) for prompt, token_map, sample in entries]
-    )
-
-
-def _padded_tokens(truths: Sequence[Truth]) -> Tensor:
+def _padded_tokens(images: Sequence[ImageTargets]) -> Tensor:
     """Tokens of the boxes of B images, [B, G, L] with G of the image that has most, at least 1."""
-    most = max(1, *(len(truth.tokens) for truth in truths))
-    tokens = truths[0].tokens.new_zeros(len(truths), most, truths[0].tokens.shape[1])
-    for own, truth in zip(tokens, truths):
-        own[: len(truth.tokens)] = truth.tokens
+    most = max(1, *(len(image.tokens) for image in images))
+    tokens = images[0].tokens.new_zeros(len(images), most, images[0].tokens.shape[1])
+    for row, image in zip(tokens, images):
+        row[: len(image.tokens)] = image.tokens
     return tokens

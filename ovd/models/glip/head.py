@@ -1,4 +1,4 @@
-"""GLIP's head: a tower that mixes levels, space and words; token logits, boxes and centerness per place.
+"""GLIP's head: a tower that mixes levels, space and words; token logits, boxes and centerness per anchor.
 
 Source: Li et al., "Grounded Language-Image Pre-training", CVPR 2022; numbers and conventions of the released
 code (boxes of whole pixels, anchors of 8 strides, centre of a box one half pixel to the upper left).
@@ -33,11 +33,11 @@ from .token_scores import class_scores
 RANKINGS = ('centerness', 'probability')
 
 
-class Outputs(NamedTuple):
-    """What the head says of B images with one text each; N places on all levels, row by row, finest first.
+class HeadOutputs(NamedTuple):
+    """Raw outputs for B images with one prompt each; N anchors of all levels, row by row, finest level first.
 
     Attributes:
-        logits: [B, N, L], alignment of places and tokens.
+        logits: [B, N, L], alignment of anchors and tokens.
         deltas: [B, N, 4], box relative to the anchor.
         centerness: [B, N], logits.
         sizes: (h, w) of each level.
@@ -49,8 +49,8 @@ class Outputs(NamedTuple):
     sizes: list[tuple[int, int]]
 
 
-class Truth(NamedTuple):
-    """What an image shows: boxes [G, 4], xyxy in pixels of the input frame; tokens [G, L] bool."""
+class ImageTargets(NamedTuple):
+    """Targets of an image: boxes [G, 4], xyxy in pixels of the input frame, and their tokens [G, L] bool."""
 
     boxes: Tensor
     tokens: Tensor
@@ -69,12 +69,12 @@ class GLIPHead(BaseModule):
         dyhead: arguments of ``DyHeadBlock``.
         strides: of the levels, in pixels.
         anchor_scale: side of the anchor in strides.
-        topk: candidates per box and level in the assignment of places to boxes.
+        topk: candidate anchors per box and level of the assignment.
         loss_weights: of the terms 'cls', 'bbox' and 'centerness'.
         alpha, gamma: of the focal loss.
         prior_prob: probability of a token at the start of training.
-        log_scale: logits are divided by its exponential; where training starts. Below 0 words from scratch
-            count sooner.
+        log_scale: initial value of a learned scalar; logits are divided by its exponential. Values below 0
+            help training from scratch.
         checkpointed: recompute the tower in the backward pass instead of keeping its activations.
     """
 
@@ -138,8 +138,8 @@ class GLIPHead(BaseModule):
         self.assigner = ATSSAssigner(topk=topk, iou_calculator={'type': 'mmdet.BboxOverlaps2D_GLIP'})
         self.box_loss = GIoULoss(reduction='sum')
 
-    def forward(self, maps: Sequence[Tensor], text: TokenFeatures) -> Outputs:
-        """Maps [B, C, h, w] of all levels and the text of each image -> what is where."""
+    def forward(self, maps: Sequence[Tensor], text: TokenFeatures) -> HeadOutputs:
+        """Raw outputs for maps [B, C, h, w] of all levels and the text of each image."""
         maps, tokens = self.tower(maps, text)
         return self.align(maps, tokens)
 
@@ -155,17 +155,15 @@ class GLIPHead(BaseModule):
                 mixed, tokens = block(mixed, tokens, text.mask)
         return mixed, tokens if self.is_fused else text.embedded
 
-    def align(self, maps: Sequence[Tensor], tokens: Tensor) -> Outputs:
-        """Token logits, boxes and centerness of maps that left the tower."""
-        if len(maps) != len(self.scales):
-            raise ValueError(f'the head has {len(self.scales)} strides, the pyramid {len(maps)} levels')
-        places = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
+    def align(self, maps: Sequence[Tensor], tokens: Tensor) -> HeadOutputs:
+        """Token logits, boxes and centerness from the tower's maps and tokens."""
+        features = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
         tokens = F.normalize(tokens, dim=-1)
-        logits = places @ self.project_text(tokens / 2).transpose(1, 2) / self.log_scale.exp()
+        logits = features @ self.project_text(tokens / 2).transpose(1, 2) / self.log_scale.exp()
         logits = logits + (tokens @ self.bias_text + self.bias)[:, None]
-        deltas = [scale(self.boxes(level)).flatten(2) for scale, level in zip(self.scales, maps)]
+        deltas = [scale(self.boxes(level)).flatten(2) for scale, level in zip(self.scales, maps, strict=True)]
         centerness = [self.centerness(level).flatten(1) for level in maps]
-        return Outputs(
+        return HeadOutputs(
             logits.clamp(-LIMIT, LIMIT),
             torch.cat(deltas, dim=2).transpose(1, 2),
             torch.cat(centerness, dim=1),
@@ -174,40 +172,40 @@ class GLIPHead(BaseModule):
 
     def loss(
         self,
-        outputs: Outputs,
+        outputs: HeadOutputs,
         token_mask: Tensor,
-        truths: Sequence[Truth],
-        owners: Tensor | None = None,
+        targets: Sequence[ImageTargets],
+        assigned_boxes: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses of a batch.
 
         Args:
-            token_mask: [B, L], True = real token.
-            truths: of each image; boxes from the left of their first to the left of their last pixel, that
-                is, x2 and y2 are one less than usual.
-            owners: [B, N], what ``owners`` says of the same truths, if it was asked already.
+            token_mask: [B, L], True = token that counts.
+            targets: of each image; boxes from the left edge of their first to the left edge of their last
+                pixel, that is, x2 and y2 are one less than usual.
+            assigned_boxes: [B, N], the result of ``assigned_boxes`` if it is known already.
         """
         deltas, centerness = outputs.deltas.float(), outputs.centerness.float()
         anchors = torch.cat(self.anchors.grid_priors(outputs.sizes, device=deltas.device))
         shifted = anchors - anchors.new_tensor([0, 0, 1, 1])
-        if owners is None:
-            owners = self.owners(outputs.sizes, truths)
-        targets = torch.zeros_like(outputs.logits, dtype=torch.bool)
+        if assigned_boxes is None:
+            assigned_boxes = self.assigned_boxes(outputs.sizes, targets)
+        positive_tokens = torch.zeros_like(outputs.logits, dtype=torch.bool)
         matched = torch.zeros_like(deltas)
-        for image, truth in enumerate(truths):
-            places = (owners[image] >= 0).nonzero().flatten()
-            targets[image, places] = truth.tokens[owners[image, places]]
-            matched[image, places] = truth.boxes[owners[image, places]].to(matched)
-        is_positive = owners >= 0
-        places = is_positive.nonzero()[:, 1]
+        for index, (image, assigned) in enumerate(zip(targets, assigned_boxes)):
+            positives = (assigned >= 0).nonzero().flatten()
+            positive_tokens[index, positives] = image.tokens[assigned[positives]]
+            matched[index, positives] = image.boxes[assigned[positives]].to(matched)
+        is_positive = assigned_boxes >= 0
+        positives = is_positive.nonzero()[:, 1]
         boxes = matched[is_positive]
-        wanted = centerness_targets(shifted[places], boxes)
+        wanted = centerness_targets(shifted[positives], boxes)
         averages = reduce_mean(torch.stack([is_positive.sum().to(wanted), wanted.sum()])).clamp(min=1)
 
-        decoded = self.coder.decode(anchors[places], deltas[is_positive])
+        decoded = self.coder.decode(anchors[positives], deltas[is_positive])
         # Sums over nothing keep every branch in the graph, which distributed training needs.
         box_loss = self.box_loss(decoded, boxes, weight=wanted) if len(boxes) else deltas.sum() * 0
-        token_loss = token_focal_loss(outputs.logits, targets, token_mask, self.alpha, self.gamma)
+        token_loss = token_focal_loss(outputs.logits, positive_tokens, token_mask, self.alpha, self.gamma)
         centerness_loss = F.binary_cross_entropy_with_logits(centerness[is_positive], wanted, reduction='sum')
         terms = {
             'cls': token_loss / averages[0],
@@ -216,25 +214,25 @@ class GLIPHead(BaseModule):
         }
         return {f'loss_{name}': self.loss_weights[name] * term for name, term in terms.items()}
 
-    def owners(self, sizes: Sequence[tuple[int, int]], truths: Sequence[Truth]) -> Tensor:
-        """Which box of its image each place of B images is responsible for, [B, N]; -1 for none."""
-        anchors = torch.cat(self.anchors.grid_priors(sizes, device=truths[0].boxes.device))
+    def assigned_boxes(self, sizes: Sequence[tuple[int, int]], targets: Sequence[ImageTargets]) -> Tensor:
+        """Index of the ground-truth box assigned to each anchor, [B, N]; -1 = none."""
+        anchors = torch.cat(self.anchors.grid_priors(sizes, device=targets[0].boxes.device))
         anchors = anchors - anchors.new_tensor([0, 0, 1, 1])
-        return torch.stack([self.assign(anchors, sizes, truth.boxes) for truth in truths])
+        return torch.stack([self.assign(anchors, sizes, image.boxes) for image in targets])
 
     @torch.no_grad()
     def assign(self, anchors: Tensor, sizes: Sequence[tuple[int, int]], boxes: Tensor) -> Tensor:
-        """Which box each place is responsible for, [N]; -1 for none."""
+        """Index of the box assigned to each anchor of an image, [N]; -1 = none."""
         if not len(boxes):
             return torch.full((len(anchors),), -1, device=anchors.device)
         counts = [height * width for height, width in sizes]
-        truth = InstanceData(bboxes=boxes, labels=boxes.new_zeros(len(boxes), dtype=torch.long))
-        assigned = self.assigner.assign(InstanceData(priors=anchors), counts, truth)
+        targets = InstanceData(bboxes=boxes, labels=boxes.new_zeros(len(boxes), dtype=torch.long))
+        assigned = self.assigner.assign(InstanceData(priors=anchors), counts, targets)
         return assigned.gt_inds - 1
 
     def predict(
         self,
-        outputs: Outputs,
+        outputs: HeadOutputs,
         token_maps: Sequence[Tensor],
         labels: Sequence[Sequence[int]],
         metainfos: Sequence[Mapping[str, Any]],
@@ -255,13 +253,13 @@ class GLIPHead(BaseModule):
         for image, (token_map, entities, metainfo) in enumerate(zip(token_maps, labels, metainfos)):
             scores = class_scores(outputs.logits[image], token_map, test_cfg['aggregation'])
             factors = outputs.centerness[image].float().sigmoid()
-            place, entity = self._candidates(scores, factors, outputs.sizes, test_cfg)
+            index, entity = self._candidates(scores, factors, outputs.sizes, test_cfg)
             decoded = self.coder.decode(
-                anchors[place], outputs.deltas[image, place].float(), max_shape=metainfo['img_shape'][:2]
+                anchors[index], outputs.deltas[image, index].float(), max_shape=metainfo['img_shape'][:2]
             )
             instances = InstanceData(
                 bboxes=decoded,
-                scores=(scores[place, entity] * factors[place]).sqrt(),
+                scores=(scores[index, entity] * factors[index]).sqrt(),
                 labels=torch.tensor(entities, device=entity.device, dtype=torch.long)[entity],
             )
             found.append(_suppressed(instances, metainfo, test_cfg, rescale))
@@ -274,26 +272,26 @@ class GLIPHead(BaseModule):
         sizes: Sequence[tuple[int, int]],
         test_cfg: Mapping[str, Any],
     ) -> tuple[Tensor, Tensor]:
-        """Places and entities of the best pairs on each level."""
+        """Anchor indices and entities of the best pairs on each level."""
         by_centerness = test_cfg['ranking'] == 'centerness'
-        places, entities, start = [], [], 0
+        indices, entities, start = [], [], 0
         for height, width in sizes:
             part = scores[start : start + height * width]
-            place, entity = (part > test_cfg['score_thr']).nonzero(as_tuple=True)
-            rank = part[place, entity]
+            index, entity = (part > test_cfg['score_thr']).nonzero(as_tuple=True)
+            rank = part[index, entity]
             if by_centerness:
-                rank = rank * factors[start + place]
+                rank = rank * factors[start + index]
             best = rank.argsort(descending=True, stable=True)[: test_cfg['nms_pre']]
-            places.append(start + place[best])
+            indices.append(start + index[best])
             entities.append(entity[best])
             start += height * width
-        return torch.cat(places), torch.cat(entities)
+        return torch.cat(indices), torch.cat(entities)
 
 
 class TowerBlock(nn.Module):
-    """One step of the tower: fusion and a layer for the text where it is deep, then DyHead.
+    """One block of the tower: fusion of image and text, a layer for the text, DyHead.
 
-    Args: arguments of the three parts; ``fusion`` None leaves out the first two.
+    Args: arguments of the three parts; without ``fusion`` the first two are left out.
     """
 
     def __init__(
@@ -320,7 +318,7 @@ class TowerBlock(nn.Module):
 
 
 def centerness_targets(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """How central the middles of anchors [N, 4] are in boxes [N, 4] around them, [N] in 0 .. 1.
+    """Centerness of the centres of anchors [N, 4] in their assigned boxes [N, 4], [N] in 0 .. 1.
 
     Source: Tian et al., "FCOS", ICCV 2019.
     """
@@ -333,7 +331,7 @@ def centerness_targets(anchors: Tensor, boxes: Tensor) -> Tensor:
 def _suppressed(
     instances: InstanceData, metainfo: Mapping[str, Any], test_cfg: Mapping[str, Any], rescale: bool
 ) -> InstanceData:
-    """The best boxes without their duplicates, in the frame that is asked for.
+    """Non-maximum suppression, in the frame of the original image if ``rescale``.
 
     Source: the pixel that is added to x2 and y2, and that it is added last: mmdet's port of GLIP.
     """
@@ -343,7 +341,9 @@ def _suppressed(
     size = instances.bboxes[:, 2:] - instances.bboxes[:, :2]
     instances = instances[(size > 0).all(1)]
     if len(instances):
-        groups = instances.labels.unique(return_inverse=True)[1]  # a name's place among many must not matter
+        groups = instances.labels.unique(return_inverse=True)[
+            1
+        ]  # results must not depend on the numbering of labels
         kept, order = batched_nms(instances.bboxes, instances.scores, groups, test_cfg['nms'])
         instances = instances[order]
         instances.scores = kept[:, -1]

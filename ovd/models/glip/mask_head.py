@@ -1,4 +1,4 @@
-"""Masks of what words say: pixels of a region against the tokens of its phrase.
+"""Instance masks from text: pixels of a region compared with the tokens of its phrase.
 
 Source: Zhang et al., "GLIPv2", NeurIPS 2022, with the mask head of the code that GLIP was released with. A
 region's logit is the mean over its tokens, as there; the clamp at 50,000 is applied to the mean.
@@ -23,7 +23,7 @@ from ...layers.gather import joint_mean
 from .fusion import LIMIT
 
 
-class MaskTruth(NamedTuple):
+class MaskTargets(NamedTuple):
     """G objects of an image: boxes [G, 4], xyxy in pixels of the input frame; tokens [G, L] bool; masks."""
 
     boxes: Tensor
@@ -32,7 +32,7 @@ class MaskTruth(NamedTuple):
 
 
 class TextMaskHead(FCNMaskHead):
-    """Mask head whose classes are words: convolutions on a region, then a product with the words' features.
+    """Mask head whose classes are words: convolutions on a region, then a product with token features.
 
     Args:
         channels: C of the maps.
@@ -44,8 +44,8 @@ class TextMaskHead(FCNMaskHead):
         sampling_ratio: of RoIAlign; 0 takes one sample per cell of the map.
         strides: of the finest maps, which regions are taken from.
         finest_scale: regions under twice this many pixels are taken from the finest map.
-        max_detections: the best so many boxes of the model are trained beside the true ones, where they fit.
-        iou_thr: how well they must fit.
+        max_detections: number of the model's best boxes that are trained beside the ground truth.
+        iou_thr: IoU that they need with a ground-truth box.
         threshold: probability from which a pixel belongs to a mask.
         weight: of the loss.
     """
@@ -73,7 +73,7 @@ class TextMaskHead(FCNMaskHead):
             class_agnostic=True,
             norm_cfg=norm_cfg,
         )
-        self.conv_logits = nn.Identity()  # words take its place
+        self.conv_logits = nn.Identity()  # replaced by the product with words
         self.extractor = SingleRoIExtractor(
             {'type': 'RoIAlign', 'output_size': roi_size, 'sampling_ratio': sampling_ratio},
             channels,
@@ -102,7 +102,7 @@ class TextMaskHead(FCNMaskHead):
         return logits.float().clamp(-LIMIT, LIMIT)
 
     def entity_vectors(self, tokens: Tensor, token_map: Tensor) -> tuple[Tensor, Tensor]:
-        """What pixels are compared with, of E entities: [E, D], and [E] that is added.
+        """Vectors [E, D] of E entities that pixels are compared with, and biases [E].
 
         Args:
             tokens: [L, W], fused with the image.
@@ -119,42 +119,42 @@ class TextMaskHead(FCNMaskHead):
         self,
         maps: Sequence[Tensor],
         tokens: Tensor,
-        truths: Sequence[MaskTruth | None],
+        targets: Sequence[MaskTargets | None],
         detections: Sequence[Tensor],
     ) -> Tensor:
-        """Binary cross-entropy, mean over the pixels of all regions that show a true object.
+        """Binary cross-entropy, mean over the pixels of all regions with a ground-truth object.
 
         Args:
             maps: see ``forward``.
             tokens: [B, L, W], fused with the image.
-            truths: of each image; None where it has no masks.
+            targets: of each image; None if it has no masks.
             detections: per image [D, 4], xyxy in pixels of the input, best first.
         """
         size = ConfigDict(mask_size=self.mask_size)
         boxes, entity_maps = [], []
-        targets = [tokens.new_zeros(0, self.mask_size, self.mask_size, dtype=torch.float32)]
-        for truth, found in zip(truths, detections):
-            if truth is None:
+        masks = [tokens.new_zeros(0, self.mask_size, self.mask_size, dtype=torch.float32)]
+        for image, found in zip(targets, detections):
+            if image is None:
                 boxes.append(found.new_zeros(0, 4))
                 entity_maps.append(tokens.new_zeros(0, tokens.shape[1], dtype=torch.bool))
             else:
-                regions, owner = self.regions(found, truth.boxes)
+                regions, assigned = self.regions(found, image.boxes)
                 boxes.append(regions)
-                entity_maps.append(truth.tokens[owner])
-                targets.append(mask_target([regions], [owner], [truth.masks], size))
+                entity_maps.append(image.tokens[assigned])
+                masks.append(mask_target([regions], [assigned], [image.masks], size))
         logits = self._read(maps, tokens, boxes, entity_maps)
-        pixels = F.binary_cross_entropy_with_logits(logits, torch.cat(targets), reduction='none')
+        pixels = F.binary_cross_entropy_with_logits(logits, torch.cat(masks), reduction='none')
         return self.weight * joint_mean(pixels.mean((1, 2)))
 
     def regions(self, detections: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes [R, 4] to train on and the true object [R] of each: detections that fit one, and all G."""
-        everything = torch.arange(len(boxes), device=boxes.device)
+        """Training boxes [R, 4], detections and all G objects, and the index [R] of the object of each."""
+        objects = torch.arange(len(boxes), device=boxes.device)
         found = detections[: self.max_detections].to(boxes)
         if not len(found) or not len(boxes):
-            return boxes, everything
-        overlap, owner = bbox_overlaps(found, boxes).max(1)
+            return boxes, objects
+        overlap, assigned = bbox_overlaps(found, boxes).max(1)
         fits = overlap >= self.iou_thr
-        return torch.cat([found[fits], boxes]), torch.cat([owner[fits], everything])
+        return torch.cat([found[fits], boxes]), torch.cat([assigned[fits], objects])
 
     def predict(
         self,
@@ -170,7 +170,7 @@ class TextMaskHead(FCNMaskHead):
             maps, tokens: see ``loss``.
             token_maps: per image [E, L] bool, the tokens of each entity.
             boxes: per image [n, 4], xyxy in pixels of the input.
-            entities: per image [n], what each box shows.
+            entities: per image [n], the entity of each box.
         """
         chosen = [token_map[rows] for token_map, rows in zip(token_maps, entities)]
         return list(self._read(maps, tokens, boxes, chosen).split([len(part) for part in boxes]))

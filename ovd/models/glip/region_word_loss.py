@@ -3,7 +3,7 @@
 Source: Zhang et al., "GLIPv2", NeurIPS 2022 (inter-image region-word contrast), with the details of the code
 that GLIP was released with. Differences from that code: regions of every box take part (there, those of an
 image's first box are lost), and gradients reach the regions and words of all processes.
-Reading order: contrasted_places (which regions), RegionWordContrast, region_word_loss.
+Reading order: contrasted_anchors (which regions), RegionWordContrast, region_word_loss.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Embedded(NamedTuple):
     Attributes:
         vectors: [N, D], unit length.
         images: [N] int64, which image of the batch each belongs to.
-        class_ids: [N] int64, the class that each shows or names, equal on all processes; negative for none.
+        class_ids: [N] int64, the class of each, equal on all processes; negative for none.
     """
 
     vectors: Tensor
@@ -30,16 +30,16 @@ class Embedded(NamedTuple):
 
 
 class RegionWordContrast(nn.Module):
-    """Regions look for their words among those of all images, and words for their regions.
+    """Contrasts regions with the words of all images, and words with the regions of all images.
 
-    The sum is divided by the places with a box, mean over processes, as in the token loss.
+    The sum is divided by the number of anchors with a box, mean over processes, as in the token loss.
 
     Args:
         region_channels: C of the maps, before image and text are fused.
         word_channels: W of the token features, before they are fused.
         embed_dim: width D that both are projected to.
-        max_positives: regions with a box that take part, of each image; a random choice where there are more.
-        fill: regions without a box fill up each image to as many regions as the richest one has.
+        max_positives: regions with a box that take part, per image; sampled if there are more.
+        fill: pad each image with regions without a box, to the largest number of any image.
         weight: of the loss.
     """
 
@@ -53,8 +53,6 @@ class RegionWordContrast(nn.Module):
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if max_positives < 1:
-            raise ValueError(f'max_positives must be at least 1, got {max_positives}')
         self.project_regions = nn.Linear(region_channels, embed_dim)
         self.project_words = nn.Linear(word_channels, embed_dim)
         self.log_scale = nn.Parameter(torch.zeros(1))
@@ -64,36 +62,36 @@ class RegionWordContrast(nn.Module):
 
     def forward(
         self,
-        places: Tensor,
+        features: Tensor,
         words: Tensor,
         word_mask: Tensor,
-        owners: Tensor,
+        assigned_boxes: Tensor,
         tokens: Tensor,
         word_ids: Tensor,
     ) -> Tensor:
         """Loss of B images; the mean over processes is that of the joint batch.
 
         Args:
-            places: [B, N, C], features of all places of the images.
+            features: [B, N, C], of all anchors.
             words: [B, L, W], features of the tokens.
             word_mask: [B, L], True = token that takes part.
-            owners: [B, N], the box that a place shows, -1 for none.
-            tokens: [B, G, L] bool, what each box is called.
-            word_ids: [B, L] int64, the class that a token is part of, negative where it is of a caption.
+            assigned_boxes: [B, N], index of the box assigned to each anchor, -1 = none.
+            tokens: [B, G, L] bool, the tokens of each box.
+            word_ids: [B, L] int64, the class of each token, negative for tokens of a caption.
         """
-        images, chosen = contrasted_places(owners, self.max_positives, self.fill)
-        boxes = owners[images, chosen]
+        images, chosen = contrasted_anchors(assigned_boxes, self.max_positives, self.fill)
+        boxes = assigned_boxes[images, chosen]
         own_words = tokens[images, boxes.clamp(min=0)] & (boxes >= 0)[:, None]
         # A region shows the class that its own words name.
         named = word_ids[images].where(own_words, -1)
         region_ids = named.amax(1) if named.numel() else named.new_full((len(images),), -1)
-        regions = Embedded(self._unit(self.project_regions, places[images, chosen]), images, region_ids)
-        word_images, word_places = word_mask.nonzero(as_tuple=True)
-        vectors = self._unit(self.project_words, words[word_images, word_places])
-        texts = Embedded(vectors, word_images, word_ids[word_images, word_places])
-        own = own_words[:, word_places] & (images[:, None] == word_images)
-        average = sum_over_processes((owners >= 0).sum().float()) / world_size()
-        loss = region_word_loss(regions, texts, own, len(owners), self.log_scale)
+        regions = Embedded(self._unit(self.project_regions, features[images, chosen]), images, region_ids)
+        word_images, word_positions = word_mask.nonzero(as_tuple=True)
+        vectors = self._unit(self.project_words, words[word_images, word_positions])
+        texts = Embedded(vectors, word_images, word_ids[word_images, word_positions])
+        own = own_words[:, word_positions] & (images[:, None] == word_images)
+        average = sum_over_processes((assigned_boxes >= 0).sum().float()) / world_size()
+        loss = region_word_loss(regions, texts, own, len(assigned_boxes), self.log_scale)
         return self.weight * loss / average.clamp(min=1)
 
     @staticmethod
@@ -102,21 +100,23 @@ class RegionWordContrast(nn.Module):
         return F.normalize(projected.float(), dim=-1)
 
 
-def contrasted_places(owners: Tensor, max_positives: int, fill: bool) -> tuple[Tensor, Tensor]:
-    """Images [R] and places [R] of the regions that take part.
+def contrasted_anchors(assigned_boxes: Tensor, max_positives: int, fill: bool) -> tuple[Tensor, Tensor]:
+    """Image indices [R] and anchor indices [R] of the regions that take part.
 
     Args:
-        owners: [B, N], see ``RegionWordContrast``, whose arguments the others are.
+        assigned_boxes: [B, N], see ``RegionWordContrast``, whose arguments the others are.
     """
-    positives = [_some((row >= 0).nonzero().flatten(), max_positives) for row in owners]
+    positives = [_some((row >= 0).nonzero().flatten(), max_positives) for row in assigned_boxes]
     chosen = positives
     if fill:
-        counts = torch.tensor([len(part) for part in positives], device=owners.device)
-        longest = int(gather_rows(counts, joint_rows(len(counts), owners.device)).max())
-        others = [(row < 0).nonzero().flatten() for row in owners]
+        counts = torch.tensor([len(part) for part in positives], device=assigned_boxes.device)
+        longest = int(gather_rows(counts, joint_rows(len(counts), assigned_boxes.device)).max())
+        others = [(row < 0).nonzero().flatten() for row in assigned_boxes]
         chosen = [torch.cat([p, _some(o, longest - len(p))]) for p, o in zip(positives, others)]
-    sizes = torch.tensor([len(part) for part in chosen], device=owners.device)
-    return torch.arange(len(owners), device=owners.device).repeat_interleave(sizes), torch.cat(chosen)
+    sizes = torch.tensor([len(part) for part in chosen], device=assigned_boxes.device)
+    return torch.arange(len(assigned_boxes), device=assigned_boxes.device).repeat_interleave(
+        sizes
+    ), torch.cat(chosen)
 
 
 def region_word_loss(
@@ -136,30 +136,30 @@ def region_word_loss(
     with torch.autocast(own.device.type, enabled=False):
         temperature = log_scale.float().exp()
         first = joint_rows(num_images, own.device).start
-        region_place, word_place = (joint_rows(len(part.images), own.device) for part in (regions, words))
-        all_regions, all_words = _joint(regions, region_place, first), _joint(words, word_place, first)
+        region_rows, word_rows = (joint_rows(len(part.images), own.device) for part in (regions, words))
+        all_regions, all_words = _joint(regions, region_rows, first), _joint(words, word_rows, first)
         rows = []
-        for mine, others, place, pairs in (
-            (regions, all_words, word_place, own),
-            (words, all_regions, region_place, own.T),
+        for mine, others, joint, pairs in (
+            (regions, all_words, word_rows, own),
+            (words, all_regions, region_rows, own.T),
         ):
             targets = (mine.class_ids[:, None] == others.class_ids) & (mine.class_ids >= 0)[:, None]
             targets &= mine.images[:, None] + first != others.images
-            targets[:, place.start : place.start + pairs.shape[1]] |= pairs
+            targets[:, joint.start : joint.start + pairs.shape[1]] |= pairs
             counts = targets.sum(1)
             log_probs = (mine.vectors.float() @ others.vectors.float().T / temperature).log_softmax(1)
             rows.append(-(log_probs * targets).sum(1) / counts.clamp(min=1))
         return torch.cat(rows).sum() / 2
 
 
-def _joint(part: Embedded, place: JointRows, first_image: int) -> Embedded:
-    """What all processes have; images are numbered through."""
-    images = gather_rows(part.images + first_image, place)
-    return Embedded(gather_rows(part.vectors, place), images, gather_rows(part.class_ids, place))
+def _joint(part: Embedded, rows: JointRows, first_image: int) -> Embedded:
+    """The parts of all processes; images are numbered consecutively."""
+    images = gather_rows(part.images + first_image, rows)
+    return Embedded(gather_rows(part.vectors, rows), images, gather_rows(part.class_ids, rows))
 
 
-def _some(places: Tensor, limit: int) -> Tensor:
-    """At most ``limit`` of the places, drawn at random where there are more."""
-    if len(places) <= limit:
-        return places
-    return places[torch.randperm(len(places), device=places.device)[:limit]]
+def _some(indices: Tensor, limit: int) -> Tensor:
+    """At most ``limit`` of the indices, sampled if there are more."""
+    if len(indices) <= limit:
+        return indices
+    return indices[torch.randperm(len(indices), device=indices.device)[:limit]]

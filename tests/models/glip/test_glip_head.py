@@ -6,7 +6,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ovd.encoders.token_encoder import TokenFeatures
-from ovd.models.glip.head import GLIPHead, Outputs, Truth, _suppressed, centerness_targets
+from ovd.models.glip.head import GLIPHead, HeadOutputs, ImageTargets, _suppressed, centerness_targets
 from tests.toys.golden_glip import DYHEAD, FUSE, TEXT_LAYER, golden, levels
 
 TEST_CFG = {
@@ -109,10 +109,11 @@ def test_losses_and_gradients_are_the_stored_ones() -> None:
     head, stored = stored_head()
     target = golden('atss_loss_a')
     outputs = head(levels(stored, 'in.vf'), stored_text(stored))
-    truths = [
-        Truth(target[f'in.gt_bboxes{image}'], target[f'in.positive_maps{image}'].bool()) for image in (0, 1)
+    targets = [
+        ImageTargets(target[f'in.gt_bboxes{image}'], target[f'in.positive_maps{image}'].bool())
+        for image in (0, 1)
     ]
-    losses = head.loss(outputs, stored['in.masks'].bool(), truths)
+    losses = head.loss(outputs, stored['in.masks'].bool(), targets)
     for name in ('cls', 'bbox', 'centerness'):
         torch.testing.assert_close(
             losses[f'loss_{name}'], target[f'out.loss_{name}'].reshape(()), atol=1e-5, rtol=1e-5
@@ -129,7 +130,7 @@ def test_losses_and_gradients_are_the_stored_ones() -> None:
     assert compared > 3
 
 
-def test_assigned_places_are_the_stored_ones() -> None:
+def test_assigned_boxes_are_the_stored_ones() -> None:
     head, stored = stored_head()
     target = golden('atss_loss_a')
     sizes = [(level.shape[2], level.shape[3]) for level in levels(stored, 'in.vf')]
@@ -206,13 +207,13 @@ def test_every_weight_is_trained(fusion: dict[str, int] | None, autocast: bool, 
     text.hidden.requires_grad_()
     tokens = torch.zeros(1, 7, dtype=torch.bool)
     tokens[0, 2:4] = True
-    truths = [
-        Truth(torch.tensor([[8.0, 8.0, 50.0, 40.0]]), tokens),
-        Truth(torch.zeros(0, 4), torch.zeros(0, 7, dtype=torch.bool)),
+    targets = [
+        ImageTargets(torch.tensor([[8.0, 8.0, 50.0, 40.0]]), tokens),
+        ImageTargets(torch.zeros(0, 4), torch.zeros(0, 7, dtype=torch.bool)),
     ]
     with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         outputs = head(maps, text)
-        losses = head.loss(outputs, text.mask, truths)
+        losses = head.loss(outputs, text.mask, targets)
     sum(losses.values()).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
@@ -223,7 +224,7 @@ def test_every_weight_is_trained(fusion: dict[str, int] | None, autocast: bool, 
 def test_images_without_boxes_train() -> None:
     head = toy_head()
     maps, text = toy_inputs()
-    nothing = Truth(torch.zeros(0, 4), torch.zeros(0, 7, dtype=torch.bool))
+    nothing = ImageTargets(torch.zeros(0, 4), torch.zeros(0, 7, dtype=torch.bool))
     losses = head.loss(head(maps, text), text.mask, [nothing, nothing])
     assert losses['loss_bbox'] == losses['loss_centerness'] == 0
     assert losses['loss_cls'] > 0
@@ -234,7 +235,7 @@ def test_padding_tokens_do_not_count_in_the_loss() -> None:
     head = toy_head().eval()
     maps, text = toy_inputs()
     outputs = head(maps, text)
-    nothing = Truth(torch.zeros(0, 4), torch.zeros(0, 7, dtype=torch.bool))
+    nothing = ImageTargets(torch.zeros(0, 4), torch.zeros(0, 7, dtype=torch.bool))
     changed = outputs._replace(logits=outputs.logits.where(text.mask[:, None], torch.tensor(9.0)))
     for ours, other in zip(
         head.loss(outputs, text.mask, [nothing] * 2).values(),
@@ -250,13 +251,13 @@ def test_centerness_by_hand() -> None:
     torch.testing.assert_close(centerness_targets(anchors, boxes), expected)
 
 
-def plain_outputs() -> Outputs:
-    """Two places of one level stand out: one more probable, one more central."""
+def plain_outputs() -> HeadOutputs:
+    """Two anchors of one level stand out: one more probable, one more central."""
     logits = torch.full((1, 6, 2), -9.0)
     logits[0, 1, 0], logits[0, 4, 0] = 3.0, 1.0
     centerness = torch.full((1, 6), -5.0)
     centerness[0, 4] = 5.0
-    return Outputs(logits, torch.zeros(1, 6, 4), centerness, [(2, 3)])
+    return HeadOutputs(logits, torch.zeros(1, 6, 4), centerness, [(2, 3)])
 
 
 def test_both_rankings() -> None:
@@ -281,7 +282,7 @@ def test_suppression_does_not_depend_on_the_place_of_a_name(label: int) -> None:
 
 
 def test_the_pyramid_must_fit() -> None:
-    with pytest.raises(ValueError, match='the head has 5 strides, the pyramid 1 levels'):
+    with pytest.raises(ValueError, match='shorter'):
         toy_head().align([torch.zeros(1, 32, 2, 2)], torch.zeros(1, 3, 24))
     with pytest.raises(ValueError, match="loss_weights takes 'cls', 'bbox' and 'centerness'"):
         toy_head(loss_weights={'box': 1.0})

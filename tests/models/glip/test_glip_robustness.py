@@ -88,7 +88,7 @@ def test_class_lists_of_every_length(model: GLIP, words: Any, at_least: int) -> 
 def test_captions_of_400_tokens(model: GLIP) -> None:
     words = ['red star', 'big ring', 'the dog', 'a cat', 'blue cup']
     caption = ', '.join(f'{words[number % 5]} and car' for number in range(100))
-    assert len(model.text.offsets(caption)) > 400
+    assert len(model.text.tokenizer.offsets(caption)) > 400
     spans = locate_phrases(caption, words * 20)
     (sample,) = detect(model, batch(images(SHAPES[:1]), text=[caption], tokens_positive=[spans]))
     assert_sound(sample, words * 20, SHAPES[0])
@@ -119,7 +119,7 @@ def test_extreme_weights_give_no_nan(folder: Path) -> None:
 
 
 def tokens_of(bert: BertText, prompt: Prompt) -> list[set[int]]:
-    return [set(tokens) for tokens in positive_map(prompt, bert.offsets(prompt.text))]
+    return [set(tokens) for tokens in positive_map(prompt, bert.tokenizer.offsets(prompt.text))]
 
 
 def test_spans_of_odd_names_are_their_own_characters(bert: BertText) -> None:
@@ -128,7 +128,7 @@ def test_spans_of_odd_names_are_their_own_characters(bert: BertText) -> None:
         expected = {'crane_(bird)': 'crane'}.get(name, name)
         assert prompt.text[start:end] == expected
     found = tokens_of(bert, prompt)
-    offsets = bert.offsets(prompt.text)
+    offsets = bert.tokenizer.offsets(prompt.text)
     for name, tokens, ((start, end),) in zip(ODD_NAMES, found, prompt.spans):
         inside = {place for place, (b, e) in enumerate(offsets) if e > b and b >= start and e <= end}
         assert tokens == inside, name
@@ -165,7 +165,7 @@ def test_phrases_keep_their_characters(
     assert [tuple(ranges[0]) for ranges in located] == spans
     prompt = caption_prompt(caption, located)
     assert [name.casefold() for name in prompt.names] == [phrase.casefold() for phrase in phrases]
-    offsets = bert.offsets(prompt.text)
+    offsets = bert.tokenizer.offsets(prompt.text)
     for tokens, (start, end) in zip(tokens_of(bert, prompt), spans):
         covered = {char for token in tokens for char in range(*offsets[token])}
         assert covered == {char for char in range(start, end) if not caption[char].isspace()}

@@ -13,11 +13,11 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ovd.conversion.glip import convert_glip, convert_glipv2
+from ovd.datasets.grounding.training_prompts import NO_CLASS, build_training_prompt, class_ids
 from ovd.datasets.grounding.transforms import PackNegativeCaptions, SampleClassNames
 from ovd.models.glip.detector import GLIP
-from ovd.models.glip.detector_v2 import GLIPv2, class_ids, is_list, own_ranges
-from ovd.models.glip.mask_head import MaskTruth, TextMaskHead
-from ovd.text.phrases import caption_prompt, class_prompt
+from ovd.models.glip.detector_v2 import GLIPv2
+from ovd.models.glip.mask_head import MaskTargets, TextMaskHead
 from tests.helpers import ROOT
 from tests.toys.glip import WORDS, add_truth, batch, images, toy_config, toy_glip
 
@@ -113,10 +113,10 @@ def test_hidden_words_are_those_of_captions(folder: Path) -> None:
         tokens_positive=[None, {5: [[2, 10]]}, None, {0: [[0, 8]]}, {0: [[9, 17]]}],
         caption_ranges=[None, None, None, [], [[7, 7 + len(CAPTION) + 1]]],
     )['data_samples']
-    prompts = [model._training_prompt(sample) for sample in samples]
-    hidden = model._hide(prompts, samples)
+    prompts = [model._training_prompt(sample, [])[0] for sample in samples]
+    hidden = model._hide(prompts)
     assert hidden is not None
-    tokenizer = model.text.tokenizer
+    tokenizer = model.text.tokenizer.fast
     shown = [tokenizer.convert_ids_to_tokens(row[mask]) for row, mask in zip(hidden.ids, hidden.ids != 0)]
     tokens = names.replace('cart', 'car ##t').replace('.', ' .').split()
     assert shown[0] == ['[CLS]', *tokens, '[SEP]']
@@ -128,7 +128,7 @@ def test_hidden_words_are_those_of_captions(folder: Path) -> None:
     assert words == [*CAPTION.split(), '.']
     assert model.language is not None
     model.language.spare_phrases = True
-    spared = model._hide(prompts[1:2], samples[1:2])
+    spared = model._hide(prompts[1:2])
     assert spared is not None
     left = tokenizer.convert_ids_to_tokens(spared.ids[0])
     assert left == ['[CLS]', '[MASK]', 'red', 'star', *['[MASK]'] * 5, '[SEP]']
@@ -144,35 +144,49 @@ def test_the_model_sees_the_text_with_its_words_hidden(folder: Path) -> None:
     assert hidden['loss_cls'] != open_text['loss_cls']
     assert open_text['loss_language'] == 0
     # Random weights know nothing: about the entropy of the vocabulary.
-    assert hidden['loss_language'].item() == pytest.approx(math.log(len(model.text.tokenizer)), rel=0.2)
+    assert hidden['loss_language'].item() == pytest.approx(math.log(model.text.tokenizer.vocab_size), rel=0.2)
 
 
-def test_what_is_a_list_and_what_tells_of_the_image() -> None:
-    names, caption = class_prompt(WORDS), caption_prompt('a dog. a red star', {0: [[9, 17]]})
-    sample = DetDataSample(metainfo={'text': caption.text, 'caption_ranges': [[7, 17]]})
-    assert own_ranges(caption, sample) == [(7, 17)]
-    window = caption.window(7, 17, [0])
-    assert own_ranges(window, sample) == [(0, 10)]
-    twice = caption_prompt('a dog, a dog', [[[7, 12]]])  # a full stop is added; equal words stand before
-    repeated = DetDataSample(metainfo={'text': 'a dog, a dog', 'caption_ranges': [[7, 12]]})
-    assert own_ranges(twice.window(7, 13, [0]), repeated) == [(0, 5)]
-    assert own_ranges(twice.window(7, 12, [0]), repeated) == [(0, 5)]
-    assert own_ranges(window, DetDataSample(metainfo={'text': caption.text})) == [(0, 10)]
-    for metainfo in ({}, {'text': list(WORDS)}, {'text': names.text, 'caption_ranges': []}):
-        assert is_list(DetDataSample(metainfo=metainfo))
-        assert own_ranges(names, DetDataSample(metainfo=metainfo)) == []
+def test_which_words_describe_the_image(folder: Path) -> None:
+    """All of a caption, its own part among negatives, nothing of a list of names; only these have classes."""
+    builder = toy_glipv2(folder)._builder
+
+    def described(**metainfo: Any) -> tuple[str, bool]:
+        ready, _ = build_training_prompt(builder, metainfo, [])
+        chosen = [pair for pair, own in zip(ready.prompt.offsets, ready.describes_image) if own]
+        words = ' '.join(ready.prompt.text[start:end] for start, end in chosen)
+        return words, bool((ready.class_ids != NO_CLASS).any())
+
+    assert described(text='a dog. a red star', caption_ranges=[[7, 17]]) == ('a red star', False)
+    assert described(text='a dog, a dog', caption_ranges=[[7, 12]]) == ('a dog', False)
+    assert described(text='a red star') == ('a red star .', False)
+    assert described(text=WORDS[:2]) == ('', True)
+    names = {'text': 'red star. ring', 'tokens_positive': {0: [[0, 8]]}, 'caption_ranges': []}
+    assert described(**names) == ('', True)
+    # A long text is read in windows; ranges are moved with them.
+    torch.manual_seed(0)
+    far = 'a dog and ' * 140
+    ready, _ = build_training_prompt(
+        builder,
+        {
+            'text': far + 'a red star',
+            'tokens_positive': {0: [[1402, 1410]]},
+            'caption_ranges': [[1400, 1410]],
+        },
+        [0],
+    )
+    assert ready.prompt.start > 0
+    assert ready.describes_image.sum() == 3
 
 
 def test_classes_have_one_number_everywhere() -> None:
-    token_map = torch.tensor([[False, True, True, False, False], [False, False, False, False, True]])
-    one = class_ids(class_prompt(['traffic_light', 'Dog']), token_map, True)
-    other = class_ids(class_prompt(['dog', 'traffic light']), token_map, True)
-    assert one[0] == one[3] == -1
+    tokens = np.array([[False, True, True, False, False], [False, False, False, False, True]])
+    one, other = class_ids(('traffic_light', 'Dog'), tokens), class_ids(('dog', 'traffic light'), tokens)
+    assert one[0] == one[3] == NO_CLASS
     assert one[1] == one[2] == other[4]
     assert one[4] == other[1]
     assert one[1] != one[4]
     assert (one[[1, 4]] >= 0).all()
-    assert (class_ids(class_prompt(['dog', 'cat']), token_map, False) == -1).all()
 
 
 def test_contrast_pairs_equal_classes_of_two_images(folder: Path) -> None:
@@ -238,13 +252,13 @@ def toy_maps(count: int = 2) -> list[Tensor]:
     return [torch.randn(count, 4, 64 // s, 64 // s, generator=generator) for s in (8, 16, 32)]
 
 
-def half_masks() -> MaskTruth:
+def half_masks() -> MaskTargets:
     """Two boxes whose left halves are the objects."""
     boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0], [32.0, 16.0, 64.0, 64.0]])
     pixels = np.zeros((2, 64, 64), np.uint8)
     pixels[0, 0:32, 0:16], pixels[1, 16:64, 32:48] = 1, 1
     tokens = torch.tensor([[False, True, False], [False, False, True]])
-    return MaskTruth(boxes, tokens, BitmapMasks(pixels, 64, 64))
+    return MaskTargets(boxes, tokens, BitmapMasks(pixels, 64, 64))
 
 
 def test_loss_of_masks_by_hand() -> None:
@@ -262,7 +276,7 @@ def test_loss_of_masks_by_hand() -> None:
         unit = torch.nn.functional.normalize(tokens[0, 1], dim=0)
         head.bias_text.copy_(unit)
     one = half_masks()
-    one = MaskTruth(one.boxes[:1], one.tokens[:1], one.masks[[0]])
+    one = MaskTargets(one.boxes[:1], one.tokens[:1], one.masks[[0]])
     loss = head.loss(toy_maps(), tokens, [one, None], detections)
     expected = (math.log(1 + math.exp(-1)) + math.log(1 + math.e)) / 2
     assert loss.item() == pytest.approx(2 * expected, abs=1e-5)
@@ -293,8 +307,8 @@ def test_gradients_of_the_mask_loss_are_exact() -> None:
 def test_regions_are_detections_that_fit_and_true_boxes() -> None:
     head, boxes = mask_head(max_detections=3), half_masks().boxes
     found = torch.tensor([[1.0, 0, 32, 32], [0, 40, 20, 64], [32, 20, 64, 64], [0, 0, 32, 32]])
-    regions, owners = head.regions(found, boxes)
-    assert owners.tolist() == [0, 1, 0, 1]
+    regions, assigned = head.regions(found, boxes)
+    assert assigned.tolist() == [0, 1, 0, 1]
     assert torch.equal(regions, torch.cat([found[[0, 2]], boxes]))
     assert head.regions(found, boxes[:0])[0].shape == (0, 4)
     assert head.regions(found[:0], boxes)[1].tolist() == [0, 1]
@@ -354,7 +368,7 @@ def test_it_learns_the_mask_of_what_is_asked_for() -> None:
     tokens = torch.randn(1, 3, 5)
     boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]]).repeat(2, 1)
     token_map = torch.tensor([[False, True, False], [False, False, True]])
-    truth = MaskTruth(boxes, token_map, BitmapMasks(pixels, 64, 64))
+    truth = MaskTargets(boxes, token_map, BitmapMasks(pixels, 64, 64))
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
     for _ in range(80):
         loss = head.loss(maps, tokens, [truth], [boxes])
@@ -411,5 +425,5 @@ def test_published_language_head_is_kept_on_demand(folder: Path) -> None:
 
 def test_an_encoder_without_a_hidden_word_is_refused(folder: Path) -> None:
     clip = {'type': 'clip', 'model': str(ROOT / 'ovd/assets/clip_tiny_shapes')}
-    with pytest.raises(ValueError, match='a token for hidden words, ClipTokens has none'):
+    with pytest.raises(ValueError, match='ClipTokens'):
         toy_glipv2(folder, 'language', text={'encoder': clip, 'vocabulary': WORDS})

@@ -8,7 +8,7 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ class ClipTokenizer:
         return [len(self.read(text).ids) for text in texts]
 
     def _read(self, text: str) -> ClipText:
-        cleaned, origins = align(text, self.tokenizer.clean_fn)
+        cleaned, origins = align(text, partial(_clean, self.tokenizer.clean_fn))
         ids: list[int] = []
         offsets: list[Span] = []
         word_indices: list[int] = []
@@ -98,6 +98,12 @@ class ClipTokenizer:
                 first = last + 1
             words.append(word)
         return ClipText(tuple(ids), tuple(offsets), tuple(word_indices), tuple(words))
+
+
+@lru_cache(maxsize=_CAPACITY)
+def _clean(clean: Callable[[str], str], text: str) -> str:
+    """Cached, since captions repeat their words and repairing text is slow."""
+    return clean(text)
 
 
 class ClipPromptTokenizer(PromptTokenizer):

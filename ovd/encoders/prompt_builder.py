@@ -49,6 +49,8 @@ class PromptBuilder:
         Raises:
             ValueError: a phrase without tokens, or longer than a prompt may be.
         """
-        offsets = self.tokenizer.offsets(prompt.text)
-        windows = split_caption(prompt, offsets, self.tokenizer.max_tokens)
+        encoded = self.tokenizer.encode(prompt.text)
+        windows = split_caption(prompt, encoded[1], self.tokenizer.max_tokens)
+        if len(windows) == 1 and windows[0] is prompt:
+            return [self.tokenizer.tokenize(prompt, encoded)]
         return [self.tokenizer.tokenize(window) for window in windows]

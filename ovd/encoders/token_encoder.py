@@ -61,15 +61,17 @@ class PromptTokenizer:
         """Characters of each token of a text of any length, special ones included."""
         return self.encode(text)[1]
 
-    def tokenize(self, prompt: Prompt) -> Prompt:
+    def tokenize(self, prompt: Prompt, encoded: tuple[list[int], list[Span]] | None = None) -> Prompt:
         """Fill in the tokens of a prompt; one that has them is returned as it is.
 
+        Args:
+            encoded: the result of ``encode`` if it is known already.
         Raises:
             ValueError: a text of more than ``max_tokens``, or an entity without tokens.
         """
         if prompt.token_ids:
             return prompt
-        ids, offsets = self.encode(prompt.text)
+        ids, offsets = encoded or self.encode(prompt.text)
         check_length(prompt.text, len(ids), self.max_tokens)
         positions = tuple(tuple(tokens) for tokens in positive_map(prompt, offsets))
         return replace(

@@ -382,8 +382,8 @@ class GLIP(OpenVocabularyModel, BaseDetector):
         """Build the prompt of a sample whose data loader did not, see ``build_training_prompt``."""
         if sample.get('text', None) is not None:
             return build_training_prompt(self._builder, sample.metainfo, labels, self.final)
-        self._check_base(labels)
         prompt = finish(self._builder, single(self._vocabulary_prompts()), labels)
+        self._check_base(labels)
         return prompt, list(range(len(labels)))
 
     def _targets(

@@ -216,7 +216,7 @@ def test_a_part_is_named_by_patterns() -> None:
     evaluate_frozen(model)
     assert not model['one'][1].training
     assert model['two'][0].training
-    with pytest.raises(ValueError, match=r"no parameter is named 'three\.\*'; there are one\.0\.weight"):
+    with pytest.raises(ValueError, match='three'):
         train_only(model, ['two.*', 'three.*'])
 
 

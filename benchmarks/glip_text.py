@@ -3,8 +3,8 @@
     python tools/make_shapes.py --out data/shapes
     OMP_NUM_THREADS=1 python benchmarks/glip_text.py
 
-Loads batches of configs/glip_shapes.py with and without ``ovd.BuildPrompt`` and computes their losses, which
-must be equal. Times are CPU seconds of the process.
+Loads batches of glip_shapes.py with and without ``ovd.BuildPrompt`` and computes their losses, which must be
+equal. Times are CPU seconds of the process.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description='Time GLIP with prompts built in the loader and in the step.'
     )
-    parser.add_argument('--config', default=str(ROOT / 'configs/glip_shapes.py'))
+    parser.add_argument('--config', default=str(ROOT / 'configs/shapes/grounding/glip_shapes.py'))
     parser.add_argument('--data', help='data set to read instead of that of the config')
     parser.add_argument('--rounds', type=int, default=9, help='default: %(default)s')
     args = parser.parse_args()
@@ -36,7 +36,7 @@ def main() -> None:
     from ovd.config import load_config
     from ovd.randomness import seed_generators
     from ovd.registry import DATASETS, MODELS
-    from ovd.training.runner import share_text_encoder
+    from ovd.training.options import share_text_encoder
 
     register_all_modules(init_default_scope=True)
     config = load_config(args.config)

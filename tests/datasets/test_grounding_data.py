@@ -245,7 +245,7 @@ def test_only_a_model_may_box_novel_phrases(tmp_path: Path) -> None:
 def test_phrases_that_a_line_ignores(tmp_path: Path) -> None:
     (info,) = read(tmp_path, [scored([0.9, 0.4], tokens_ignored=[[11, 16]])])
     assert info['tokens_ignored'] == [[11, 16]]
-    with pytest.raises(ValueError, match="line 1, tokens_ignored: .*'abov'"):
+    with pytest.raises(ValueError, match="'abov'"):
         read(tmp_path, [scored([0.9, 0.4], tokens_ignored=[[11, 15]])])
 
 

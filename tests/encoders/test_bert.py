@@ -103,11 +103,11 @@ def test_bad_folders_and_texts_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'has no config\.json'):
         BertText(tmp_path / 'empty')
     folder = write_bert(tmp_path / 'bert')
-    with pytest.raises(ValueError, match='300.*256'):
+    with pytest.raises(ValueError, match=r'300.*256'):
         BertText(folder, max_tokens=300)
     with pytest.raises(ValueError, match='num_layers is 2'):
         BertText(folder, num_layers=2)
-    with pytest.raises(ValueError, match='9$'):
+    with pytest.raises(ValueError, match=r'9$'):
         BertText(folder, config={'vocab_size': 9})
     bert = BertText(folder, max_tokens=8)
     with pytest.raises(ValueError, match='12 tokens'):

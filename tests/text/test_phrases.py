@@ -178,7 +178,7 @@ def test_a_long_caption_is_cut_between_its_phrases() -> None:
     assert len(windows) < 6
     assert split_caption(prompt, word_offsets(prompt.text), max_tokens=500) == [prompt]
     wide = caption_prompt(caption, [[[0, 2], [len(caption) - 4, len(caption)]]])
-    with pytest.raises(ValueError, match='400 tokens.* 64'):
+    with pytest.raises(ValueError, match='400 tokens'):
         split_caption(wide, word_offsets(wide.text), max_tokens=66)
 
 

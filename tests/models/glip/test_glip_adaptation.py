@@ -133,7 +133,7 @@ def test_a_tuned_prompt_is_a_file_of_its_own(folder: Path, tmp_path: Path) -> No
     assert loaded.vocabulary.names == tuple(WORDS)
     torch.testing.assert_close(detect(loaded).scores, detect(model).scores)
     assert not any('offset' in name for name, _ in loaded.named_parameters())
-    with pytest.raises(ValueError, match='dog. cat'):
+    with pytest.raises(ValueError, match=r'dog\. cat'):
         toy_glip(folder, text=text(folder, offset=path, vocabulary=['dog', 'cat']))
     with torch.no_grad():
         next(loaded.text.parameters()).add_(1.0)

@@ -149,6 +149,7 @@ def _attempt(
             note.write_text(json.dumps({'url': url, 'tag': _tag(answer)}), encoding='utf-8')
             _copy(answer, part, start, total, progress)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416:  # the part is as long as the file, or longer
             return
         kind = NotThereError if error.code in (404, 410) else DownloadError

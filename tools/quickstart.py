@@ -28,6 +28,7 @@ TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/shapes')
 WORK = Path('work_dirs')
 OUT = WORK / 'quickstart'
+SHEET = 12  # pictures
 QUERY = 'heart, crescent, fish, anchor, butterfly, umbrella, crown, house, star, key'
 
 
@@ -86,6 +87,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             'cache CLIP embeddings of the proposals', 'cache_clip_regions.py', call, DATA / 'regions_train'
         )
         train('train ViLD', 'vild_shapes', clip)
+    weights = str(WORK / 'vild_shapes' / 'latest.pth')
+    call = ['configs/vild_shapes.py', weights, '--max-images', '150', *with_options(clip)]
+    call += ['--annotations', str(DATA / 'annotations' / 'instances_val.json'), '--images', str(DATA / 'val')]
+    answering = WORK / 'vild_shapes' / 'answering.json'
+    steps.run('find the threshold of ViLD on validation pictures', 'calibrate_answers.py', call, answering)
     reports = {
         'ViLD-text': test('test ViLD-text', 'vild_text_shapes'),
         'ViLD': test('test ViLD', 'vild_shapes'),
@@ -94,10 +100,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     call = [str(picture), '--texts', QUERY, '--out', str(OUT), *with_options(clip)]
     steps.run('ask for words, most of them without a box in training', 'demo.py', call, OUT / picture.name)
 
+    sheet = OUT / 'answers.png'
+    right, shown, there = draw_sheet(sheet, weights, clip)
     table = comparison(reports)
     (OUT / 'table.md').write_text(table + '\n', encoding='utf-8')
     print(f'\n{table}\n\ntable    {OUT / "table.md"}\npicture  {OUT / picture.name}')
+    print(f'sheet    {sheet}: {SHEET} test pictures, {right} of {shown} answers right, {there} objects there')
     print(f'{time.perf_counter() - start:.0f} s in all')
+
+
+def draw_sheet(path: Path, weights: str, options: Sequence[str]) -> tuple[int, int, int]:
+    """Draw the answers on the first test pictures, right ones green, wrong ones red, missed objects grey.
+
+    Returns:
+        numbers of right answers, of answers and of objects.
+    """
+    import numpy as np
+
+    from ovd.cli.console import parse_value
+    from ovd.config import load_config
+    from ovd.datasets.images import read_image
+    from ovd.files import atomic_path
+    from ovd.inference.contact_sheet import contact_sheet, mark_answers
+    from ovd.inference.predictor import Predictor
+
+    content = json.loads((DATA / 'annotations' / 'instances_test.json').read_text(encoding='utf-8'))
+    names = {category['id']: category['name'] for category in content['categories']}
+    objects: dict[int, list[tuple[str, Any]]] = defaultdict(list)
+    for annotation in content['annotations']:
+        x, y, width, height = annotation['bbox']
+        box = np.array([x, y, x + width, y + height])
+        objects[annotation['image_id']].append((names[annotation['category_id']], box))
+    overrides = {key: parse_value(value) for key, _, value in (option.partition('=') for option in options)}
+    predictor = Predictor(load_config('configs/vild_shapes.py', overrides), weights)
+    drawn, texts = [], []
+    right = shown = there = 0
+    for image in content['images'][:SHEET]:
+        pixels = read_image(DATA / 'test' / image['file_name'])
+        (answer,) = predictor.predict(pixels)
+        picture, (good, bad, missed) = mark_answers(pixels, answer, objects[image['id']])
+        drawn.append(picture)
+        texts.append([f'{good} right, {bad} wrong, {missed} missed'])
+        right, shown, there = right + good, shown + good + bad, there + good + missed
+    with atomic_path(path) as temporary:
+        contact_sheet(drawn, texts).save(temporary, format='PNG')
+    return right, shown, there
 
 
 def with_options(options: Sequence[str]) -> list[str]:

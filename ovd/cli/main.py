@@ -38,6 +38,9 @@ VERBS = {
     'demo': Verb('pictures.demo', 'Answer questions about drawn pictures, or photographs.'),
     'train': Verb('runs.training', 'Train the model of a config.', own_parser=True),
     'test': Verb('runs.testing', 'Evaluate weights; metrics with their protocol.', own_parser=True),
+    'calibrate': Verb(
+        'runs.calibrating', 'Find the thresholds at which answers are mostly right.', own_parser=True
+    ),
     'configs': Verb('runs.configs', 'List the configs of the package, or copy one.'),
     'models': Verb('weights.models', 'List published models and those on this disk.', app='models_app'),
     'fetch': Verb('weights.models', 'Download and convert a published model.', app='fetch_app'),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .answering import AnswerOptions
-from .predictions import Prediction
+from .predictions import Prediction, Segmentation
 from .predictor import Predictor
 
 IOU = 0.5  # from which a box is right, as in AP50
@@ -32,14 +32,15 @@ def fit_answers(
     predictor: Predictor,
     annotations: str | os.PathLike[str],
     images: str | os.PathLike[str],
-    precision: float = 0.85,
+    precision: float = 0.9,
     min_objects: int = 100,
     max_images: int | None = None,
 ) -> AnswerOptions:
     """Choose thresholds such that about ``precision`` of what is shown is right.
 
-    The whole vocabulary of the model is asked at once, so that all words are rivals of each other. Classes
-    without boxes in training take no part, since no validation boxes of them may be known.
+    All classes of the annotations are asked at once, so that they are rivals of each other. Classes that the
+    model marks as novel take no part, since no validation boxes of them may be known. Segmentors get the
+    smallest share of the image that a word's largest patch must cover.
 
     Args:
         predictor: the model with its present options.
@@ -51,11 +52,12 @@ def fit_answers(
     Returns:
         the predictor's options with new thresholds.
     Raises:
-        ValueError: no object of a base class in the annotations.
+        ValueError: no object of a class in the annotations that may be used.
     """
     content = json.loads(Path(annotations).read_text(encoding='utf-8-sig'))
     names = {category['id']: category['name'] for category in content['categories']}
-    base = set(predictor.vocabulary.base_names)
+    words = list(dict.fromkeys(names.values()))
+    base = set(words) - set(predictor.vocabulary.novel_names)
     truth: dict[int, list[tuple[str, np.ndarray]]] = defaultdict(list)
     for annotation in content['annotations']:
         name = names[annotation['category_id']]
@@ -70,10 +72,21 @@ def fit_answers(
         objects = truth.get(image['id'], [])
         for name, _ in objects:
             counts[name] += 1
-        (found,) = predictor.predict(Path(images) / image['file_name'], score_threshold=0.0)
-        judged += [answer for answer in judge(found, objects) if answer.name in base]
+        picture = Path(images) / image['file_name']
+        if predictor.is_segmentor:
+            (maps,) = predictor.predict(picture, words)
+            answers = judge_presence(maps, {name for name, _ in objects})
+        else:
+            (found,) = predictor.predict(picture, words, score_threshold=0.0)
+            answers = judge(found, objects)
+        judged += [answer for answer in answers if answer.name in base]
+    if predictor.is_segmentor:
+        there = sum(len({name for name, _ in objects}) for objects in truth.values())
+        share = best_threshold(judged, there, precision)
+        fitted_on = f'{Path(annotations).name}, {there} words on pictures, precision {precision}'
+        return replace(predictor.options, min_area=share, fitted_on=fitted_on)
     threshold = best_threshold(judged, sum(counts.values()), precision)
-    words = {
+    own = {
         name: best_threshold([answer for answer in judged if answer.name == name], count, precision)
         for name, count in sorted(counts.items())
         if count >= min_objects
@@ -81,7 +94,7 @@ def fit_answers(
     return replace(
         predictor.options,
         threshold=threshold,
-        word_thresholds=words,
+        word_thresholds=own,
         fitted_on=f'{Path(annotations).name}, {sum(counts.values())} objects, precision {precision}',
     )
 
@@ -107,6 +120,11 @@ def judge(found: Prediction, objects: Sequence[tuple[str, np.ndarray]]) -> list[
             taken.add(number)
         judged.append(Judged(name, float(found.scores[index]), best >= IOU))
     return judged
+
+
+def judge_presence(found: Segmentation, names: set[str]) -> list[Judged]:
+    """Compare the words on a picture, with the shares of their largest patches, with those that are there."""
+    return [Judged(name, share, name in names) for name, share in found.presence.items() if share > 0]
 
 
 def best_threshold(judged: Iterable[Judged], count: int, precision: float) -> float:

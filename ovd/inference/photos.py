@@ -1,9 +1,8 @@
 """Photographs and any words, offline: what a classifier and a sentence encoder make of them together.
 
-Reading order: name_photos (one call for the command line), PhotoAnswer, shipped_photos, contact_sheet.
+Reading order: name_photos (one call for the command line), PhotoAnswer, shipped_photos, photo_sheet.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ..datasets.images import read_image
+from .contact_sheet import contact_sheet
 from .predictions import Prediction
 from .predictor import Predictor
 
@@ -85,7 +85,7 @@ def name_photos(
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     sheet = out / 'photos.png'
-    contact_sheet([picture for _, picture in photos], answers).save(sheet)
+    photo_sheet([picture for _, picture in photos], answers).save(sheet)
     (out / 'photos.tsv').write_text(table(answers), encoding='utf-8')
     return answers, sheet
 
@@ -133,31 +133,14 @@ def table(answers: Sequence[PhotoAnswer], best: int = 3) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def contact_sheet(
-    pictures: Sequence[np.ndarray], answers: Sequence[PhotoAnswer], columns: int = 4, side: int = 320
-) -> Image.Image:
-    """All pictures with their regions, and the best words below each.
-
-    Args:
-        pictures: RGB, uint8 [H, W, 3].
-        columns: pictures in a row.
-        side: of the square that each is fitted into, pixels.
-    """
-    line, lines = 18, 4
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new('RGB', (columns * side, rows * (side + lines * line + 8)), 'white')
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for index, (picture, answer) in enumerate(zip(pictures, answers)):
-        left, top = index % columns * side, index // columns * (side + lines * line + 8)
-        drawn = Image.fromarray(answer.prediction.draw(picture))
-        drawn.thumbnail((side - 8, side - 8))
-        sheet.paste(drawn, (left + (side - drawn.width) // 2, top + (side - drawn.height) // 2))
-        draw.text((left + 6, top + side), answer.name, fill='black', font=font)
-        for row, (word, prob) in enumerate(list(zip(answer.words, answer.probs))[: lines - 1]):
-            draw.text(
-                (left + 6, top + side + (row + 1) * line), f'{prob:.2f}  {word}', fill='black', font=font
-            )
-    return sheet
+def photo_sheet(pictures: Sequence[np.ndarray], answers: Sequence[PhotoAnswer]) -> Image.Image:
+    """All pictures (RGB, uint8 [H, W, 3]) with their regions, and the best words below each."""
+    drawn = [answer.prediction.draw(picture) for picture, answer in zip(pictures, answers)]
+    texts = [
+        [answer.name, *(f'{prob:.2f}  {word}' for word, prob in list(zip(answer.words, answer.probs))[:3])]
+        for answer in answers
+    ]
+    return contact_sheet(drawn, texts)
 
 
 def _covers_picture(found: Prediction) -> np.ndarray:

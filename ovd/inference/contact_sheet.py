@@ -63,10 +63,14 @@ def mark_answers(
         for index, is_right in enumerate(right)
         if is_right
     }
-    missed = [(f'{name} (missed)', box) for number, (name, box) in enumerate(objects) if number not in hit]
-    boxes = np.array([*ranked.boxes, *(box for _, box in missed)], np.float32).reshape(-1, 4)
-    scores = np.array([*ranked.scores, *(0.0 for _ in missed)], np.float32)
-    every = [*names, *(name for name, _ in missed)]
-    shades: list[RGB] = [*(RIGHT if is_right else WRONG for is_right in right), *(MISSED for _ in missed)]
-    drawn = draw_instances(picture, boxes, every, scores, None, dict(zip(every, shades)))
+    missed = [(name, box) for number, (name, box) in enumerate(objects) if number not in hit]
+    drawn = draw_instances(
+        picture,
+        np.array([box for _, box in missed], np.float32).reshape(-1, 4),
+        [f'{name} (missed)' for name, _ in missed],
+        colors={f'{name} (missed)': MISSED for name, _ in missed},
+    )
+    enlarged = drawn.shape[0] / picture.shape[0]
+    colors: dict[str, RGB] = dict(zip(names, (RIGHT if is_right else WRONG for is_right in right)))
+    drawn = draw_instances(drawn, ranked.boxes * enlarged, names, ranked.scores, colors=colors)
     return drawn, (sum(right), len(right) - sum(right), len(missed))

@@ -106,11 +106,11 @@ def prepare_testing(
     """
     if checkpoint is not None:
         require_file(checkpoint, 'checkpoint')
-    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet')):
-        check_checkpoint(MODELS.get(config.model.type), checkpoint)
     absent = [name for name in ('test_dataloader', 'test_cfg', 'test_evaluator') if config.get(name) is None]
     if absent:
         raise ValueError(f'the config cannot be tested: it has no {", ".join(absent)}')
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet')):
+        check_checkpoint(MODELS.get(config.model.type), checkpoint)
     for name in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr'):
         config.pop(name, None)
     for name in ('val_dataloader', 'val_cfg', 'val_evaluator'):

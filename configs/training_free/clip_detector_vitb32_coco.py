@@ -8,8 +8,9 @@ all. Not yet run by us, for want of weights. model.store=FOLDER answers from a r
 without running CLIP.
 """
 
-_base_ = ['../_base_/datasets/coco_base_novel.py', '../_base_/runtime.py']
+_base_ = ['../_base_/datasets/base_novel.py', '../_base_/runtime.py']
 
+data = 'coco'
 vocabulary = 'coco_ov'
 model = dict(
     type='ovd.ClipDetector',
@@ -25,22 +26,18 @@ model = dict(
     test_cfg=dict(max_per_image=100),
 )
 train_dataloader = None
-test_dataloader = dict(
-    dataset=dict(
-        vocabulary=vocabulary,
-        pipeline=[
-            dict(type='ovd.LoadImage'),
-            dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape')),
-        ],
-    )
-)
+test_pipeline = [
+    dict(type='ovd.LoadImage'),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape')),
+]
 test_evaluator = dict(metric='bbox')
 test_cfg = dict(type='TestLoop')
-needs = [
-    *_base_.needs,
-    dict(
-        path='data/weights/clip_vit_b32',
-        what="OpenAI's CLIP ViT-B/32",
-        how='see data/README.md, section Weights',
-    ),
-]
+needs = dict(
+    always=[
+        dict(
+            path='data/weights/clip_vit_b32',
+            what="OpenAI's CLIP ViT-B/32",
+            how='see data/README.md, section Weights',
+        ),
+    ]
+)

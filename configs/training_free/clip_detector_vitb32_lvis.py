@@ -6,8 +6,9 @@
 Published (ViLD, ICLR 2022, recalled): APr 13.0, AP 9.2. Not yet run by us, for want of weights.
 """
 
-_base_ = ['../_base_/datasets/lvis_base_novel.py', '../_base_/runtime.py']
+_base_ = ['../_base_/datasets/base_novel.py', '../_base_/runtime.py']
 
+data = 'lvis'
 vocabulary = 'lvis'
 model = dict(
     type='ovd.ClipDetector',
@@ -23,22 +24,18 @@ model = dict(
     test_cfg=dict(max_per_image=300),
 )
 train_dataloader = None
-test_dataloader = dict(
-    dataset=dict(
-        vocabulary=vocabulary,
-        pipeline=[
-            dict(type='ovd.LoadImage'),
-            dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape')),
-        ],
-    )
-)
+test_pipeline = [
+    dict(type='ovd.LoadImage'),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape')),
+]
 test_evaluator = dict(metric='bbox')
 test_cfg = dict(type='TestLoop')
-needs = [
-    *_base_.needs,
-    dict(
-        path='data/weights/clip_vit_b32',
-        what="OpenAI's CLIP ViT-B/32",
-        how='see data/README.md, section Weights',
-    ),
-]
+needs = dict(
+    always=[
+        dict(
+            path='data/weights/clip_vit_b32',
+            what="OpenAI's CLIP ViT-B/32",
+            how='see data/README.md, section Weights',
+        ),
+    ]
+)

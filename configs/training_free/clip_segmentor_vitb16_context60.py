@@ -7,23 +7,17 @@ Published mIoU, ViT-B/16: NACLIP with PAMR 35.0 (its README). Not yet run by us,
 
 _base_ = [
     '../_base_/models/clip_vitb16_dense.py',
-    '../_base_/datasets/context_seg.py',
+    '../_base_/datasets/segmentation.py',
     '../_base_/runtime.py',
 ]
 
 default_scope = 'mmseg'
+data = 'context'
 vocabulary = 'context59'
+test_pipeline = _base_.photo_pipeline
+needs = dict(always=_base_.model_needs)
 model = dict(text=dict(vocabulary=vocabulary), background=dict(threshold=0.1))
 train_dataloader = None
 val_dataloader = None
 val_evaluator = None
-test_dataloader = dict(dataset=dict(vocabulary=vocabulary, pipeline=_base_.photo_pipeline))
 test_cfg = dict(type='TestLoop')
-needs = [
-    *_base_.needs,
-    dict(
-        path='data/weights/clip_vit_b16',
-        what="OpenAI's CLIP ViT-B/16",
-        how='see data/README.md, section Weights',
-    ),
-]

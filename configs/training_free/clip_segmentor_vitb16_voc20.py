@@ -8,25 +8,18 @@ README of each repository). Not yet run by us, for want of weights.
 
 _base_ = [
     '../_base_/models/clip_vitb16_dense.py',
-    '../_base_/datasets/voc_seg.py',
+    '../_base_/datasets/segmentation.py',
     '../_base_/runtime.py',
 ]
 
 default_scope = 'mmseg'
+data = 'voc'
 vocabulary = 'voc'
+test_pipeline = _base_.photo_pipeline
+needs = dict(always=_base_.model_needs)
 model = dict(text=dict(vocabulary=vocabulary))
 train_dataloader = None
 val_dataloader = None
 val_evaluator = None
-test_dataloader = dict(
-    dataset=dict(vocabulary=vocabulary, background='ignore', pipeline=_base_.photo_pipeline)
-)
+test_dataloader = dict(dataset=dict(background='ignore'))
 test_cfg = dict(type='TestLoop')
-needs = [
-    *_base_.needs,
-    dict(
-        path='data/weights/clip_vit_b16',
-        what="OpenAI's CLIP ViT-B/16",
-        how='see data/README.md, section Weights',
-    ),
-]

@@ -19,3 +19,10 @@ photo_pipeline = [
     dict(type='ovd.LoadSegmentation'),
     dict(type='PackSegInputs'),
 ]
+model_needs = [
+    dict(
+        path='data/weights/clip_vit_b16',
+        what="OpenAI's CLIP ViT-B/16",
+        how='see data/README.md, section Weights',
+    ),
+]

@@ -243,7 +243,7 @@ def write_weights(folder: Path, depth: str, size: tuple[int, int]) -> None:
 
 def token_logits(model: Any, size: tuple[int, int]) -> torch.Tensor:
     """Logits of the first sentence on a picture, of all places and real tokens."""
-    from ovd.encoders.prompt_features import PromptBatch
+    from ovd.encoders.tokens.prompt_features import PromptBatch
 
     batch = PromptBatch.of(model._prompts.encode(model._class_prompts[:1]))
     data = model.data_preprocessor({'inputs': [picture(size, 0)], 'data_samples': [sample(size)]}, False)

@@ -50,7 +50,7 @@ class Entry:
         name: by which it is asked for.
         title: a line about it.
         kind: 'detection', 'segmentation', 'grounding' or 'encoder'.
-        converter: what turns the files into ours, see ``ovd.inference.fetching.CONVERTERS``.
+        converter: what turns the files into ours, see ``ovd.inference.model_folders.fetching.CONVERTERS``.
         files: what is fetched.
         config: name or path of the config that it fits, None for encoders.
         settings: changes to that config; '{download}' stands for the folder of the fetched files and

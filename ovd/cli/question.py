@@ -59,7 +59,7 @@ class ModelChoice:
     def model_type(self) -> str | None:
         """The ``type`` of the model, such as 'ovd.LSeg'."""
         if self.config is None:
-            from ..inference.model_folder import find_model_folder, read_model_folder
+            from ..inference.model_folders.model_folder import find_model_folder, read_model_folder
 
             assert self.name is not None
             settings: dict[str, Any] = dict(read_model_folder(find_model_folder(self.name)).model)
@@ -76,7 +76,7 @@ class ModelChoice:
             FileNotFoundError: with the command that fetches it, or similar names.
         """
         if self.name is not None:
-            from ..inference.model_folder import find_model_folder
+            from ..inference.model_folders.model_folder import find_model_folder
 
             find_model_folder(self.name)
 
@@ -102,7 +102,7 @@ class ModelChoice:
             from ..config import load_config
 
             return sha256_json(load_config(self.config, pairs(self.options)).to_dict())
-        from ..inference.model_folder import HASHES, find_model_folder
+        from ..inference.model_folders.model_folder import HASHES, find_model_folder
 
         assert self.name is not None
         return sha256_file(find_model_folder(self.name) / HASHES)

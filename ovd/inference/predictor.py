@@ -40,7 +40,7 @@ from .answering import (
 )
 from .asking import Question, WordQuestions
 from .draw import RGB, name_colors
-from .model_folder import ModelCard, find_model_folder, read_model_folder, write_model_folder
+from .model_folders.model_folder import ModelCard, find_model_folder, read_model_folder, write_model_folder
 from .predictions import Grounding, Phrase, Prediction, Segmentation, find_background
 from .questions import caption_question
 from .verifying import CropVerifier, has_image_tower

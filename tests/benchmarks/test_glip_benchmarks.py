@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from ovd.checkpoints.writing import save_tensors
 from ovd.cli.console import run_tool
-from ovd.encoders.bert_tokenizer import BertTokenizer
+from ovd.encoders.tokens.bert_tokenizer import BertTokenizer
 from ovd.inference.predictor import Predictor
 from ovd.text.phrases import clean_name
 from ovd.text.vocabulary import Vocabulary

@@ -9,7 +9,7 @@ import pytest
 
 from ovd.catalogue.entries import Entry, entries, find_entry, hub_url, names, similar
 from ovd.config import load_config
-from ovd.inference.fetching import CONVERTERS
+from ovd.inference.model_folders.fetching import CONVERTERS
 
 MODELS = [entry for entry in entries().values() if entry.config is not None]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ovd.config import load_config
-from ovd.encoders.build_token_encoder import load_token_counter
 from ovd.encoders.loading import load_clip
 from ovd.encoders.sources import resolve_built_in
+from ovd.encoders.tokens.build_token_encoder import load_token_counter
 from tests.helpers import ROOT
 
 

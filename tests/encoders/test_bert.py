@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ovd.encoders.bert_tokens import BertText
-from ovd.encoders.build_token_encoder import build_prompt_tokenizer
-from ovd.encoders.token_encoder import pad_ids, weights_state
+from ovd.encoders.tokens.bert_tokens import BertText
+from ovd.encoders.tokens.build_token_encoder import build_prompt_tokenizer
+from ovd.encoders.tokens.token_encoder import pad_ids, weights_state
 from ovd.text.phrases import class_prompt
 from tests.helpers import shared_path
 from tests.toys.bert import write_bert

@@ -8,13 +8,17 @@ import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 
-from ovd.encoders.build_token_encoder import build_prompt_tokenizer, build_token_encoder, load_token_counter
-from ovd.encoders.clip_tokenizer import ClipTokenizer, align
-from ovd.encoders.clip_tokens import ClipTokens
-from ovd.encoders.prompt_builder import PromptBuilder
-from ovd.encoders.prompt_features import PromptEncoder, encode_batch
 from ovd.encoders.text_encoder import TextEncoder
-from ovd.encoders.token_encoder import pad_ids
+from ovd.encoders.tokens.build_token_encoder import (
+    build_prompt_tokenizer,
+    build_token_encoder,
+    load_token_counter,
+)
+from ovd.encoders.tokens.clip_tokenizer import ClipTokenizer, align
+from ovd.encoders.tokens.clip_tokens import ClipTokens
+from ovd.encoders.tokens.prompt_builder import PromptBuilder
+from ovd.encoders.tokens.prompt_features import PromptEncoder, encode_batch
+from ovd.encoders.tokens.token_encoder import pad_ids
 from ovd.text.phrases import caption_prompt, class_prompt
 from tests.toys.clip import write_architecture
 

@@ -6,9 +6,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from ovd.encoders.bert_tokens import BertText
-from ovd.encoders.prompt_builder import PromptBuilder
-from ovd.encoders.prompt_features import PromptBatch, PromptEncoder, encode_batch
+from ovd.encoders.tokens.bert_tokens import BertText
+from ovd.encoders.tokens.prompt_builder import PromptBuilder
+from ovd.encoders.tokens.prompt_features import PromptBatch, PromptEncoder, encode_batch
 from ovd.text.phrases import caption_prompt, class_prompt, locate_phrases
 from tests.toys.bert import write_bert
 

@@ -22,8 +22,8 @@ from ovd.config import load_config
 from ovd.conversion.groupvit import export_groupvit
 from ovd.encoders.loading import load_clip
 from ovd.encoders.text_encoder import TextEncoder
-from ovd.inference.fetching import fetch, list_models, plan_fetch
-from ovd.inference.model_folder import find_model_folder, verify_hashes
+from ovd.inference.model_folders.fetching import fetch, list_models, plan_fetch
+from ovd.inference.model_folders.model_folder import find_model_folder, verify_hashes
 from ovd.inference.predictor import Predictor
 from ovd.registry import MODELS
 from tests.conversion.test_conversion import as_detpro
@@ -396,7 +396,7 @@ def test_no_space_left_is_told_before_and_while_writing(
     assert '\n' not in str(caught.value)
     assert left(home) == []
     with monkeypatch.context() as patch:  # the download fits, the folder does not
-        patch.setattr('ovd.inference.model_folder.write_hashes', lambda folder: full(0))
+        patch.setattr('ovd.inference.model_folders.model_folder.write_hashes', lambda folder: full(0))
         with pytest.raises(OSError, match='space'):
             fetch('toy-groupvit')
     assert not (home / 'toy-groupvit').exists()
@@ -418,7 +418,8 @@ def test_two_processes_do_not_fetch_one_model(home: Path, server: Server, tmp_pa
 
 def test_lists_and_plans_need_no_torch() -> None:
     code = (
-        'import sys; from ovd.inference.fetching import list_models, plan_fetch; list_models(); '
+        'import sys; from ovd.inference.model_folders.fetching import list_models, plan_fetch\n'
+        'list_models()\n'
         "plan_fetch('glip-t'); assert 'torch' not in sys.modules and 'mmengine' not in sys.modules"
     )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

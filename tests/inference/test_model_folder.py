@@ -11,7 +11,7 @@ import pytest
 import ovd
 from ovd.cli.console import run_tool
 from ovd.config import load_config
-from ovd.inference.model_folder import (
+from ovd.inference.model_folders.model_folder import (
     HASHES,
     ModelCard,
     find_model_folder,
@@ -19,10 +19,10 @@ from ovd.inference.model_folder import (
     verify_hashes,
     write_hashes,
 )
-from ovd.inference.packing import pack, pack_training
+from ovd.inference.model_folders.packing import pack, pack_training
+from ovd.inference.model_folders.trusted_config import UnsafeModelFolderError, check
 from ovd.inference.predictions import Prediction, Segmentation
 from ovd.inference.predictor import Predictor
-from ovd.inference.trusted_config import UnsafeModelFolderError, check
 from tests.helpers import write_image
 from tests.inference.test_predictor_vild import KeepDetections, load_tool
 from tests.inference.test_predictor_vild import toy as vild_toy  # noqa: F401  (a fixture)

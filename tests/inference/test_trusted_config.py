@@ -4,9 +4,9 @@ import pytest
 
 from ovd.config import load_config
 from ovd.config.collection import collection
-from ovd.inference.model_folder import is_ours
+from ovd.inference.model_folders.model_folder import is_ours
+from ovd.inference.model_folders.trusted_config import check, decode, encode
 from ovd.inference.predictor import question_pipeline
-from ovd.inference.trusted_config import check, decode, encode
 from ovd.models.base import OpenVocabularyModel
 from ovd.registry import MODELS
 

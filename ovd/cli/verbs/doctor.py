@@ -148,7 +148,7 @@ def found_data() -> Iterator[str]:
 
 def found_models() -> Iterator[str]:
     """Models that were fetched, and trainings in the current folder."""
-    from ...inference.fetching import list_models
+    from ...inference.model_folders.fetching import list_models
 
     yield f'models in {name_of_home()}'
     yield from [f'  {row.name} ({row.kind})' for row in list_models() if row.on_disk] or ['  none']

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...encoders.prompt_builder import PromptBuilder
-from ...encoders.prompt_features import token_map
+from ...encoders.tokens.prompt_builder import PromptBuilder
+from ...encoders.tokens.prompt_features import token_map
 from ...text.phrases import (
     SEPARATOR,
     Prompt,

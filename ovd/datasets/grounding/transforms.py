@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from ...encoders.build_token_encoder import build_prompt_tokenizer, load_token_counter
-from ...encoders.prompt_builder import PromptBuilder
+from ...encoders.tokens.build_token_encoder import build_prompt_tokenizer, load_token_counter
+from ...encoders.tokens.prompt_builder import PromptBuilder
 from ...registry import TRANSFORMS
 from ...text.nouns import NameMatcher
 from ...text.phrases import class_prompt, clean_name

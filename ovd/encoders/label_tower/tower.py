@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ...files import sha256_json, sha256_tensors
 from ...text.templates import expand, get_templates
-from ..bert_tokens import BertText
+from ..tokens.bert_tokens import BertText
 from .classifier import Classifier
 from .photos_extra import imagenet_labels, sentence_folder
 

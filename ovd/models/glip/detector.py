@@ -3,7 +3,7 @@
 Source: Li et al., "Grounded Language-Image Pre-training", CVPR 2022; microsoft/GLIP, and its port in mmdet.
 Reading order: GLIP (loss, predict, the questions it is asked); what samples teach is in lessons.py, the head
 in glip_head.py, the fusion of image and text in ovd.models.glip.fusion, prompts and their features in
-ovd.text.phrases and ovd.encoders.prompt_features.
+ovd.text.phrases and ovd.encoders.tokens.prompt_features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ from ...datasets.grounding.training_prompts import (
     finish,
     single,
 )
-from ...encoders.build_token_encoder import build_token_encoder
 from ...encoders.loading import PathLike
-from ...encoders.prompt_builder import PromptBuilder
-from ...encoders.prompt_features import PromptBatch, PromptEncoder, PromptFeatures, encode_prompts
-from ...encoders.prompt_tuning import PromptTuning
 from ...encoders.text_embeddings import TextEmbeddings
-from ...encoders.token_encoder import TokenFeatures
+from ...encoders.tokens.build_token_encoder import build_token_encoder
+from ...encoders.tokens.prompt_builder import PromptBuilder
+from ...encoders.tokens.prompt_features import PromptBatch, PromptEncoder, PromptFeatures, encode_prompts
+from ...encoders.tokens.prompt_tuning import PromptTuning
+from ...encoders.tokens.token_encoder import TokenFeatures
 from ...registry import MODELS
 from ...text.nouns import NounExtractor
 from ...text.phrases import Prompt, Wordings, caption_prompt, check_wordings

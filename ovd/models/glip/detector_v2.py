@@ -14,8 +14,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ...datasets.grounding.training_prompts import NO_CLASS, TrainingPrompt
-from ...encoders.prompt_features import PromptBatch, PromptFeatures
-from ...encoders.token_encoder import pad_ids
+from ...encoders.tokens.prompt_features import PromptBatch, PromptFeatures
+from ...encoders.tokens.token_encoder import pad_ids
 from ...layers.gather import joint_mean
 from ...registry import MODELS
 from .detector import GLIP

@@ -23,7 +23,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...encoders.token_encoder import TokenFeatures
+from ...encoders.tokens.token_encoder import TokenFeatures
 from ...registry import MODELS
 from .dyhead import DyHeadBlock
 from .fusion import LIMIT, TextLayer, VLFuse

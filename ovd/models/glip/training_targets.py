@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ...datasets.grounding.training_prompts import TrainingPrompt
-from ...encoders.token_encoder import TokenFeatures
+from ...encoders.tokens.token_encoder import TokenFeatures
 from .head import ImageTargets
 
 

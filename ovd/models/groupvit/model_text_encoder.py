@@ -10,7 +10,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from ...encoders.text_encoder import TokenTower, TowerEncoder
-from ...encoders.token_encoder import weights_state
+from ...encoders.tokens.token_encoder import weights_state
 from ...files import sha256_json, sha256_tensors
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ovd.encoders.bert_tokens import BertText
 from ovd.encoders.loading import TEXT_MODEL_FOLDER, build_clip, load_clip, save_clip
+from ovd.encoders.tokens.bert_tokens import BertText
 from tests.toys.bert import write_bert
 from tests.toys.clip import write_architecture
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ovd.checkpoints.reading import UnsafeCheckpointError
-from ovd.encoders.bert_tokens import BertText
 from ovd.encoders.label_tower.classifier import Classifier, in_order_of
 from ovd.encoders.label_tower.tower import LabelTower, SentenceWords, combine, load_label_tower
 from ovd.encoders.text_source import TextSource, open_text_encoder
+from ovd.encoders.tokens.bert_tokens import BertText
 from ovd.regions.embedding import open_image_tower
 from tests.toys.bert import write_bert
 

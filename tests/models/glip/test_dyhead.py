@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import deform_conv2d
 
 from ovd.models.glip.dyhead import DyHeadBlock, DynamicReLU
-from tests.toys.golden_glip import DYHEAD, golden, levels, load
+from tests.toys.reference.golden_glip import DYHEAD, golden, levels, load
 
 
 @pytest.mark.parametrize(('name', 'deformable'), [('dyconv_a', True), ('dyconv_plain_a', False)])

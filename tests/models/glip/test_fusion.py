@@ -12,7 +12,7 @@ from ovd.models.glip.fusion import (
     _clamped_attention,
     scores_are_small,
 )
-from tests.toys.golden_glip import FUSE, TEXT_LAYER, golden, levels, load
+from tests.toys.reference.golden_glip import FUSE, TEXT_LAYER, golden, levels, load
 
 
 def test_the_block_gives_the_stored_streams() -> None:

@@ -13,7 +13,7 @@ from ovd.checkpoints.loading import load_for_inference, load_into, load_metadata
 from ovd.checkpoints.reading import read_checkpoint
 from ovd.checkpoints.writing import save_tensors
 from ovd.config import load_config
-from ovd.encoders.prompt_tuning import PromptTuning
+from ovd.encoders.tokens.prompt_tuning import PromptTuning
 from ovd.models.glip.detector import GLIP
 from ovd.models.partial_training import evaluate_frozen, train_only
 from ovd.training.options import prepare_training

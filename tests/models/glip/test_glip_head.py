@@ -5,9 +5,9 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ovd.encoders.token_encoder import TokenFeatures
+from ovd.encoders.tokens.token_encoder import TokenFeatures
 from ovd.models.glip.head import GLIPHead, HeadOutputs, ImageTargets, _suppressed, centerness_targets
-from tests.toys.golden_glip import DYHEAD, FUSE, TEXT_LAYER, golden, levels
+from tests.toys.reference.golden_glip import DYHEAD, FUSE, TEXT_LAYER, golden, levels
 
 TEST_CFG = {
     'score_thr': 0.05,

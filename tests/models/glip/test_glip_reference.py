@@ -16,7 +16,7 @@ from ovd.models.glip.detector import GLIP
 from tests.helpers import ROOT
 from tests.toys.bert import write_bert
 from tests.toys.glip import WORDS, batch, images, toy_config, toy_glip
-from tests.toys.peer_glip import toy_peer
+from tests.toys.reference.peer_glip import toy_peer
 
 pytest.importorskip('transformers')
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 
-from ovd.encoders.bert_tokens import BertText
-from ovd.encoders.prompt_features import PromptEncoder
+from ovd.encoders.tokens.bert_tokens import BertText
+from ovd.encoders.tokens.prompt_features import PromptEncoder
 from ovd.models.glip.detector import GLIP
 from ovd.text.nouns import Noun, NounExtractor
 from ovd.text.phrases import Prompt, caption_prompt, class_prompt, locate_phrases, positive_map

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
 
 def pack_trained(config: Any, name: str) -> None:
     """Write the model folder of a finished training; a failure is told and does not undo the training."""
-    from ....inference.packing import pack_training
+    from ....inference.model_folders.packing import pack_training
     from ....training.hooks import find_latest
 
     latest = find_latest(config.work_dir)

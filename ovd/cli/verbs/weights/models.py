@@ -24,7 +24,7 @@ def models(
 
     ovd models --here
     """
-    from ....inference.fetching import list_models
+    from ....inference.model_folders.fetching import list_models
 
     if name is not None:
         show_model(name, as_json)
@@ -58,7 +58,7 @@ def models(
 def show_model(name: str, as_json: bool) -> None:
     """What the catalogue says of a model."""
     from ....catalogue.entries import find_entry
-    from ....inference.fetching import plan_fetch
+    from ....inference.model_folders.fetching import plan_fetch
 
     entry = find_entry(name)
     if as_json:
@@ -91,8 +91,8 @@ def fetch(
 
         ovd fetch groupvit-gcc-yfcc --plan
     """
-    from ....inference.fetching import fetch as fetch_model
-    from ....inference.fetching import plan_fetch
+    from ....inference.model_folders.fetching import fetch as fetch_model
+    from ....inference.model_folders.fetching import plan_fetch
 
     planned = plan_fetch(name, source)
     for line in planned.lines():
@@ -162,7 +162,7 @@ def pack(
     if not checkpoint.is_file():
         raise FileNotFoundError(f'checkpoint {checkpoint} does not exist')
 
-    from ....inference.packing import pack as pack_model
+    from ....inference.model_folders.packing import pack as pack_model
 
     folder = pack_model(config, checkpoint, out, replace=replace)
     say(f'{folder}: ovd predict "..." IMAGES --model {folder}')

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..files import sha256_json
-from ..text.phrases import Span
-from .foreign.safe_tokenizer import folder_tokenizer
-from .loading import PathLike
-from .sources import looked_up_from, resolve_built_in
+from ...files import sha256_json
+from ...text.phrases import Span
+from ..foreign.safe_tokenizer import folder_tokenizer
+from ..loading import PathLike
+from ..sources import looked_up_from, resolve_built_in
 from .token_encoder import PromptTokenizer
 
 HUB = 'hf-hub:'

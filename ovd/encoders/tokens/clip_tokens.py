@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..files import sha256_json, sha256_tensors
-from ..text.phrases import Prompt
-from ..text.templates import Templates
+from ...files import sha256_json, sha256_tensors
+from ...text.phrases import Prompt
+from ...text.templates import Templates
+from ..loading import PathLike, build_clip, load_clip_tokenizer
+from ..text_encoder import TokenTower
 from .clip_tokenizer import ClipPromptTokenizer
-from .loading import PathLike, build_clip, load_clip_tokenizer
-from .text_encoder import TokenTower
 from .token_encoder import TokenEncoder, TokenFeatures, pad_ids, weights_state
 
 _BATCH = 512  # texts per forward; affects memory only

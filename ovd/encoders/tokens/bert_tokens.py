@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.loading import load_into, load_tensors
-from ..files import sha256_json, sha256_tensors
+from ...checkpoints.loading import load_into, load_tensors
+from ...files import sha256_json, sha256_tensors
+from ..foreign.safe_tokenizer import transformers
+from ..loading import PathLike
 from .bert_tokenizer import CONFIG, WEIGHTS, BertTokenizer, find_folder
-from .foreign.safe_tokenizer import transformers
-from .loading import PathLike
 from .token_encoder import TokenEncoder, TokenFeatures, pad_ids, weights_state
 
 # What files of pre-trained BERTs hold beyond the encoder.

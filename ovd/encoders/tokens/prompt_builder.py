@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..text.phrases import SEPARATOR, Prompt, Wordings, class_prompt, split_caption, split_names, word_name
+from ...text.phrases import SEPARATOR, Prompt, Wordings, class_prompt, split_caption, split_names, word_name
 from .token_encoder import PromptTokenizer
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..files import sha256_file
-from .answering import AnswerOptions
+from ...files import sha256_file
+from ..answering import AnswerOptions
+from ..predictor import Predictor
 from .model_folder import ModelCard
-from .predictor import Predictor
 
 ANSWERING = 'answering.json'
 
@@ -69,8 +69,8 @@ def pack_training(config: Config, checkpoint: str | os.PathLike[str], name: str)
     Raises:
         FileNotFoundError, OSError, ValueError: see ``pack``; the training is done all the same.
     """
-    from ..models.base import OpenVocabularyModel
-    from ..registry import MODELS
+    from ...models.base import OpenVocabularyModel
+    from ...registry import MODELS
 
     kind = MODELS.get(config.model.type)
     is_packable = isinstance(kind, type) and issubclass(kind, OpenVocabularyModel)

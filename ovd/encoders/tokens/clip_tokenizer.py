@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from open_clip.tokenizer import SimpleTokenizer
 
-from ..files import sha256_json
-from ..text.phrases import Prompt, PromptPart, Span
-from ..text.templates import PromptSet, Templates, expand, get_templates
+from ...files import sha256_json
+from ...text.phrases import Prompt, PromptPart, Span
+from ...text.templates import PromptSet, Templates, expand, get_templates
 from .token_encoder import PromptTokenizer
 
 logger = logging.getLogger(__name__)

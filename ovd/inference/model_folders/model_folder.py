@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import model_home, sha256_file, sha256_json, write_json
-from ..text.vocabulary import Vocabulary
+from ...files import model_home, sha256_file, sha256_json, write_json
+from ...text.vocabulary import Vocabulary
 from .trusted_config import PATH_KEYS, REFERENCE, SCOPES, UnsafeModelFolderError, check, decode, encode
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ WEIGHTS, CONFIG, WORDS, CARD, HASHES = (
 )
 FORMAT, VERSION = 'ovd.model', 1
 _REQUIRED = (WEIGHTS, CONFIG, CARD)
-_ASSETS = Path(__file__).resolve().parents[1] / 'assets'
+_ASSETS = Path(__file__).resolve().parents[2] / 'assets'
 _MAX_JSON_BYTES = 64 << 20
 _FILE_SUFFIXES = ('.json', '.txt', '.safetensors', '.pth', '.pt', '.bin', '.model')
 _TOWER_KEYS = ('model', 'clip')
@@ -145,7 +145,7 @@ def write_model_folder(
         FileNotFoundError: the config names a file that does not exist.
         ValueError: a value that JSON does not have.
     """
-    from ..checkpoints.writing import save_tensors  # brings torch, which lists and plans do without
+    from ...checkpoints.writing import save_tensors
 
     out = Path(out)
     if out.exists() and not (replace and (out / HASHES).is_file()):
@@ -303,7 +303,7 @@ def find_model_folder(name: PathLike) -> Path:
     home = model_home()
     if is_model_name(text) and (home / text / HASHES).is_file():
         return home / text
-    from ..catalogue.entries import names, similar
+    from ...catalogue.entries import names, similar
 
     if text in names():
         raise FileNotFoundError(f'model {text!r} is not on this disk: ovd fetch {text}')
@@ -319,7 +319,7 @@ def is_model_name(name: str) -> bool:
 
 def is_ours(name: str) -> bool:
     """Whether a class of that name is registered by ovd itself."""
-    from ..registry import MODELS, TASK_UTILS, TRANSFORMS
+    from ...registry import MODELS, TASK_UTILS, TRANSFORMS
 
     for registry in (MODELS, TASK_UTILS, TRANSFORMS):
         registry.import_from_location()

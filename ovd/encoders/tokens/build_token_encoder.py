@@ -6,12 +6,12 @@ from typing import Any
 
 from open_clip.tokenizer import SimpleTokenizer
 
+from ..loading import PathLike
+from ..sources import CONFIG_NAME, resolve_built_in
 from .bert_tokenizer import BertTokenizer
 from .bert_tokens import BertText
 from .clip_tokenizer import ClipTokenizer
 from .clip_tokens import ClipTokens, clip_prompt_tokenizer
-from .loading import PathLike
-from .sources import CONFIG_NAME, resolve_built_in
 from .token_encoder import PromptTokenizer, TokenEncoder
 
 TOKEN_ENCODERS: dict[str, type[TokenEncoder]] = {'bert': BertText, 'clip': ClipTokens}

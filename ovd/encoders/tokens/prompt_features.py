@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..text.phrases import Prompt
+from ...text.phrases import Prompt
 from .prompt_tuning import PromptTuning
 from .token_encoder import TokenEncoder, TokenFeatures, pad_ids, weights_state
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.loading import load_metadata, load_tensors
-from ..checkpoints.writing import save_tensors
-from ..text.phrases import Prompt
-from ..text.vocabulary import Vocabulary
-from .loading import PathLike
-from .text_encoder import check_same_encoder
+from ...checkpoints.loading import load_metadata, load_tensors
+from ...checkpoints.writing import save_tensors
+from ...text.phrases import Prompt
+from ...text.vocabulary import Vocabulary
+from ..loading import PathLike
+from ..text_encoder import check_same_encoder
 from .token_encoder import TokenFeatures
 
 _FORMAT = 'ovd.prompt_offset'

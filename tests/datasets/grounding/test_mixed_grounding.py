@@ -10,7 +10,7 @@ import torch
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from tests.datasets.test_flickr_entities import write_entities
+from tests.datasets.grounding.test_flickr_entities import write_entities
 from tests.helpers import write_coco, write_image
 from tests.toys.glip import toy_glip
 

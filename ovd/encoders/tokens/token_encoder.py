@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..text.phrases import Prompt, PromptPart, Span, positive_map
+from ...text.phrases import Prompt, PromptPart, Span, positive_map
 
 
 class TokenFeatures(NamedTuple):

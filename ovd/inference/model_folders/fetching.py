@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..catalogue.download import DownloadError, NotThereError, check_hash, download
-from ..catalogue.entries import Entry, RemoteFile, entries, find_entry
-from ..files import model_home, write_json
+from ...catalogue.download import DownloadError, NotThereError, check_hash, download
+from ...catalogue.entries import Entry, RemoteFile, entries, find_entry
+from ...files import model_home, write_json
 from .model_folder import CARD, HASHES, ModelCard, place, read_model_folder, verify_hashes, write_hashes
 
 if TYPE_CHECKING:
-    from ..conversion.converted import Converted
+    from ...conversion.converted import Converted
 
 # File, bytes that are there, bytes in all (None: unknown).
 FetchProgress = Callable[[str, int, int | None], None]
@@ -313,7 +313,7 @@ def _model(convert: Callable[[Mapping[str, Any]], 'Converted']) -> Callable[...,
     """A converter of a system's checkpoint: tensors -> config's model -> model folder."""
 
     def make(entry: Entry, paths: Mapping[str, Path], out: Path) -> None:
-        from ..checkpoints.loading import load_tensors
+        from ...checkpoints.loading import load_tensors
 
         weights = next(iter(paths.values()))
         _pack(entry, convert(load_tensors(weights)), weights, out)
@@ -322,8 +322,8 @@ def _model(convert: Callable[[Mapping[str, Any]], 'Converted']) -> Callable[...,
 
 
 def _glip(entry: Entry, paths: Mapping[str, Path], out: Path) -> None:
-    from ..checkpoints.loading import load_tensors
-    from ..conversion.glip import convert_glip
+    from ...checkpoints.loading import load_tensors
+    from ...conversion.glip import convert_glip
 
     weights = next(iter(paths.values()))
     bert = next((path.parent for name, path in paths.items() if name == 'bert/config.json'), None)
@@ -338,13 +338,13 @@ def _glip(entry: Entry, paths: Mapping[str, Path], out: Path) -> None:
 
 
 def _groupvit(entry: Entry, paths: Mapping[str, Path], out: Path) -> None:
-    from ..conversion.groupvit import convert_groupvit
+    from ...conversion.groupvit import convert_groupvit
 
     _model(convert_groupvit)(entry, paths, out)
 
 
 def _lseg(entry: Entry, paths: Mapping[str, Path], out: Path) -> None:
-    from ..conversion.lseg import convert_lseg
+    from ...conversion.lseg import convert_lseg
 
     _model(convert_lseg)(entry, paths, out)
 
@@ -352,10 +352,10 @@ def _lseg(entry: Entry, paths: Mapping[str, Path], out: Path) -> None:
 def _detpro(entry: Entry, paths: Mapping[str, Path], out: Path) -> None:
     from torch import Tensor
 
-    from ..checkpoints.loading import load_tensors
-    from ..checkpoints.reading import read_checkpoint
-    from ..conversion.vild import convert_detpro, convert_detpro_prompts
-    from ..text.vocabulary import Vocabulary
+    from ...checkpoints.loading import load_tensors
+    from ...checkpoints.reading import read_checkpoint
+    from ...conversion.vild import convert_detpro, convert_detpro_prompts
+    from ...text.vocabulary import Vocabulary
 
     weights, prompts = next(iter(paths.values())), paths[entry.options['prompts']]
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
@@ -371,9 +371,9 @@ def _pack(
     entry: Entry, converted: 'Converted', weights: Path, out: Path, downloads: Path | None = None
 ) -> None:
     """Load converted weights into the model of the entry's config, strictly, and write its folder."""
-    from ..checkpoints.writing import save_tensors
-    from ..config import load_config
-    from .predictor import Predictor
+    from ...checkpoints.writing import save_tensors
+    from ...config import load_config
+    from ..predictor import Predictor
 
     places = {'{home}': str(model_home()), '{download}': str(downloads or weights.parent)}
     settings = {key: _filled(value, places) for key, value in entry.settings.items()}
@@ -402,7 +402,7 @@ def _clip(entry: Entry, paths: Mapping[str, Path], out: Path) -> None:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    from ..encoders.sources import CONFIG_NAME
+    from ...encoders.sources import CONFIG_NAME
 
     arch, tag = entry.options['arch'], entry.options.get('tag', '')
     model_cfg = open_clip.get_model_config(arch)
@@ -425,7 +425,7 @@ def _clip_folder(entry: Entry, paths: Mapping[str, Path], out: Path) -> None:
 
 def _encoder(entry: Entry, paths: Mapping[str, Path], folder: Path, out: Path) -> None:
     """Put the files beside each other, open them as a CLIP, and save that with its tokenizer."""
-    from ..encoders.loading import TEXT_MODEL_FOLDER, build_clip, save_clip
+    from ...encoders.loading import TEXT_MODEL_FOLDER, build_clip, save_clip
 
     for name, path in paths.items():
         target = folder / _file_name(name, path)
@@ -451,7 +451,7 @@ def _file_name(name: str, path: Path) -> str:
 
 def _folder(entry: Entry, paths: Mapping[str, Path], out: Path) -> None:
     """The files as they are: an encoder that is read in its published layout."""
-    from ..checkpoints.loading import load_tensors
+    from ...checkpoints.loading import load_tensors
 
     for name, path in paths.items():
         target = out / name

@@ -68,7 +68,7 @@ FORMULAS = [
     'models/vild/score_ensemble.py',
 ]
 NOT_IN_FORMULAS = HOSTS | {'open_clip', 'torchvision', 'cv2', 'PIL'}
-SYSTEMS = ('glip', 'groupvit', 'lseg', 'vild')
+SYSTEMS = ('glip', 'groupvit', 'lseg', 'training_free', 'vild')
 
 
 def part_of(path: Path) -> str:

@@ -91,8 +91,11 @@ def load_for_inference(
     """Load weights for inference: missing tensors are an error, unexpected ones a warning.
 
     Raises:
-        ValueError: a tensor is missing or has another shape. The model is unchanged.
+        ValueError: a tensor is missing, has another shape or is not finite. The model is unchanged.
     """
+    bad = find_not_finite(tensors)
+    if bad is not None:
+        raise ValueError(f'{source}: {bad} is not finite; these weights answer nothing')
     report = compare(module, _without_wrapper_prefix(tensors))
     if report.missing or report.mismatched:
         raise ValueError(f'{source} is not a checkpoint of this {type(module).__name__}: {report}')
@@ -100,6 +103,14 @@ def load_for_inference(
     if report.unexpected:
         current_logger().warning(f'Loaded {source} in part: {report}')
     return report
+
+
+def find_not_finite(tensors: Mapping[str, object]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity, None where all are finite."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None
 
 
 def load_metadata(path: PathLike) -> dict[str, str]:

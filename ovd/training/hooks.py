@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch.utils.data import IterableDataset
 
+from ..checkpoints.loading import find_not_finite
 from ..files import atomic_path
 from ..randomness import kept_generators, seed_generators
 from ..registry import HOOKS
@@ -103,6 +104,13 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _write(self, runner: Any, name: str, meta: dict[str, Any]) -> None:
         self._saved_at = time.monotonic()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        bad = find_not_finite(model.state_dict())
+        if bad is not None:
+            raise TrainingDivergedError(
+                f'after {runner.iter + 1} iterations {bad} is not finite; {name} was not written, '
+                f'{kept(runner)}'
+            )
         runner.save_checkpoint(
             self.out_dir,
             name,
@@ -154,6 +162,57 @@ def _link(link: Path, target: Path) -> None:
 def _write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text)
+
+
+class TrainingDivergedError(ValueError):
+    """Losses or weights are not finite: going on would only overwrite good checkpoints."""
+
+
+def kept(runner: Any) -> str:
+    """For a message: the last good checkpoint of a run."""
+    latest = find_latest(runner.work_dir)
+    if latest is None:
+        return 'no checkpoint was written before'
+    return f'the last good checkpoint is {latest} ({latest.resolve().name})'
+
+
+@HOOKS.register_module()
+class DivergenceHook(Hook):
+    """Ends a training whose loss is not finite, before a checkpoint is overwritten.
+
+    The loss is read every ``interval`` iterations only, since reading it makes a GPU wait; a single bad step,
+    as mixed precision has them, is no divergence.
+
+    Args:
+        patience: consecutive iterations with a loss that is not finite until the run ends.
+        interval: iterations between two looks.
+    """
+
+    priority = 'VERY_HIGH'  # before the checkpoint of the same iteration
+
+    def __init__(self, patience: int = 3, interval: int = 10) -> None:
+        self.patience, self.interval = patience, interval
+        self._bad: torch.Tensor | int = 0
+        self._last: dict[str, torch.Tensor] = {}
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Count iterations with a bad loss on the device; stop when there are too many."""
+        losses = {name: value for name, value in (outputs or {}).items() if torch.is_tensor(value)}
+        if 'loss' not in losses:
+            return
+        finite = torch.isfinite(losses['loss'].detach()).all()
+        self._bad = torch.where(finite, 0, torch.as_tensor(self._bad, device=finite.device) + 1)
+        self._last = losses
+        is_due = (runner.iter + 1) % self.interval == 0 or runner.iter + 1 == runner.max_iters
+        if is_due and int(self._bad) >= self.patience:
+            values = ', '.join(f'{name} {float(value.mean()):.4g}' for name, value in self._last.items())
+            raise TrainingDivergedError(
+                f'training diverged: the loss of the last {int(self._bad)} iterations up to iteration '
+                f'{runner.iter + 1} is not finite ({values}); {kept(runner)}. Lower the learning rate '
+                '(optim_wrapper.optimizer.lr) or clip gradients (optim_wrapper.clip_grad)'
+            )
 
 
 @HOOKS.register_module()

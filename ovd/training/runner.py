@@ -173,7 +173,13 @@ def build_runner(config: Config) -> ToolRunner:
     hooks['logger'] = logger and {'log_metric_by_epoch': False, **logger}
     custom = list(config.get('custom_hooks') or [])
     given = {hook.get('type') for hook in custom if isinstance(hook, dict)}
-    ours = ('ovd.RepeatableHook', 'ovd.MeanLossHook', 'ovd.ProgressHook', 'ovd.CurvesHook')
+    ours = (
+        'ovd.RepeatableHook',
+        'ovd.DivergenceHook',
+        'ovd.MeanLossHook',
+        'ovd.ProgressHook',
+        'ovd.CurvesHook',
+    )
     custom += [{'type': name} for name in ours if name not in given]
     config.custom_hooks = custom
     runner = ToolRunner.from_cfg(config)

@@ -147,6 +147,8 @@ def test_a_work_directory_can_be_moved(tmp_path: Path) -> None:
 class Saves:
     """What the hook asks of a runner: files by name, with the step that they hold."""
 
+    model = torch.nn.Linear(1, 1)
+
     def __init__(self, folder: Path) -> None:
         self.work_dir = str(folder)
         self.iter = self.epoch = 0

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..datasets.annotations import ClassSplit, file_name_of, match_categories, read_annotations
+from ..datasets.annotations import ClassSplit, box_problem, file_name_of, match_categories, read_annotations
 from ..datasets.images import read_image
 from ..encoders.image_encoder import ImageEncoder
 from ..models.proposals import Proposals, build_proposals
@@ -281,7 +281,7 @@ def read_cache_images(
     for annotation in content['annotations']:
         if annotation['category_id'] not in read or annotation.get('iscrowd'):
             continue
-        if len(annotation.get('bbox') or ()) != 4:
+        if box_problem(annotation.get('bbox')):
             raise ValueError(
                 f'{source}: annotation {annotation["id"]} has the box {annotation.get("bbox")}, expected '
                 '[x, y, width, height]'

@@ -8,7 +8,7 @@ import json
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from ..files import require_file
 from ..options import check_option
 from ..text.vocabulary import Vocabulary
+from .masks import is_number
 
 Annotations = dict[str, list[dict[str, Any]]]
 
@@ -52,12 +53,13 @@ def _read_json(file: Path) -> Annotations:
     try:
         with file.open(encoding='utf-8') as stream:
             content = json.load(stream)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'annotation file {file} is not valid JSON: {error}') from None
     for key in ('images', 'categories'):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"annotation file {file} is not in COCO's layout: it has no list of {key}")
-    content.setdefault('annotations', [])  # test sets have none
+    if not isinstance(content.setdefault('annotations', []), list):  # test sets have none
+        raise ValueError(f'annotation file {file}: annotations is no list')
     return content
 
 
@@ -66,9 +68,14 @@ def _problems(content: Annotations) -> Iterator[str]:
     known = {}
     for kind, keys in _REQUIRED.items():
         for index, item in enumerate(content[kind]):
+            if not isinstance(item, dict):
+                yield f'{kind}[{index}] is {item!r}, expected an object'
             yield from (f'{kind}[{index}] has no {key!r}' for key in keys if key not in item)
-            if not isinstance(item['id'], int):
+            if type(item['id']) is not int:
                 yield f'{kind}[{index}] has the id {item["id"]!r}, expected an integer'
+            for key, (accepts, expected) in _FIELDS[kind].items():
+                if key in item and not accepts(item[key]):
+                    yield f'{_SINGULAR[kind]} {item["id"]} has the {key} {item[key]!r}, expected {expected}'
         known[kind] = {item['id'] for item in content[kind]}
         if len(known[kind]) < len(content[kind]):
             yield f'id {_first_repeated([item["id"] for item in content[kind]])} is repeated in {kind}'
@@ -79,6 +86,65 @@ def _problems(content: Annotations) -> Iterator[str]:
         for key, kind in (('image_id', 'images'), ('category_id', 'categories')):
             if annotation[key] not in known[kind]:
                 yield f'annotation {annotation["id"]} has the {key} {annotation[key]}, which is not in {kind}'
+
+
+_MAX_SIDE = 1 << 20  # pixels
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_pixels(value: Any) -> bool:
+    return is_number(value) and 1 <= value <= _MAX_SIDE and value == int(value)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, (bool, int)) and value in (0, 1)
+
+
+def _is_path(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value != '' and '\0' not in value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_area(value: Any) -> bool:
+    return value is None or (is_number(value) and value >= 0)
+
+
+def _is_id_list(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_integer, value))
+
+
+_SINGULAR = {'images': 'image', 'categories': 'category', 'annotations': 'annotation'}
+_FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    'images': {
+        'height': (_is_pixels, f'1 to {_MAX_SIDE} pixels'),
+        'width': (_is_pixels, f'1 to {_MAX_SIDE} pixels'),
+        'file_name': (_is_path, 'a path'),
+        'coco_url': (_is_path, 'an address'),
+        'neg_category_ids': (_is_id_list, 'a list of integers'),
+        'not_exhaustive_category_ids': (_is_id_list, 'a list of integers'),
+    },
+    'categories': {'name': (_is_name, 'text')},
+    'annotations': {
+        'image_id': (_is_integer, 'an integer'),
+        'category_id': (_is_integer, 'an integer'),
+        'iscrowd': (_is_flag, '0 or 1'),
+        'ignore': (_is_flag, '0 or 1'),
+        'area': (_is_area, 'a number of pixels from 0, or null'),
+    },
+}
+
+
+def box_problem(box: Any) -> str | None:
+    """Describe why a box [x, y, w, h] is not four finite numbers; None if it is."""
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
+        return 'is not four finite numbers'
+    return None
 
 
 def _first_repeated(items: Sequence[Any]) -> Any:

@@ -12,7 +12,8 @@ import torch
 from mmengine.logging import MMLogger
 from pycocotools import mask as mask_utils
 
-from ..datasets.annotations import match_categories, read_annotations
+from ..datasets.annotations import box_problem, match_categories, read_annotations
+from ..datasets.masks import area_of, mask_problem
 from ..files import require_file, sha256_file
 from ..options import check_option
 from ..registry import METRICS
@@ -221,10 +222,7 @@ class DetectionMetric(AnnotationMetric):
         self, content: dict[str, Any], detections: Detections
     ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Any]]:
         classes = self._classes
-        if self.with_masks:
-            without = (item['id'] for item in content['annotations'] if not item.get('segmentation'))
-            if (annotation := next(without, None)) is not None:
-                raise ValueError(f"metric 'segm': annotation {annotation} of {self._ann_file} has no mask")
+        content = {**content, 'annotations': self._checked(content)}
         category_ids = [classes.category_ids[label] for label in classes.scored]
         rows = classes.rows(content, detections)
         metrics: dict[str, float] = {}
@@ -242,6 +240,19 @@ class DetectionMetric(AnnotationMetric):
             'iou_thresholds': IOU_THRESHOLDS.round(2).tolist(),
         }
         return metrics, rows, protocol
+
+    def _checked(self, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Annotations with ``area``: that of the mask where the file gives none, or else of the box."""
+        sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
+        checked = []
+        for item in content['annotations']:
+            size, source = sizes[item['image_id']], f'{self._ann_file}: annotation {item["id"]}'
+            if problem := box_problem(item.get('bbox')):
+                raise ValueError(f'{source}: box {item.get("bbox")} {problem}')
+            if self.with_masks and (problem := mask_problem(item.get('segmentation'), *size)):
+                raise ValueError(f"metric 'segm': {source}: its mask {problem}")
+            checked.append({**item, 'area': area_of(item, *size)})
+        return checked
 
     def _match(
         self, content: dict[str, Any], detections: Detections, category_ids: Sequence[Any], iou_type: str
@@ -294,6 +305,9 @@ class LVISMetric(DetectionMetric):
         max_per_class: for ``fixed_ap``.
         kwargs: see :class:`DetectionMetric`.
 
+    As in the LVIS API, annotations with ``ignore`` count neither as found nor as missed, ``iscrowd`` has no
+    effect, and annotations of area 0 do not exist.
+
     Source: Gupta et al., CVPR 2019 and the LVIS API 0.5.3; fixed AP: Dave et al., 2021, Sec. 4.
     """
 
@@ -318,6 +332,10 @@ class LVISMetric(DetectionMetric):
     ) -> ClassScores:
         if not all('frequency' in category for category in content['categories']):
             raise ValueError(f'{self._ann_file} is not an LVIS file: its categories have no `frequency`')
+        content = {
+            **content,
+            'annotations': [_to_lvis(item) for item in content['annotations'] if item['area'] > 0],
+        }
         column = detections.category_ids if self.fixed_ap else detections.image_ids
         best = detections.best_per(column, self.max_detections)
         return score_detections(content, best, category_ids, iou_type, self.max_detections, federated=True)
@@ -329,3 +347,8 @@ class LVISMetric(DetectionMetric):
         for key in 'rcf':
             result[f'AP{key}'] = mean_of_present(scores.average_precision()[found == key])
         return result
+
+
+def _to_lvis(annotation: dict[str, Any]) -> dict[str, Any]:
+    """Annotation for LVIS's rules; ``ignore`` becomes an area outside all ranges, not a crowd."""
+    return {**annotation, 'iscrowd': 0, 'area': -1.0 if annotation.get('ignore') else annotation['area']}

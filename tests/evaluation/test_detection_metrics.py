@@ -384,6 +384,28 @@ class TestLVIS:
         assert metrics['bbox/AP'] == pytest.approx(0.75)
         assert metrics['bbox/AP_novel'] == pytest.approx(0.5)
 
+    @pytest.mark.parametrize(
+        ('change', 'found'),
+        [({}, 51 / 101), ({'ignore': 1}, 1), ({'iscrowd': 1}, 51 / 101), ({'area': 0}, 1)],
+    )
+    def test_annotations_out_of_the_ordinary(
+        self, federated: Path, change: dict[str, Any], found: float
+    ) -> None:
+        content = json.loads(federated.read_text())
+        first, second = (
+            next(
+                item
+                for item in content['annotations']
+                if item['category_id'] == 5 and item['image_id'] == image['id']
+            )
+            for image in content['images']
+        )
+        content['annotations'] = [{**first, 'bbox': [0, 0, 10, 10]}, {**second, **change}]
+        federated.write_text(json.dumps(content))
+        samples = [sample(first['image_id'], [(0, 0.9, [0, 0, 10, 10])]), sample(second['image_id'], [])]
+        metrics = evaluate(LVISMetric('bbox', ann_file=federated), META, samples)
+        assert metrics['bbox/APf'] == pytest.approx(found)
+
     def test_limit_per_image_over_classes_and_fixed_limit_per_class(self, federated: Path) -> None:
         samples = [
             sample(1, [(0, 0.9, BOX), (2, 0.8, FAR_BOX)]),

@@ -6,6 +6,7 @@ shard from a complete one, and to name shard and member in messages.
 
 import glob
 import json
+import lzma
 import os
 import re
 import tarfile
@@ -26,6 +27,14 @@ from .dataset import SkipCounter
 IMAGE_KEYS = ('jpg', 'jpeg', 'png', 'webp')
 TEXT_KEYS = ('txt', 'text')
 MAX_CONSECUTIVE_PROBLEMS = 1000  # more are probably not damaged data, but a wrong setting
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_MAX_EXTENDED_BYTES = 1 << 20
 _REMOTE = re.compile(r'[a-z][a-z0-9+.-]*:', re.IGNORECASE)
 
 
@@ -51,12 +60,16 @@ class ShardReader:
     Args:
         broken: 'skip' or 'refuse', see ``CaptionShards``.
         caption_field: key of the caption in json members.
+        max_member_bytes: larger members are not read.
     """
 
-    def __init__(self, broken: str = 'skip', caption_field: str = 'caption') -> None:
+    def __init__(
+        self, broken: str = 'skip', caption_field: str = 'caption', max_member_bytes: int = 1 << 28
+    ) -> None:
         self.broken = broken
         self.caption_field = caption_field
-        self.skipped = SkipCounter('parts of shards')
+        self.max_member_bytes = max_member_bytes
+        self.skipped = SkipCounter('samples and parts of shards')
         self._consecutive_problems = 0
 
     def read(self, part: Part) -> Iterator[RawPair]:
@@ -98,15 +111,30 @@ class ShardReader:
                     for member in archive:
                         name = member.name
                         key, suffix = base_plus_ext(name)
-                        file = archive.extractfile(member) if self._is_wanted(key, suffix) else None
+                        is_wanted = self._is_wanted(key, suffix)
+                        refused = self._refused(member) if is_wanted else None
+                        file = archive.extractfile(member) if is_wanted and refused is None else None
                         archive.members = []  # type: ignore[attr-defined]  # or it stores all headers
-                        if file is not None:
+                        if refused is not None:
+                            self.problem(refused[0], f'shard {shard}, member {name}: {refused[1]}')
+                        elif file is not None:
                             yield {'fname': name, 'data': file.read(), '__url__': shard}
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             self.problem('broken shards', f'shard {shard}, {f"member {name}" if name else "start"}: {error}')
             key, _ = base_plus_ext(name)
             if key is not None and 'end of data' in str(error):
                 yield {'fname': f'{key}.__bad__', 'data': True, '__url__': shard}  # drops its sample
+
+    def _refused(self, member: tarfile.TarInfo) -> tuple[str, str] | None:
+        """Kind and description of a member that is not read: a link, a device, or one that is too large."""
+        if not member.isreg() and not member.isdir():
+            return 'links and devices', 'it is not a regular file'
+        if member.size > self.max_member_bytes:
+            return (
+                'members beyond max_member_bytes',
+                f'it has {member.size} bytes, max_member_bytes is {self.max_member_bytes}',
+            )
+        return None
 
     @staticmethod
     def _is_wanted(key: str | None, suffix: str | None) -> bool:
@@ -131,7 +159,7 @@ class ShardReader:
             return None
         try:
             caption = self._caption(sample)
-        except ValueError as error:  # not UTF-8, or not JSON
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
             self.problem('unreadable captions', f'caption of sample {name}: {error}')
             return None
         if caption is None:
@@ -157,12 +185,16 @@ class _StrictInfo(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> '_StrictInfo':
         try:
-            return super().frombuf(buf, encoding, errors)
+            info = super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
             what = {'empty header': 'no end mark'}.get(str(error), str(error))
             raise tarfile.ReadError(f'damaged or truncated ({what})') from None
+        # tarfile reads extended headers, which hold long names, into memory.
+        if info.type in _EXTENDED and info.size > _MAX_EXTENDED_BYTES:
+            raise tarfile.ReadError(f'an extended header of {info.size} bytes')
+        return info
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[str]:

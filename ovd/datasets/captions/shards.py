@@ -50,6 +50,7 @@ class CaptionShards(IterableDataset):
         shuffle_buffer: number of encoded samples in the shuffle buffer of each loader; 0 keeps the order of
             samples and shards.
         caption_field: key of the caption in json members, for samples without a text member.
+        max_member_bytes: members of more bytes are unusable data; bounds the memory of one sample.
         epoch_length: samples per epoch of all processes, ideally a multiple of processes x workers x batch
             size; None: endless.
         exact_resume: a resumed run reads the samples seen before, without decoding them, and continues like
@@ -68,13 +69,14 @@ class CaptionShards(IterableDataset):
         broken: str = 'skip',
         shuffle_buffer: int = 1000,
         caption_field: str = 'caption',
+        max_member_bytes: int = 1 << 28,
         epoch_length: int | None = None,
         exact_resume: bool = True,
         seed: int = 0,
     ) -> None:
         check_option('broken', broken, ('skip', 'refuse'))
         self.rank, self.world_size = get_dist_info()
-        self.reader = ShardReader(broken, caption_field)
+        self.reader = ShardReader(broken, caption_field, max_member_bytes)
         self.shards = self._present(expand_shards(shards))
         self.pipeline = Compose(pipeline)
         self.shuffle_buffer = shuffle_buffer

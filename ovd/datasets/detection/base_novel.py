@@ -1,6 +1,5 @@
 """Detection data sets whose labels index a vocabulary of base and novel classes."""
 
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,17 @@ from mmengine.logging import MMLogger
 from ...options import check_option
 from ...registry import DATASETS
 from ...text.vocabulary import Vocabulary
-from ..annotations import Annotations, ClassSplit, file_name_of, match_categories, read_annotations, shorten
+from ..annotations import (
+    Annotations,
+    ClassSplit,
+    box_problem,
+    file_name_of,
+    match_categories,
+    read_annotations,
+    shorten,
+)
 from ..images import find_missing
+from ..masks import mask_problem
 
 
 @DATASETS.register_module()
@@ -33,6 +41,8 @@ class OpenVocabularyDataset(CocoDataset):
         degenerate_boxes: ``'refuse'`` or ``'drop'`` boxes without positive width and height, outside their
             image or not finite. The official COCO and LVIS files have a few, so their configs drop them.
             Boxes under one pixel wide or high are always skipped, as by mmdet.
+        broken_masks: ``'refuse'`` or ``'drop'`` annotations whose mask is missing, damaged or of another
+            image size, by default like ``degenerate_boxes``; checked if the pipeline loads masks.
         missing_images: ``'refuse'`` or ``'drop'`` images that are not on disk, or leave it ``'unchecked'``.
         path_parts: number of parts of ``file_name`` to keep, counted from the end. LVIS has only
             ``coco_url``, of which two are kept (``val2017/000000000139.jpg``).
@@ -54,6 +64,7 @@ class OpenVocabularyDataset(CocoDataset):
         split: str | Mapping[str, Sequence[str]] | None = None,
         novel_boxes: str | None = None,
         degenerate_boxes: str = 'refuse',
+        broken_masks: str | None = None,
         missing_images: str = 'refuse',
         path_parts: int | None = None,
         path_key: str | None = None,
@@ -64,11 +75,13 @@ class OpenVocabularyDataset(CocoDataset):
         self.split = split
         self.novel_boxes = novel_boxes or ('keep' if test_mode else 'refuse')
         self.degenerate_boxes = degenerate_boxes
+        self.broken_masks = broken_masks or degenerate_boxes
         self.missing_images = missing_images
         self.path_parts = path_parts
         self.path_key = path_key
         check_option('novel_boxes', self.novel_boxes, ('refuse', 'drop', 'keep'))
         check_option('degenerate_boxes', degenerate_boxes, ('refuse', 'drop'))
+        check_option('broken_masks', self.broken_masks, ('refuse', 'drop'))
         check_option('missing_images', missing_images, ('refuse', 'drop', 'unchecked'))
         if path_key is not None:
             check_option('path_key', path_key, ('file_name', 'coco_url'))
@@ -81,6 +94,7 @@ class OpenVocabularyDataset(CocoDataset):
         by_image: dict[int, list[dict[str, Any]]] = {image['id']: [] for image in content['images']}
         for annotation in content['annotations']:
             by_image[annotation['image_id']].append(annotation)
+        self._loads_masks = any(getattr(step, 'with_mask', False) for step in self.pipeline.transforms)
         images = self._present_images(content['images'])
         data_list = [
             self.parse_data_info({**image, 'annotations': by_image[image['id']]}) for image in images
@@ -187,16 +201,25 @@ class OpenVocabularyDataset(CocoDataset):
             self._skipped['degenerate boxes'] += 1
             return None
         x, y, width, height = box
-        if width < 1 or height < 1 or annotation.get('area', 1) <= 0:
+        if width < 1 or height < 1 or annotation.get('area') == 0:
             self._skipped['boxes under one pixel'] += 1
+            return None
+        mask = annotation.get('segmentation')
+        if self._loads_masks and (problem := mask_problem(mask, info['height'], info['width'])):
+            if self.broken_masks == 'refuse':
+                raise ValueError(
+                    f'{self.ann_file}: annotation {annotation["id"]} of image {info["img_id"]}: its mask '
+                    f"{problem} (broken_masks='drop' skips such annotations)"
+                )
+            self._skipped['broken masks'] += 1
             return None
         instance = {
             'bbox': [x, y, x + width, y + height],
             'bbox_label': label,
             'ignore_flag': int(bool(annotation.get('iscrowd') or annotation.get('difficult'))),
         }
-        if annotation.get('segmentation'):
-            instance['mask'] = annotation['segmentation']
+        if mask:
+            instance['mask'] = mask
         return instance
 
     def _accepts_class(self, label: int, annotation: dict[str, Any]) -> bool:
@@ -231,8 +254,8 @@ class OpenVocabularyDataset(CocoDataset):
 
 def _box_problem(box: Any, width: int, height: int) -> str | None:
     """Describe what is wrong with [x, y, w, h] in an image of this size; None if nothing."""
-    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(math.isfinite, box)):
-        return 'is not four finite numbers'
+    if problem := box_problem(box):
+        return problem
     x, y, w, h = box
     if w <= 0 or h <= 0:
         return 'has no area'

@@ -13,7 +13,7 @@ from ...registry import DATASETS
 from ...text.nouns import NameMatcher, widen_nouns
 from ...text.phrases import SEPARATOR, clean_name
 from ...text.vocabulary import Vocabulary
-from ..annotations import file_name_of, match_categories, read_annotations
+from ..annotations import box_problem, file_name_of, match_categories, read_annotations
 from ..captions.dataset import read_coco_captions
 from .dataset import GroundingDataset
 
@@ -68,6 +68,10 @@ class CocoGroundingDataset(GroundingDataset):
         for annotation in content['annotations']:
             label = labels.get(annotation['category_id'])
             if label is not None and label not in hidden and not annotation.get('iscrowd'):
+                if problem := box_problem(annotation.get('bbox')):
+                    raise ValueError(
+                        f'{file}: annotation {annotation["id"]}: box {annotation.get("bbox")} {problem}'
+                    )
                 x, y, width, height = annotation['bbox']
                 own = boxes.setdefault(annotation['image_id'], {}).setdefault(label, [])
                 own.append([x, y, x + width, y + height])

@@ -48,7 +48,8 @@ def prepare_training(
 
 def share_text_encoder(config: Mapping[str, Any]) -> None:
     """Give ``ovd.BuildPrompt`` of the training data the text encoder of the model, unless it names one."""
-    loader, text = config.get('train_dataloader'), config['model'].get('text')
+    loader = config.get('train_dataloader')
+    text: Any = (config.get('model') or {}).get('text')
     for dataset in dataset_configs(loader['dataset']) if loader and text else ():
         for step in dataset.get('pipeline') or ():
             if step.get('type') == 'ovd.BuildPrompt':

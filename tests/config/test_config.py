@@ -238,7 +238,8 @@ def sections_read() -> dict[str, str]:
     for path in files:
         if path.relative_to(ROOT).parts[1] in _OTHER_CONFIGS:
             continue
-        for match in _READ.finditer(path.read_text(encoding='utf-8')):
+        code = re.sub(r'^\s*from .*$', '', path.read_text(encoding='utf-8'), flags=re.MULTILINE)
+        for match in _READ.finditer(code):
             name = next(filter(None, match.groups()))
             found[name] = f'{path.relative_to(ROOT)}: {match[0]}'
     return {name: where for name, where in found.items() if name not in _NO_SECTIONS}

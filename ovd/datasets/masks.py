@@ -83,7 +83,7 @@ def area_of(annotation: Mapping[str, Any], height: int, width: int) -> float:
     if annotation.get('area') is not None:
         return float(annotation['area'])
     mask = annotation.get('segmentation')
-    if mask_problem(mask, height, width) is None:
+    if mask is not None and mask_problem(mask, height, width) is None:
         return mask_area(mask, height, width)
     return float(annotation['bbox'][2] * annotation['bbox'][3])
 

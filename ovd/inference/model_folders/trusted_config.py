@@ -101,6 +101,8 @@ def check(value: Any, registered: Callable[[str], bool], allow: Iterable[str] = 
     stack: list[tuple[str, str, Any]] = [(where, '', value)]
     while stack:
         path, key, item = stack.pop()
+        if key == 'pretrained' and item and not isinstance(item, str):
+            raise UnsafeModelFolderError(f'{path} is {item!r}, which would fetch weights')
         if isinstance(item, Mapping):
             for inner, child in item.items():
                 if inner in _REFUSED_KEYS or (inner.startswith('_') and inner != _TUPLE):
@@ -112,8 +114,6 @@ def check(value: Any, registered: Callable[[str], bool], allow: Iterable[str] = 
             stack += [(f'{path}[{index}]', '', child) for index, child in enumerate(item)]
         elif isinstance(item, str):
             _check_text(path, key, item)
-        elif key == 'pretrained' and item is True:
-            raise UnsafeModelFolderError(f'{path} is true, which would fetch weights')
 
 
 def _check_type(path: str, name: Any, registered: Callable[[str], bool], allowed: frozenset[str]) -> None:

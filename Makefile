@@ -25,11 +25,11 @@ $(READY): pyproject.toml
 demo: $(READY)  ## OV-Shapes end to end: draw, cache, train, compare, answer a query (FROM_SCRATCH=1 trains the CLIP too)
 	$(BIN)/python tools/quickstart.py --seed $(SEED) $(if $(filter 1,$(FROM_SCRATCH)),--from-scratch)
 
-test: $(READY)  ## the whole suite
-	$(BIN)/python -m pytest
+test: $(READY)  ## the whole suite, a process per core
+	$(BIN)/python -m pytest -n auto
 
 test-fast: $(READY)  ## the suite without the tests that train
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n auto -m 'not slow'
 
 lint: $(READY)  ## ruff: rules and layout
 	$(BIN)/ruff check .

@@ -166,7 +166,7 @@ class Predictor:
             self.config,
             question_pipeline(self.config),
             vocabulary=self._questions.known if self._words is None else self.vocabulary,
-            fingerprint=text_fingerprint(self.model),
+            fingerprint=self.model.text_fingerprint,
             answering=self.options.to_dict(),
             card=card,
             replace=replace,
@@ -462,18 +462,6 @@ def _instances(sample: Any, shown: Sequence[str]) -> Prediction:
         masks=instances.masks.astype(bool) if 'masks' in instances else None,
         size=tuple(sample.ori_shape),
     )
-
-
-def text_fingerprint(model: Any) -> str | None:
-    """The fingerprint of what encodes the words of a model, None where nothing does."""
-    tower = getattr(model, 'text', None)
-    if tower is None:
-        source = getattr(model, '_text_source', None)
-        try:
-            tower = None if source is None else source.encoder
-        except ValueError:  # finished vectors, without a tower
-            return None
-    return getattr(tower, 'fingerprint', None)
 
 
 def question_pipeline(config: Config) -> list[Mapping[str, Any]]:

@@ -212,6 +212,16 @@ class OpenVocabularyModel(BaseModel):
             'text_encoder': current.encoder_fingerprint or None,
         }
 
+    @property
+    def text_fingerprint(self) -> str | None:
+        """The fingerprint of what encodes words, None where nothing does; opens the text encoder."""
+        if self._text_source is None:
+            return None
+        try:
+            return self._text_source.encoder.fingerprint
+        except ValueError:  # finished vectors, without an encoder
+            return None
+
     def _source(self) -> TextSource:
         if self._text_source is None:
             raise ValueError(
@@ -226,7 +236,7 @@ def check_checkpoint(model: type[BaseModel], checkpoint: object) -> None:
     Raises:
         ValueError: says what to give or to leave out.
     """
-    needed = getattr(model, 'needs_checkpoint', True)
+    needed = not issubclass(model, OpenVocabularyModel) or model.needs_checkpoint
     if needed and checkpoint is None:
         raise ValueError(f'{model.__name__} needs a checkpoint, none was given')
     if not needed and checkpoint is not None:

@@ -138,6 +138,11 @@ class GLIP(OpenVocabularyModel, BaseDetector):
             self._use_offset()
         self._restrict(trainable)
 
+    @property
+    def text_fingerprint(self) -> str | None:
+        """The fingerprint of the token encoder."""
+        return self.text.fingerprint
+
     def encode_vocabulary(
         self, vocabulary: Vocabulary, templates: 'Templates | None' = None
     ) -> 'PromptedVocabulary':

@@ -68,7 +68,18 @@ def test_the_command_works_without_a_checkout(site: Path, tmp_path: Path) -> Non
     latest = 'work_dirs/glip_shapes/latest.pth'
     assert (tmp_path / latest).is_file()
     ovd('pack', 'glip_shapes', latest, 'models/shapes')
-    ovd('predict', 'star, heart', 'data/shapes/test', '--model', 'models/shapes', '-t', '0', '--topk', '3')
+    ovd(
+        'predict',
+        'star, heart',
+        'data/shapes/test',
+        '--model',
+        'models/shapes',
+        '-t',
+        '0',
+        '--topk',
+        '3',
+        '--raw',
+    )
     entries = json.loads((tmp_path / 'outputs' / 'predict' / 'predictions.json').read_text())
     assert {entry['image_id'] for entry in entries} == {1, 2}
     assert len(list((tmp_path / 'outputs' / 'predict').glob('*.jpg'))) == 2

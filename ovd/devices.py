@@ -52,6 +52,8 @@ def find_device(name: str | None, local_rank: int = 0) -> str:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"unknown device {name!r}: expected 'cpu', 'cuda' or 'cuda:0'") from None
+    if device.type not in ('cpu', 'cuda'):
+        raise ValueError(f"device {name!r} is not supported: expected 'cpu', 'cuda' or 'cuda:0'")
     if device.type == 'cuda' and (device.index or 0) >= gpus:
         raise ValueError(f'device {name!r} is not here: torch sees {gpus} GPUs')
     return name

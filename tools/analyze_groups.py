@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ovd.cli.console import add_config_arguments, read_config, run_tool
+from ovd.cli.console import COUNT, add_config_arguments, read_config, run_tool
 
 COLUMNS = {
     'mIoU': 'seg/mIoU',
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='a training checkpoint or a safetensors file')
     parser.add_argument('--out', help='result file; default: groups.json in the work directory')
-    parser.add_argument('--limit', type=int, help='number of images; default: all')
+    parser.add_argument('--limit', type=COUNT, help='number of images; default: all')
     args = parser.parse_args(argv)
     if args.limit is not None and args.limit < 1:
         raise ValueError(f'--limit must be at least 1, got {args.limit}')

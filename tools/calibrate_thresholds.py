@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ovd.cli.console import KeyValue, run_tool
+from ovd.cli.console import COUNT, KeyValue, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--out', required=True, help='the JSON file to write')
     parser.add_argument('--without-masks', action='store_true', help='ignore labels')
     parser.add_argument('--data', default='calibration_dataloader', help='section; default: %(default)s')
-    parser.add_argument('--limit', type=int, help='number of images; default: all')
+    parser.add_argument('--limit', type=COUNT, help='number of images; default: all')
     parser.add_argument('--bins', type=int, default=1000, help='thresholds are exact to 1/BINS; %(default)s')
     masks = parser.add_argument_group('with masks')
     masks.add_argument(

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ovd.cli.console import KeyValue, run_tool
+from ovd.cli.console import COUNT, KeyValue, run_tool
 from ovd.devices import find_device, process_rank
 
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=KeyValue, default={}, metavar='KEY=VALUE')
     parser.add_argument(
         '--limit',
-        type=int,
+        type=COUNT,
         help='only the first images, for a trial: with pseudo_labels.out=... in --cfg-options',
     )
     parser.add_argument('--device', help='cpu, cuda, cuda:1; default: the GPU of this process, if any')

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ovd.cli.console import run_tool
+from ovd.cli.console import SEED, run_tool
 from ovd.files import sha256_json, write_json
 
 TOOLS = Path(__file__).resolve().parent
@@ -35,7 +35,7 @@ QUERY = 'heart, crescent, fish, anchor, butterfly, umbrella, crown, house, star,
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every step, print the comparison and name the picture."""
     parser = argparse.ArgumentParser(description='OV-Shapes end to end, ViLD against ViLD-text.')
-    parser.add_argument('--seed', type=int, default=0, help='of the trainings; the data set has its own')
+    parser.add_argument('--seed', type=SEED, default=0, help='of the trainings; the data set has its own')
     parser.add_argument('--from-scratch', action='store_true', help='train the tiny CLIP, too')
     args = parser.parse_args(argv)
 

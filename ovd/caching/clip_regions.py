@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.values import COUNT, NOT_NEGATIVE, SHARE, describe
 from ..datasets.annotations import ClassSplit, box_problem, file_name_of, match_categories, read_annotations
 from ..datasets.images import read_image
 from ..encoders.image_encoder import ImageEncoder
@@ -36,6 +37,7 @@ _SUBSECTIONS = {
     'proposals': ('file', 'config', 'checkpoint', 'ground_truth', 'top', 'nms', 'min_side'),
 }
 _REQUIRED = {'dataset': ('ann_file', 'images'), 'image_encoder': ('model',)}
+_PROPOSAL_LIMITS = {'top': COUNT, 'nms': SHARE, 'min_side': NOT_NEGATIVE}
 _IMAGES_PER_WINDOW = 16
 ProposalSource = Callable[[Sequence[tuple[int, np.ndarray]]], list[tuple[Tensor, Tensor]]]
 
@@ -304,6 +306,14 @@ def check_section(section: Any) -> None:
             problems += key_problems(f'region_cache.{name}', part, known, _REQUIRED.get(name, ()))
         elif part is not None:
             problems.append(f'region_cache.{name} is {part!r}, expected a dict')
+    for where, part, limits in (
+        ('region_cache', section, {'batch_size': COUNT, 'images_per_shard': COUNT}),
+        ('region_cache.proposals', section.get('proposals'), _PROPOSAL_LIMITS),
+    ):
+        for key, limit in limits.items():
+            value = part.get(key) if isinstance(part, Mapping) else None
+            if value is not None and not limit.contain(value):
+                problems.append(describe(f'{where}.{key}', value, limit))
     if problems:
         raise ValueError('; '.join(problems))
 

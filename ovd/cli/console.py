@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..devices import limit_threads
+from .bare_errors import doing, in_context
 
 Main = Callable[[Sequence[str] | None], int | None]
 
@@ -47,7 +48,8 @@ def run_tool(main: Main, argv: Sequence[str] | None = None, debug: bool = False)
         if debug or os.environ.get('OVD_TRACEBACK'):
             raise
         if _is_expected(error):
-            say(f'error: {one_line(error)}', err=True)
+            given = sys.argv[1:] if argv is None else argv
+            say(f'error: {in_context(error, one_line(error), given)}', err=True)
             return USER_ERROR
         _log_traceback(error)
         say(f'error in ovd: {_where(error)}: {one_line(error)} (OVD_TRACEBACK=1 shows more)', err=True)
@@ -203,13 +205,85 @@ def read_config(args: argparse.Namespace, stage: str) -> Any:
     """
     from ..config import ConfigError, check_needs, load_config
 
+    check_launcher(args.launcher)
     config = load_config(args.config, args.cfg_options)
     if not config.get('model'):
         raise ConfigError(f'config {args.config} has no section model')
-    check_needs(config, stage)
+    with doing(f'checking what config {args.config} needs'):
+        check_needs(config, stage)
     config.work_dir = args.work_dir or config.get('work_dir') or default_work_dir(args.config)
     config.launcher = args.launcher
+    check_folder(config.work_dir, 'work directory')
     return config
+
+
+_LAUNCHED = {  # launcher -> (variable that it sets, how it is started)
+    'pytorch': ('RANK', 'torchrun'),
+    'slurm': ('SLURM_PROCID', 'srun'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
+}
+
+
+def launched_rank(launcher: str) -> int:
+    """Rank of this process, 0 without a launcher."""
+    variable, _ = _LAUNCHED.get(launcher, ('', ''))
+    return int(os.environ[variable]) if variable else 0
+
+
+def check_launcher(launcher: str) -> None:
+    """Raise ValueError where a launcher is named that has not started this process."""
+    variable, program = _LAUNCHED.get(launcher, (None, None))
+    if variable is not None and variable not in os.environ:
+        raise ValueError(f'--launcher {launcher}: {variable} is not set, start the command with {program}')
+
+
+def check_folder(path: str | os.PathLike[str], what: str) -> None:
+    """Refuse a folder to write to that is a file, or in which nothing can be written.
+
+    Args:
+        path: need not exist.
+        what: what the folder is for, for the message.
+    Raises:
+        NotADirectoryError, PermissionError: one line.
+    """
+    existing = Path(path).absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(f'{what} {path}: {existing} is a file, expected a folder')
+    if not os.access(existing, os.W_OK | os.X_OK) or existing.is_relative_to('/proc'):
+        raise PermissionError(f'{what} {path}: nothing can be written in {existing}')
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """The type of an option that takes whole numbers from ``low`` to ``high``, both included."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            limit = f'of at least {low}' if high is None else f'from {low} to {high}'
+            raise argparse.ArgumentTypeError(f'expected a whole number {limit}, got {text!r}')
+        return value
+
+    return convert
+
+
+def share(text: str) -> float:
+    """The type of an option that takes numbers above 0 and up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f'expected a number above 0 and up to 1, got {text!r}')
+    return value
+
+
+COUNT = whole_number(1)
+SEED = whole_number(0, 2**32 - 1)
 
 
 def default_work_dir(config_path: str | os.PathLike[str]) -> str:

@@ -1,9 +1,10 @@
-"""What no config may say: sections that nothing reads, and lengths that cannot be trained."""
+"""What no config may say: sections that nothing reads, lengths and values that cannot be trained."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from .errors import ConfigError
+from .values import value_problems
 
 _REFUSED = {
     'runner_type': 'the tools bring their own runner',
@@ -27,7 +28,7 @@ def check_config(config: Mapping[str, Any]) -> list[str]:
             value = section.get(name)
             if value is not None and not _is_length(value):
                 problems.append(f'{where}{name} is {value!r}, expected a whole number of at least 1')
-    return problems or _schedule_problems(config, loop)
+    return [*(problems or _schedule_problems(config, loop)), *value_problems(config)]
 
 
 def _schedule_problems(config: Mapping[str, Any], loop: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..caching.clip_regions import key_problems
 from ..config import load_config
+from ..config.values import COUNT, SHARE, describe
 from ..datasets.captions.dataset import CaptionDataset, SkipCounter
 from ..datasets.grounding.dataset import GroundingDataset
 from ..datasets.images import BrokenImageError
@@ -39,6 +40,7 @@ _FORMAT = 'ovd.pseudo_labels/1'
 _REQUIRED = ('out', 'teacher', 'captions')
 _SELECTION = ('score_thr', 'max_boxes', 'phrase_nms')
 _SECTION = (*_REQUIRED, *_SELECTION, 'nouns', 'images_per_part', 'broken_images')
+_LIMITS = {'score_thr': SHARE, 'phrase_nms': SHARE, 'max_boxes': COUNT, 'images_per_part': COUNT}
 _TEACHER = ('config', 'checkpoint')
 
 
@@ -289,6 +291,9 @@ def check_section(section: Any) -> None:
     captions = section.get('captions')
     if captions is not None and not isinstance(captions, Mapping):
         problems.append(f'pseudo_labels.captions is {captions!r}, expected a data set: dict(type=..., ...)')
+    for key, limit in _LIMITS.items():
+        if section.get(key) is not None and not limit.contain(section[key]):
+            problems.append(describe(f'pseudo_labels.{key}', section[key], limit))
     if problems:
         raise ValueError('; '.join(problems))
     require_file(section['teacher']['checkpoint'], "the teacher's checkpoint")

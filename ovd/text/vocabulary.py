@@ -103,9 +103,13 @@ class Vocabulary:
         if isinstance(spec, str):
             if spec in builtin_vocabularies():
                 return cls._from_file(_ASSETS / f'{_ALIASES.get(spec, spec)}.json')
+            if not spec.strip():
+                raise ValueError('no words are given: the text is empty')
             names = _split(spec)
             if len(names) == 1 and Path(spec).suffix and os.path.isfile(spec):
                 raise ValueError(f'{spec} is a file of an unknown kind, a vocabulary is a .txt or .json file')
+            if len(names) == 1 and os.sep in spec and os.path.isdir(spec):
+                raise ValueError(f'{spec} is a folder, expected words or a .txt or .json file of words')
             return cls(names)
         if isinstance(spec, Mapping):
             return cls._from_mapping(spec)

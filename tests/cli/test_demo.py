@@ -225,7 +225,7 @@ def test_every_kind_of_image_works(run: Run, name: str) -> None:
         (['*.nothing', '--texts', 'red'], "no image matches '*.nothing'"),
         (['GOOD', '--texts', 'red, , red'], 'name 1 is blank'),
         (['GOOD', '--texts', 'red, heart, red'], "'red'"),
-        (['GOOD', '--texts', ''], 'name 0 is blank'),
+        (['GOOD', '--texts', ''], 'text is empty'),
         (['GOOD', '--texts', 'red', '--score-thr', '2'], '--score-thr must lie between 0 and 1, got 2.0'),
         (['GOOD', '--texts', 'red', '--max-per-image', '0'], '--max-per-image must be at least 1, got 0'),
         (['GOOD', '--texts', 'red', '--font', 'no.ttf'], 'font no.ttf does not exist'),

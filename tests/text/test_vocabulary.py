@@ -107,7 +107,7 @@ def test_annotation_file_gives_classes_by_rising_id(tmp_path: Path) -> None:
     ('spec', 'message'),
     [
         ([], 'at least one class name'),
-        ('', 'class name 0 is blank'),
+        ('', 'text is empty'),
         (['cat', '  '], 'class name 1 is blank'),
         ('cat, , dog', 'class name 1 is blank'),
         (['cat', 'dog', ' cat'], "class name 2 'cat' repeats class name 0"),

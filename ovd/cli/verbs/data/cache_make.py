@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ....devices import find_device, process_rank
-from ...console import KeyValue, Parser, say
+from ...console import COUNT, KeyValue, Parser, say
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
     parser = Parser(prog=program, description='Embed region proposals with CLIP into a region store.')
     parser.add_argument('config', help='a config with a region_cache section')
     parser.add_argument('--cfg-options', nargs='+', action=KeyValue, default={}, metavar='KEY=VALUE')
-    parser.add_argument('--limit', type=int, help='only the first images; a later run extends the store')
+    parser.add_argument('--limit', type=COUNT, help='only the first images; a later run extends the store')
     parser.add_argument('--device', help='cpu, cuda, cuda:1; default: the GPU of this process, if any')
     parser.add_argument(
         '--workers', type=int, help='threads that decode images ahead; default 4 on a GPU, else 0'
@@ -63,6 +63,11 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
             bar.update()
 
         manifest = caching.run(writer, pending, on_image, workers)
+    if manifest is not None and not manifest['rows']:
+        raise ValueError(
+            f'{caching.store}: 0 regions, the proposals left every image empty; see region_cache.proposals: '
+            'top, nms, min_side, and the boxes of its file'
+        )
     if manifest is not None:
         say(f'{caching.store} is complete: {manifest["image_count"]} images, {manifest["rows"]} regions')
     elif rank == 0:

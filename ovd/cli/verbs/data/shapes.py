@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ...console import Parser, say
+from ...console import SEED, Parser, check_folder, say
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -29,7 +29,7 @@ def add_shapes_arguments(parser: Parser) -> None:
     parser.add_argument('--train', type=int, default=2000, help='training pictures (default: %(default)s)')
     parser.add_argument('--val', type=int, default=300, help='validation pictures (default: %(default)s)')
     parser.add_argument('--test', type=int, default=300, help='test pictures (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='random seed (default: %(default)s)')
+    parser.add_argument('--seed', type=SEED, default=0, help='random seed (default: %(default)s)')
     parser.add_argument(
         '--size', type=int, default=128, help='side of a picture in pixels (default: %(default)s)'
     )
@@ -39,6 +39,12 @@ def draw_shapes(out: str, counts: dict[str, int], seed: int, size: int) -> None:
     """Draw the pictures, unless the folder holds these very ones."""
     from tqdm import tqdm
 
+    for name, count in counts.items():
+        if count < 0:
+            raise ValueError(f'--{name} is {count}, expected 0 or more pictures')
+    if not sum(counts.values()):
+        raise ValueError('--train, --val and --test are 0: no picture to draw')
+    check_folder(out, '--out')
     from ....shapes.files import ShapesPlan, is_drawn, write_shapes
 
     plan = ShapesPlan(counts, seed=seed, size=size)

@@ -12,7 +12,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from ...console import Parser, say
+from ...console import SEED, Parser, say, share
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
     command.set_defaults(run=show)
     command = commands.add_parser('verify', help='recompute the checksums and name every bad shard')
     command.add_argument('store')
-    command.add_argument('--sample', type=float, default=1.0, help='share of the shards, drawn at random')
-    command.add_argument('--seed', type=int, default=0, help='of the draw')
+    command.add_argument('--sample', type=share, default=1.0, help='share of the shards, drawn at random')
+    command.add_argument('--seed', type=SEED, default=0, help='of the draw')
     command.set_defaults(run=verify)
     command = commands.add_parser(
         'import-detpro', help="DetPro's embeddings and the proposals they belong to"

@@ -7,7 +7,7 @@ ovd calibrate vild_shapes work_dirs/vild_shapes/latest.pth [--precision 0.9] [--
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...console import Parser, add_config_arguments, read_config, say
+from ...console import COUNT, Parser, add_config_arguments, read_config, say
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
     parser.add_argument('--annotations', required=True, help='COCO instances file of validation pictures')
     parser.add_argument('--images', required=True, help='folder of these pictures')
     parser.add_argument('--precision', type=float, default=0.9, help='share of right answers; default 0.9')
-    parser.add_argument('--max-images', type=int, help='use the first so many pictures')
+    parser.add_argument('--max-images', type=COUNT, help='use the first so many pictures')
     parser.add_argument('--device', help="'cpu', 'cuda', 'cuda:1'; default: the GPU if there is one")
     args = parser.parse_args(argv)
     if not 0 < args.precision <= 1:

@@ -8,6 +8,7 @@ python tools/test.py configs/vild_shapes.py work_dirs/vild_shapes/latest.pth [--
 import os
 from collections.abc import Sequence
 
+from ...bare_errors import doing
 from ...console import Parser, add_config_arguments, read_config, say
 
 
@@ -42,9 +43,11 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
     prepare_testing(config, args.checkpoint, args.vocabulary, args.shuffle_text)
     if args.dump is not None:
         dump_predictions(config, args.dump)
-    runner = build_runner(config)
+    with doing(f'building the test of {args.config}'):
+        runner = build_runner(config)
     protocol = {'config': args.config, 'checkpoint': args.checkpoint, 'shuffled_text': args.shuffle_text}
-    report = evaluate(runner, protocol)
+    with doing(f'testing {args.checkpoint} with {args.config}'):
+        report = evaluate(runner, protocol)
     if runner.rank == 0:
         write_json(out, report)
         say(f'metrics written to {out}')

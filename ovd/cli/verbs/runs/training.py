@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...console import Parser, add_config_arguments, read_config, say
+from ...bare_errors import doing
+from ...console import SEED, Parser, add_config_arguments, launched_rank, read_config, say
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
         help='continue from the latest checkpoint of the work directory, or from the one given',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on GPU, bfloat16 on CPU')
-    parser.add_argument('--seed', type=int, help="overrides the config's randomness.seed")
+    parser.add_argument('--seed', type=SEED, help="overrides the config's randomness.seed")
     parser.add_argument(
         '--tensorboard', action='store_true', help='write curves for TensorBoard into the work directory'
     )
@@ -37,15 +38,19 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> None:
 
     from ....training.options import log_to_tensorboard, prepare_training
     from ....training.runner import build_runner
+    from ....training.work_dir import only_training_in
 
-    prepare_training(config, resume=args.resume, amp=args.amp, seed=args.seed)
-    if args.tensorboard:
-        log_to_tensorboard(config)
-    runner = build_runner(config)
-    runner.train()
-    if runner.rank == 0 and not args.no_pack:
-        del runner
-        pack_trained(config, Path(args.config).stem)
+    with only_training_in(config.work_dir, launched_rank(args.launcher)):
+        with doing(f'building the training of {args.config}'):
+            prepare_training(config, resume=args.resume, amp=args.amp, seed=args.seed)
+            if args.tensorboard:
+                log_to_tensorboard(config)
+            runner = build_runner(config)
+        with doing(f'training {args.config} in {config.work_dir}'):
+            runner.train()
+        if runner.rank == 0 and not args.no_pack:
+            del runner
+            pack_trained(config, Path(args.config).stem)
 
 
 def pack_trained(config: Any, name: str) -> None:

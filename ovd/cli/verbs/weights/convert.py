@@ -87,7 +87,13 @@ def convert_weights(source: Path, out: Path, config: str | None, layout: str) ->
     from ....files import sha256_file
 
     title, module, function = LAYOUTS[layout]
-    converted = getattr(importlib.import_module(module), function)(load_tensors(source))
+    tensors = load_tensors(source)
+    try:
+        converted = getattr(importlib.import_module(module), function)(tensors)
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
+    if not converted.tensors:
+        raise ValueError(f'{source}: no tensor has a counterpart, --from {layout} is not its layout')
     for note in converted.notes:
         say(note)
     for key in converted.unmatched:
@@ -113,6 +119,10 @@ def export_weights(source: Path, out: Path, config: str | None, layout: str) -> 
     if config:
         check(tensors, config)
     exported = export_groupvit(tensors, layout)
+    if not exported.tensors:
+        raise ValueError(
+            f'{source}: no tensor fits --to {layout}, which takes the weights of a GroupViT of ours'
+        )
     for key in (*exported.stripped, *exported.unmatched):
         say(f'no place in the layout of {layout}: {key}')
     if layout == 'nvlabs':

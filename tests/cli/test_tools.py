@@ -292,7 +292,10 @@ def test_two_processes_train_and_test_without_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='checks the message without a GPU')
-def test_slurm_without_a_gpu_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_slurm_without_a_gpu_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('SLURM_PROCID', '0')
     assert tool('train', write_config(tmp_path), '--work-dir', tmp_path, '--launcher', 'slurm') == 2
     assert '--launcher slurm needs GPUs' in error_line(capsys)
 

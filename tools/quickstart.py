@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     steps = Steps(OUT)
     clip: list[str] = []
+    tower: list[str] = []
     cached_clip: list[str] = []
 
     # Validation pictures serve to choose a recipe; here the test pictures follow.
@@ -62,10 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     def train(title: str, name: str, options: Sequence[str] = ()) -> None:
         steps.run(title, *training(name, options))
 
-    def test(title: str, name: str) -> dict[str, Any]:
+    def test(title: str, name: str, is_trained: bool = True) -> dict[str, Any]:
         report = OUT / f'{name}.json'
-        call = [f'configs/{name}.py', str(WORK / name / 'latest.pth'), '--out', str(report)]
-        steps.run(title, 'test.py', call + with_options(clip), report)
+        weights = [str(WORK / name / 'latest.pth')] if is_trained else []
+        call = [f'configs/{name}.py', *weights, '--out', str(report)]
+        steps.run(title, 'test.py', call + with_options(clip if is_trained else tower), report)
         content: dict[str, Any] = json.loads(report.read_text(encoding='utf-8'))
         return content
 
@@ -74,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train('train the tiny CLIP on captions', 'clip_tiny_shapes')
         folder = WORK / 'clip_tiny_shapes' / 'clip'
         clip = [f'model.text.encoder.model={folder}']
+        tower = [f'model.tower.model={folder}']
         cached_clip = [f'region_cache.image_encoder.model={folder}']
     import torch
 
@@ -95,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     reports = {
         'ViLD-text': test('test ViLD-text', 'vild_text_shapes'),
         'ViLD': test('test ViLD', 'vild_shapes'),
+        'CLIP on segments, no training': test(
+            'test the tiny CLIP on segments of even colour', 'clip_detector_shapes', is_trained=False
+        ),
     }
     picture = picture_of_novel_shapes()
     call = [str(picture), '--texts', QUERY, '--out', str(OUT), *with_options(clip)]

@@ -250,6 +250,8 @@ class Predictor:
                 f'score_threshold and max_per_image select instances, '
                 f'{type(self.model).__name__} labels pixels'
             )
+        if max_per_image is not None and max_per_image < 1:
+            raise ValueError(f'max_per_image is {max_per_image}, expected at least 1')
         options = self.options.with_threshold(score_threshold)
         asked = self._words if words is None else words
         question = self._questions.build(asked, self._templates, None if raw else options)

@@ -221,6 +221,12 @@ def test_the_predictor_answers_with_rivals_unless_told_otherwise(tmp_path: Path)
     assert answer.names == ('red',)
 
 
+def test_counts_below_one_are_refused(tmp_path: Path) -> None:
+    predictor = Predictor(*write_toy(tmp_path), device='cpu')
+    with pytest.raises(ValueError, match='max_per_image is -1'):
+        predictor.predict(color(1, 2, 3), max_per_image=-1)
+
+
 def test_stored_options_are_used(tmp_path: Path) -> None:
     config, checkpoint = write_toy(tmp_path)
     AnswerOptions(threshold=0.9, rivals=()).save(tmp_path)

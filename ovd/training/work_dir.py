@@ -36,4 +36,5 @@ def only_training_in(work_dir: str | os.PathLike[str], rank: int = 0) -> Iterato
     try:
         yield
     finally:
+        (folder / LOCK).unlink(missing_ok=True)  # nothing hidden is left in a finished run's folder
         lock.release()

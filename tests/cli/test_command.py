@@ -65,7 +65,7 @@ def test_every_verb_has_one_way_in() -> None:
     ('argv', 'message'),
     [
         (['predict', 'dog, dog', 'photos'], 'repeats'),
-        (['predict', '', 'photos'], 'blank'),
+        (['predict', '', 'photos'], 'empty'),
         (['predict', 'dog', 'photos', '-t', '1.5'], '1.5'),
         (['predict', 'dog', 'photos', '-t', 'cat=0.5'], "'cat'"),
         (['predict', 'dog', 'nowhere.jpg'], 'nowhere.jpg'),

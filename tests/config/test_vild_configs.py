@@ -129,7 +129,16 @@ def test_lvis_configs_find_their_images_where_coco_lies(
     vocabulary = Vocabulary.parse('lvis')
     content = {
         'images': [{'id': 9, 'height': 40, 'width': 50, 'coco_url': 'http://a/train2017/000000000009.jpg'}],
-        'annotations': [{'id': 1, 'image_id': 9, 'category_id': 1, 'bbox': [1, 2, 20, 30], 'area': 600}],
+        'annotations': [
+            {
+                'id': 1,
+                'image_id': 9,
+                'category_id': 1,
+                'bbox': [1, 2, 20, 30],
+                'area': 600,
+                'segmentation': [[1, 2, 21, 2, 21, 32, 1, 32]],
+            }
+        ],
         'categories': [
             {'id': index + 1, 'name': word, 'frequency': 'r' if vocabulary.is_novel[index] else 'f'}
             for index, word in enumerate(vocabulary.names)

@@ -24,7 +24,9 @@ def step(hook: DivergenceHook, runner: Any, losses: list[float]) -> None:
 
 def test_a_single_bad_step_is_no_divergence(tmp_path: Path) -> None:
     runner = SimpleNamespace(iter=-1, max_iters=100, work_dir=str(tmp_path))
-    step(DivergenceHook(patience=3, interval=1), runner, [1.0, NAN, 0.9, NAN, NAN, 0.8, 0.7])
+    hook = DivergenceHook(patience=3, interval=1)
+    step(hook, runner, [1.0, NAN, 0.9, NAN, NAN, 0.8, 0.7])
+    assert int(hook._bad) == 0
 
 
 def test_consecutive_bad_steps_end_the_run(tmp_path: Path) -> None:
